@@ -1,0 +1,260 @@
+//! The contract between the guest kernel and the virtual machine monitor.
+//!
+//! Everything that both sides must agree on is here and nowhere else: the guest's memory map, what the VMM
+//! lays in memory before the first instruction, the page through which the two talk while the guest runs, the
+//! doorbell registers, and the codes with which a guest ends. The kernel's README tells the story around it.
+//!
+//! All addresses are guest-physical. The guest maps its RAM at virtual = physical, so they are also its
+//! virtual addresses, with three exceptions: the page tables are not mapped at all, page 0 faults, and each
+//! process slot sees Postgres' text and its own hot page at [`SLOT_BASE`].
+//!
+//! Layouts are `repr(C)`, little-endian, and checked at compile time below.
+#![no_std]
+
+/// Bumped by every change of this file that an older peer would misread.
+pub const ABI_VERSION: u32 = 1;
+
+/// The only page size in use, in bytes.
+pub const LARGE_PAGE: u64 = 2 << 20;
+/// The unit of the page allocator and of snapshots, in bytes.
+pub const PAGE: u64 = 4096;
+
+/// Page tables: one large page that nothing maps, so no guest code can change them.
+pub const PAGE_TABLES: u64 = 0;
+/// Descriptor tables, boot information, the shared page and the virtqueues: one large page.
+pub const SYSTEM: u64 = 0x20_0000;
+/// The kernel image, its data and its first heap: two large pages. [`KernelHeader`] stands here.
+pub const KERNEL: u64 = 0x40_0000;
+/// Bytes reserved for the kernel from [`KERNEL`].
+pub const KERNEL_LEN: u64 = 2 * LARGE_PAGE;
+/// Where Postgres' shared (read-only) segments are loaded, in whole large pages.
+pub const TEXT: u64 = KERNEL + KERNEL_LEN;
+
+/// Virtual address of process slot 0.
+pub const SLOT_BASE: u64 = 0x10_0000_0000;
+/// Distance from one process slot to the next, in bytes.
+pub const SLOT_STRIDE: u64 = 64 << 20;
+/// Doorbell registers (see [`doorbell`]): no memory lies here, so every write leaves the guest.
+pub const DOORBELL: u64 = 0x40_0000_0000;
+/// The most RAM a guest can have, in bytes: the direct map ends before the slots.
+pub const RAM_MAX: u64 = 32 << 30;
+
+/// Offsets from [`SYSTEM`].
+pub mod system {
+    pub const GDT: u64 = 0x0000;
+    pub const TSS: u64 = 0x0800;
+    pub const IDT: u64 = 0x1000;
+    /// First byte past the ring-0 stack, which has two pages.
+    pub const RING0_STACK_TOP: u64 = 0x5000;
+    pub const BOOT_INFO: u64 = 0x5000;
+    pub const SHARED: u64 = 0x7000;
+    /// Virtqueue `n` lies at `QUEUES + n * QUEUE_STRIDE`: descriptors, then the available ring, then the used ring.
+    pub const QUEUES: u64 = 0x1_0000;
+    pub const QUEUE_STRIDE: u64 = 0x4000;
+    pub const QUEUE_AVAIL: u64 = 0x2000;
+    pub const QUEUE_USED: u64 = 0x3000;
+    /// First byte past all that the VMM lays in this page; the rest is the kernel's to use.
+    pub const END: u64 = 0x4_0000;
+}
+
+/// Segment selectors of the GDT the VMM builds: 64-bit code and data for both rings, and the TSS.
+pub mod selector {
+    pub const RING0_CODE: u16 = 0x08;
+    pub const RING0_DATA: u16 = 0x10;
+    pub const RING3_DATA: u16 = 0x20 | 3;
+    pub const RING3_CODE: u16 = 0x28 | 3;
+    pub const TSS: u16 = 0x30;
+}
+
+/// Interrupt vector with which the VMM asks the kernel to look at its events and at the clock.
+pub const VECTOR_EVENT: u8 = 0x40;
+
+/// What the kernel image starts with, at [`KERNEL`].
+///
+/// The guest's C library calls the kernel by `jmp *(KERNEL + 0x18)`: an ordinary C call
+/// `long kernel(long number, long a, long b, long c, long d, long e, long f)` that returns what Linux' `syscall`
+/// instruction would leave in `%rax` (a result, or a negated errno).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct KernelHeader {
+    pub magic: u64,
+    pub abi_version: u32,
+    pub reserved: u32,
+    /// Entry point: ring 3, `%rdi` = address of [`BootInfo`], on a stack of the kernel's own choosing.
+    pub entry: u64,
+    /// The system-call entry described above.
+    pub syscall: u64,
+    /// Ring-0 stubs for vectors 0–255, [`VECTOR_STUB_LEN`] bytes each.
+    pub vectors: u64,
+    /// First byte past the kernel's image and zero-filled data; the kernel's first heap runs from here to the
+    /// end of its reserve.
+    pub end: u64,
+}
+/// `KernelHeader::magic`: "DORMOUSE".
+pub const KERNEL_MAGIC: u64 = u64::from_le_bytes(*b"DORMOUSE");
+/// Bytes from one vector's stub to the next.
+pub const VECTOR_STUB_LEN: u64 = 16;
+
+/// Virtqueues, by index. All are split rings of [`QUEUE_SIZE`] entries with VIRTIO_F_VERSION_1 and no other
+/// transport feature; there is no configuration space, so a boot costs no register access at all.
+pub mod queue {
+    pub const VSOCK_RX: usize = 0;
+    pub const VSOCK_TX: usize = 1;
+    pub const FS: usize = 2;
+    pub const RNG: usize = 3;
+    pub const CONSOLE: usize = 4;
+    pub const COUNT: usize = 5;
+}
+/// Entries of every virtqueue.
+pub const QUEUE_SIZE: u16 = 128;
+
+/// Doorbell registers: offsets from [`DOORBELL`], each written as a 32-bit store.
+pub mod doorbell {
+    /// Value: bit mask of queues with new buffers. They are served before the store completes.
+    pub const NOTIFY: u64 = 0x00;
+    /// Nothing to run. Completes when a queue has been served, when [`super::Shared::next_deadline_ns`] has
+    /// passed, or when the VMM wants the guest to look up. All queues are served first.
+    pub const HALT: u64 = 0x04;
+    /// Value: an [`super::exit`] code. Never completes. The console queue is drained first.
+    pub const EXIT: u64 = 0x08;
+    /// Value: one byte for the console, for messages before there is a queue or after a fault.
+    pub const PUTCHAR: u64 = 0x0c;
+}
+
+/// Codes written to [`doorbell::EXIT`].
+pub mod exit {
+    /// Postgres shut down cleanly.
+    pub const CLEAN: u32 = 0;
+    /// Postgres' first process ended with an error; the console says which.
+    pub const POSTGRES_FAILED: u32 = 1;
+    /// A fault in the kernel, or one that it could not hand to a process.
+    pub const FAULT: u32 = 2;
+    /// A kernel panic: an invariant of its own did not hold.
+    pub const PANIC: u32 = 3;
+    /// The boot information makes no sense to this kernel.
+    pub const BAD_BOOT: u32 = 4;
+}
+
+/// What the VMM tells the kernel at a cold boot, at [`SYSTEM`] + [`system::BOOT_INFO`]. At most two pages.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct BootInfo {
+    pub magic: u64,
+    pub abi_version: u32,
+    /// Process slots; slot `i`'s hot page is at physical `slots + i * LARGE_PAGE`.
+    pub slot_count: u32,
+    /// Bytes of RAM.
+    pub ram: u64,
+    /// Physical address of slot 0's hot page.
+    pub slots: u64,
+    /// The read-only boot archive (cpio "newc"): the guest's files outside the data directory.
+    pub archive: u64,
+    pub archive_len: u64,
+    /// First byte of the page pool, which runs to the end of RAM; aligned to a large page.
+    pub pool: u64,
+    pub program: Program,
+    /// NUL-separated, NUL-terminated arguments and environment of the first process.
+    pub argc: u32,
+    pub envc: u32,
+    /// Bytes used of `strings`: first all arguments, then all of the environment.
+    pub strings_len: u32,
+    pub reserved: u32,
+    pub strings: [u8; 4096],
+}
+
+/// The one program the guest runs, as loaded by the VMM.
+///
+/// Virtual addresses are offsets from a slot's base. `[0, shared_end)` is the same physical memory in every
+/// slot; then one large page is left unmapped (the stack's guard); then comes the slot's hot page at
+/// `hot`, which holds, in order, the stack (growing down from `data` towards `hot`), the data segment, bss and
+/// the first heap.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    pub shared_end: u64,
+    pub hot: u64,
+    /// Start of the writable segment: `hot < data < hot + LARGE_PAGE`.
+    pub data: u64,
+    /// Bytes of it that come from the file; their pristine copy is at physical `data_copy`.
+    pub data_file_len: u64,
+    /// Bytes of it in memory, bss included.
+    pub data_mem_len: u64,
+    pub data_copy: u64,
+    pub entry: u64,
+    /// Program headers, for the auxiliary vector.
+    pub phdr: u64,
+    pub phnum: u64,
+    /// Offset of `pg_global_prng_state` (16 bytes), reseeded in every process of a clone; 0 if there is none.
+    pub prng_state: u64,
+}
+
+/// The page through which the running guest and the VMM talk, at [`SYSTEM`] + [`system::SHARED`].
+///
+/// Each field has one writer. Both sides access it with volatile or atomic loads and stores.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Shared {
+    // VMM → guest.
+    /// Sequence lock over the six fields after it: odd while they change.
+    pub time_seq: u32,
+    pub time_shift: u32,
+    /// ns = mono_ns + (((rdtsc − tsc_base) × time_mult) >> time_shift), the product in 128 bits.
+    pub time_mult: u64,
+    pub tsc_base: u64,
+    /// Guest-monotonic time at `tsc_base`, ns: counts only while the VM exists, never while it is asleep.
+    pub mono_ns: u64,
+    /// Wall-clock time at `tsc_base`, ns since 1970.
+    pub wall_ns: u64,
+    /// Times this memory has been restored from a snapshot; changed before the first entry after it.
+    pub restore_count: u64,
+    /// Times it has become another database (restored into a new layer); likewise.
+    pub clone_count: u64,
+    /// Fresh random bytes, written before the first entry after a boot or a restore.
+    pub entropy: [u8; 64],
+    /// Set to 1 by the VMM whenever a used ring moved or the guest should look up; cleared by the kernel.
+    pub event: u32,
+    /// Set to 1 by the VMM to ask for a clean shutdown of Postgres (fast mode).
+    pub shutdown: u32,
+
+    // Guest → VMM.
+    /// Earliest armed timer, guest-monotonic ns; `u64::MAX` for none.
+    pub next_deadline_ns: u64,
+    /// Guest-monotonic ns when something other than a periodic timer last ran.
+    pub last_active_ns: u64,
+    /// Processes that are at work, or wait for something other than their client or their own timer. While it
+    /// is not 0 the database is in use whatever the clients say.
+    pub busy: u32,
+    /// 1 while more than one task could run: the VMM then injects [`VECTOR_EVENT`] at every tick.
+    pub want_tick: u32,
+    /// 1 once Postgres accepts connections.
+    pub ready: u32,
+    pub reserved: u32,
+    /// Physical address and length in bytes of the page pool's bitmap: bit `i` set means that page
+    /// `pool + i * PAGE` is free, and that its content does not matter.
+    pub free_bitmap: u64,
+    pub free_bitmap_len: u64,
+    /// Pages of the pool in use, for metering.
+    pub pages_used: u64,
+    /// Processes alive.
+    pub processes: u32,
+    /// System calls answered ENOSYS since boot.
+    pub unknown_calls: u32,
+}
+
+/// The vsock port on which the kernel stands for Postgres' unix-domain socket.
+pub const POSTGRES_PORT: u32 = 5432;
+/// The guest's vsock context id.
+pub const GUEST_CID: u64 = 3;
+/// The VMM's.
+pub const HOST_CID: u64 = 2;
+/// The name of the virtio-fs share with the data directory, and where the kernel mounts it.
+pub const DATA_MOUNT: &str = "/pgdata";
+
+const _: () = {
+    assert!(core::mem::size_of::<KernelHeader>() == 48);
+    assert!(core::mem::size_of::<BootInfo>() <= 2 * PAGE as usize);
+    assert!(core::mem::size_of::<Shared>() <= PAGE as usize);
+    assert!(system::BOOT_INFO + 2 * PAGE <= system::SHARED);
+    assert!(system::QUEUES + queue::COUNT as u64 * system::QUEUE_STRIDE <= system::END);
+    assert!(RAM_MAX <= SLOT_BASE);
+};
