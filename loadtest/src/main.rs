@@ -1,0 +1,159 @@
+//! `dormouse-loadtest`: see the library's documentation.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use dormouse_loadtest::report::{Report, print_timings};
+use dormouse_loadtest::rest::Rest;
+use dormouse_loadtest::wake::Counts;
+use dormouse_loadtest::{footprint, pgbench, wake};
+use serde::Serialize;
+
+/// Measures a running Dormouse server, against native PostgreSQL where there is something to compare.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(flatten)]
+    server: Server,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+struct Server {
+    /// Where the REST API is.
+    #[arg(long, global = true, default_value = "http://127.0.0.1:8080")]
+    api: String,
+    /// The server's folder: its admin.key is used, and its disk is measured.
+    #[arg(
+        long,
+        global = true,
+        env = "DORMOUSE_HOME",
+        default_value = ".dormouse"
+    )]
+    home: PathBuf,
+    /// Native PostgreSQL, as built by `make oracle`.
+    #[arg(long, global = true, default_value_os_t = wake::default_oracle())]
+    oracle: PathBuf,
+    /// Also write the figures to this file.
+    #[arg(long, global = true)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Time to the first row from asleep, new, cold and created, and of native PostgreSQL.
+    Wake {
+        /// Samples of each series that sleeps.
+        #[arg(long, default_value_t = 100)]
+        samples: usize,
+        /// Samples of create, cold start and native.
+        #[arg(long, default_value_t = 20)]
+        slow_samples: usize,
+    },
+    /// Transactions a second, in turns with native PostgreSQL on one core.
+    Pgbench {
+        #[arg(long, default_value_t = 5)]
+        scale: u32,
+        #[arg(short = 'c', long, default_value_t = 4)]
+        clients: u32,
+        #[arg(short = 'T', long, default_value_t = 10)]
+        seconds: u32,
+        #[arg(long, default_value_t = 3)]
+        pairs: usize,
+        /// The CPU for native PostgreSQL.
+        #[arg(long, default_value_t = 0)]
+        core: usize,
+        /// pgbench's own read-write script in place of -S.
+        #[arg(long)]
+        tpcb: bool,
+    },
+    /// Disk and processes of sleeping databases.
+    Footprint {
+        #[arg(long, default_value_t = 5)]
+        databases: usize,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dormouse-loadtest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
+    let Server {
+        api,
+        home,
+        oracle,
+        json,
+    } = &cli.server;
+    let rest = Rest::open(api, &home.join("admin.key"))?;
+    match cli.command {
+        Command::Wake {
+            samples,
+            slow_samples,
+        } => {
+            let counts = Counts {
+                held: samples,
+                new: samples,
+                create: slow_samples,
+                cold: slow_samples,
+                native: slow_samples,
+            };
+            finish(json, wake::run(&rest, home, oracle, counts)?, |wakes| {
+                print_timings(&wakes.timings)
+            })
+        }
+        Command::Pgbench {
+            scale,
+            clients,
+            seconds,
+            pairs,
+            core,
+            tpcb,
+        } => {
+            let script = if tpcb { "tpcb" } else { "select" }.to_owned();
+            let plan = pgbench::Plan {
+                scale,
+                clients,
+                seconds,
+                pairs,
+                core,
+                script,
+            };
+            finish(
+                json,
+                pgbench::run(&rest, oracle, plan)?,
+                pgbench::Benchmark::print,
+            )
+        }
+        Command::Footprint { databases } => finish(
+            json,
+            footprint::run(&rest, home, databases)?,
+            footprint::Footprints::print,
+        ),
+    }
+}
+
+fn finish<R: Serialize>(
+    json: &Option<PathBuf>,
+    results: R,
+    print: impl Fn(&R),
+) -> Result<(), Box<dyn Error>> {
+    let report = Report::new(results);
+    report.print_head();
+    print(&report.results);
+    if let Some(file) = json {
+        report
+            .write(file)
+            .map_err(|error| format!("{}: {error}", file.display()))?;
+    }
+    Ok(())
+}
