@@ -240,7 +240,7 @@ impl Client {
     fn receive(&mut self) -> Result<Message, ClientError> {
         let mut buffer = [0; 8192];
         loop {
-            if let Some(next) = self.decoder.next()? {
+            if let Some(next) = self.decoder.pop()? {
                 return Ok(next);
             }
             match self.stream.read(&mut buffer)? {

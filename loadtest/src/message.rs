@@ -45,7 +45,7 @@ impl Decoder {
     }
 
     /// The next whole message, or `None` until more bytes come.
-    pub fn next(&mut self) -> Result<Option<Message>, DecodeError> {
+    pub fn pop(&mut self) -> Result<Option<Message>, DecodeError> {
         let rest = &self.buffer[self.read..];
         let Some((head, _)) = rest.split_first_chunk::<5>() else {
             return Ok(None);
@@ -282,7 +282,7 @@ mod tests {
         let mut seen = Vec::new();
         for byte in bytes {
             decoder.feed(&[byte]);
-            while let Some(next) = decoder.next().unwrap() {
+            while let Some(next) = decoder.pop().unwrap() {
                 seen.push(next);
             }
         }
@@ -296,7 +296,7 @@ mod tests {
             decoder.feed(b"D");
             decoder.feed(&length.to_be_bytes());
             assert_eq!(
-                decoder.next(),
+                decoder.pop(),
                 Err(DecodeError::Length {
                     tag: 'D',
                     length: length as usize
