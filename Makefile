@@ -1,0 +1,100 @@
+# Dormouse: `make help` lists what there is.
+#
+# Cargo, the image builder and npm each know what is fresh; only npm's part needs stamps here.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PURGE ?= 0
+STATE := $(or $(DORMOUSE_HOME),.dormouse)
+STEP := .ci/step
+DORMOUSE := target/release/dormouse
+WEB_SOURCES := $(shell find web/src web/public web/index.html web/*.ts web/tsconfig*.json -type f 2>/dev/null)
+
+.PHONY: help
+help: ## this list
+	@echo "Dormouse: Postgres that sleeps."
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+.PHONY: up
+up: ## build what is not built, then run the server in the foreground (the first time some 10 minutes on 2 cores)
+	@[ -e images/.build/out ] || echo "The first time builds PostgreSQL, the kernel, the image and the server: some 10 minutes on 2 cores."
+	@.ci/need up
+	@$(MAKE) console
+	@$(MAKE) server
+	@$(MAKE) image
+	@exec $(DORMOUSE) up
+
+.PHONY: server
+server: ## build the dormouse command and the load test
+	@$(STEP) "server" cargo build --release --bins --package dormouse-api --package dormouse-images --package dormouse-vmm --package dormouse-loadtest
+
+.PHONY: image
+image: server ## build kernel, Postgres, template and golden snapshot into an image (cached by content)
+	@$(STEP) "image" $(DORMOUSE) image build
+
+.PHONY: oracle
+oracle: ## build native PostgreSQL of the same source, the yardstick (images/.build/oracle)
+	@$(STEP) "native PostgreSQL" images/postgres/oracle.sh images/.build
+
+.PHONY: console
+console: web/dist/index.html ## build the console (web/dist)
+
+web/node_modules/.package-lock.json: web/package.json web/package-lock.json
+	@$(STEP) "console's packages" npm --prefix web ci --no-audit --no-fund --loglevel error
+	@touch $@
+
+web/dist/index.html: web/node_modules/.package-lock.json $(WEB_SOURCES)
+	@$(STEP) "console" npm --prefix web run --silent build
+	@touch $@
+
+.PHONY: test
+test: ## everything: unit tests, the console in a browser, PostgreSQL on real KVM
+	@.ci/need test
+	@$(MAKE) console
+	@$(MAKE) image
+	@$(MAKE) oracle
+	@$(MAKE) test-kernel
+	@$(MAKE) test-console
+	@$(MAKE) test-rust
+
+.PHONY: test-rust
+test-rust: ## the workspace's tests, with those on real KVM (loadtest/tests) last
+	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
+	@$(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
+
+.PHONY: test-kernel
+test-kernel: ## the kernel's unit tests
+	@$(STEP) "kernel tests" $(MAKE) -C images/kernel test
+
+.PHONY: test-console
+test-console: console ## the console's tests, the last of them in headless Chromium
+	@$(STEP) "console tests" npm --prefix web test --silent
+
+.PHONY: test-svm
+test-svm: ## boot, answer, suspend, resume on stock kvm_amd under QEMU's software SVM
+	@.ci/need svm
+	@$(MAKE) image
+	@$(STEP) "software SVM" .ci/svm/run
+
+.PHONY: third-party
+third-party: ## write THIRD-PARTY.md again from what the build uses
+	@node .ci/third-party.mjs > THIRD-PARTY.md.new && mv THIRD-PARTY.md.new THIRD-PARTY.md
+
+BUILT := target images/.build images/kernel/target web/dist web/node_modules
+
+.PHONY: clean
+clean: ## remove what was built, after listing it; databases and their images stay
+	@[ ! -s target/packages-installed ] || cp target/packages-installed .packages-installed
+	@.ci/remove $(BUILT)
+	@[ ! -s .packages-installed ] || { mkdir -p target && mv .packages-installed target/packages-installed; }
+
+.PHONY: uninstall
+uninstall: ## as clean; with PURGE=1 also all databases. Names the Debian packages that were installed
+	@if [ "$(PURGE)" = 1 ] && [ -e "$(STATE)/lock" ] && ! flock --nonblock "$(STATE)/lock" true; then \
+		echo "a server runs on $(STATE): stop it first (Ctrl-C)" >&2; exit 1; fi
+	@[ ! -s target/packages-installed ] || \
+		echo "installed by make up, and left: apt-get remove $$(sort -u target/packages-installed | tr '\n' ' ')"
+	@if [ "$(PURGE)" = 1 ]; then .ci/remove $(BUILT) "$(STATE)"; else .ci/remove $(BUILT); \
+		[ ! -e "$(STATE)" ] || echo "kept: $(STATE), the databases and their images (PURGE=1 removes them)"; fi
