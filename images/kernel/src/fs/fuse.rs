@@ -1,0 +1,319 @@
+//! The FUSE client's transport: one request at a time on the share's virtqueue.
+//!
+//! A request is synchronous. It is pushed, the doorbell rung, and the answer is there when the store completes: the
+//! guest does nothing in between, so there is no interrupt, no waiting task and no lock. A host that answers later is
+//! rung again until it does.
+//!
+//! File data never passes through here: descriptors point at the caller's own memory. Only headers, names and small
+//! answers are copied.
+//!
+//! What it refuses: an answer to another request, or one longer or shorter than its kind allows, is EIO.
+//!
+//! Files carry no handle. The server answers ENOSYS to OPEN and OPENDIR, so neither they nor RELEASE are ever sent,
+//! and every request names a node alone: a node stays valid, unlinked or not, until it is forgotten. FORGET has no
+//! answer, so it costs no exit of its own either: the nodes to forget are gathered and pushed just before the next
+//! request, whose doorbell serves both.
+
+use super::wire::{self, Opcode, Wire};
+use crate::errno::{Errno, Result};
+use crate::virtio::Queue;
+use alloc::boxed::Box;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use dormouse_abi::{LARGE_PAGE, SLOT_BASE, queue};
+
+/// Bytes of header, arguments and names in a request: the longest are a symbolic link's two names.
+const REQUEST_LEN: usize = 8192;
+/// Bytes of an answer that is not file data: the longest is a link's target.
+const ANSWER_LEN: usize = 4096 + size_of::<wire::OutHeader>();
+/// Forgotten nodes in one message.
+const FORGET_MAX: usize = 200;
+/// Buffers of file data in one request; leaves room in the queue for its headers and for a FORGET.
+const SEGMENTS: usize = 96;
+/// Bytes of file data that this client asks to send in one request.
+const DATA_MAX: usize = 1 << 20;
+
+/// Pieces of memory by physical address, for the data of one READ or WRITE.
+pub struct Segments {
+    list: [(u64, u32); SEGMENTS],
+    count: usize,
+    len: usize,
+    limit: usize,
+}
+
+impl Segments {
+    /// Adds as much of `len` bytes at `start` as fits, and tells how much that was. Memory in a process slot is
+    /// contiguous only within a large page.
+    pub fn add(&mut self, start: *const u8, len: usize) -> usize {
+        let mut done = 0;
+        while done < len && self.len < self.limit && self.count < SEGMENTS {
+            let virt = start as u64 + done as u64;
+            let mut part = (len - done).min(self.limit - self.len);
+            let phys = if virt < SLOT_BASE {
+                virt
+            } else {
+                part = part.min((LARGE_PAGE - virt % LARGE_PAGE) as usize);
+                crate::slots::physical(virt)
+            };
+            self.list[self.count] = (phys, part as u32);
+            self.count += 1;
+            self.len += part;
+            done += part;
+        }
+        done
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.len == self.limit || self.count == SEGMENTS
+    }
+}
+
+/// The connection to the share's server.
+pub struct Client {
+    channel: RefCell<Channel>,
+    forgotten: RefCell<Vec<wire::ForgetOne>>,
+    /// Bytes of data in one READ or WRITE.
+    data_max: Cell<usize>,
+    /// Requests sent, for the tests and the curious.
+    requests: Cell<u64>,
+}
+
+struct Channel {
+    queue: Queue,
+    unique: u64,
+    request: Box<[u8]>,
+    answer: Box<[u8]>,
+    forget: Box<[u8]>,
+    /// The FORGET that the server has not given back yet.
+    forget_head: Option<u16>,
+}
+
+impl Client {
+    /// Opens the session. Fails with EPROTONOSUPPORT if the server is too old.
+    pub fn connect() -> Result<Self> {
+        let client = Self {
+            channel: RefCell::new(Channel {
+                queue: Queue::new(queue::FS),
+                unique: 0,
+                request: vec![0; REQUEST_LEN].into_boxed_slice(),
+                answer: vec![0; ANSWER_LEN].into_boxed_slice(),
+                forget: vec![0; 48 + FORGET_MAX * size_of::<wire::ForgetOne>()].into_boxed_slice(),
+                forget_head: None,
+            }),
+            forgotten: RefCell::new(Vec::new()),
+            data_max: Cell::new(4096),
+            requests: Cell::new(0),
+        };
+        let ask = wire::InitIn {
+            major: wire::MAJOR,
+            minor: wire::MINOR,
+            max_readahead: DATA_MAX as u32,
+            flags: wire::flags::WANTED,
+            ..Default::default()
+        };
+        let mut bytes = [0; size_of::<wire::InitOut>()];
+        let len = client.call_bytes(Opcode::Init, 0, &[ask.bytes()], &mut bytes)?;
+        let answer = wire::InitOut::parse(&bytes[..len]);
+        if answer.major != wire::MAJOR || answer.minor < wire::MINOR {
+            crate::klog!("share: the server speaks FUSE {}.{}, 7.31 is needed", answer.major, answer.minor);
+            return Err(Errno::EPROTONOSUPPORT);
+        }
+        let pages = if answer.flags & wire::flags::MAX_PAGES != 0 { answer.max_pages.max(1) } else { 32 };
+        client.data_max.set((answer.max_write.max(4096) as usize).min(usize::from(pages) * 4096).min(DATA_MAX));
+        Ok(client)
+    }
+
+    /// An empty list that takes what one request can carry.
+    pub fn segments(&self) -> Segments {
+        Segments { list: [(0, 0); SEGMENTS], count: 0, len: 0, limit: self.data_max.get() }
+    }
+
+    /// Requests sent so far, FORGETs not counted.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    /// A request whose answer is `R`, exactly.
+    pub fn call<R: Wire>(&self, opcode: Opcode, node: u64, parts: &[&[u8]]) -> Result<R> {
+        let mut channel = self.channel.borrow_mut();
+        let len = self.exchange(&mut channel, opcode, node, parts, &[], &[], size_of::<R>())?;
+        if len < size_of::<R>() {
+            return Err(malformed(opcode, "is too short"));
+        }
+        Ok(R::parse(&channel.answer[size_of::<wire::OutHeader>()..]))
+    }
+
+    /// A request that is only done or not.
+    pub fn call_empty(&self, opcode: Opcode, node: u64, parts: &[&[u8]]) -> Result<()> {
+        self.exchange(&mut self.channel.borrow_mut(), opcode, node, parts, &[], &[], 0).map(|_| ())
+    }
+
+    /// A request with an answer of any length up to the buffer's.
+    pub fn call_bytes(&self, opcode: Opcode, node: u64, parts: &[&[u8]], out: &mut [u8]) -> Result<usize> {
+        let mut channel = self.channel.borrow_mut();
+        let len = self.exchange(&mut channel, opcode, node, parts, &[], &[], out.len())?;
+        let start = size_of::<wire::OutHeader>();
+        out[..len].copy_from_slice(&channel.answer[start..start + len]);
+        Ok(len)
+    }
+
+    /// READ or READDIR into the segments; how many bytes came.
+    pub fn read(&self, opcode: Opcode, node: u64, offset: u64, into: &Segments) -> Result<usize> {
+        let ask = wire::ReadIn { offset, size: into.len as u32, ..Default::default() };
+        let mut channel = self.channel.borrow_mut();
+        self.exchange(&mut channel, opcode, node, &[ask.bytes()], &[], &into.list[..into.count], 0)
+    }
+
+    /// WRITE from the segments; how many bytes the server took.
+    pub fn write(&self, node: u64, offset: u64, from: &Segments) -> Result<usize> {
+        let ask = wire::WriteIn { offset, size: from.len as u32, ..Default::default() };
+        let mut channel = self.channel.borrow_mut();
+        let answer = size_of::<wire::WriteOut>();
+        let data = &from.list[..from.count];
+        let len = self.exchange(&mut channel, Opcode::Write, node, &[ask.bytes()], data, &[], answer)?;
+        let done = wire::WriteOut::parse(&channel.answer[size_of::<wire::OutHeader>()..]).size as usize;
+        if len < answer || done > from.len {
+            return Err(malformed(Opcode::Write, "counts wrong"));
+        }
+        Ok(done)
+    }
+
+    /// Lets the server drop the node, with the next request.
+    pub fn forget(&self, node: u64, lookups: u64) {
+        self.forgotten.borrow_mut().push(wire::ForgetOne { node, lookups });
+    }
+
+    /// One request and its answer; the bytes that came after the answer's header. `answer_len` bytes of them may go
+    /// to the answer buffer, the rest to `data_in`.
+    #[allow(clippy::too_many_arguments)]
+    fn exchange(
+        &self,
+        channel: &mut Channel,
+        opcode: Opcode,
+        node: u64,
+        parts: &[&[u8]],
+        data_out: &[(u64, u32)],
+        data_in: &[(u64, u32)],
+        answer_len: usize,
+    ) -> Result<usize> {
+        self.requests.set(self.requests.get() + 1);
+        channel.push_forgets(&mut self.forgotten.borrow_mut());
+        channel.unique += 1;
+        let unique = channel.unique;
+        let data_out_len: usize = data_out.iter().map(|&(_, len)| len as usize).sum();
+        let data_in_len: usize = data_in.iter().map(|&(_, len)| len as usize).sum();
+        let head_len = channel.write_request(opcode, node, parts, data_out_len)?;
+        let answer_max = size_of::<wire::OutHeader>() + answer_len;
+        if answer_max > channel.answer.len() {
+            return Err(Errno::EINVAL);
+        }
+        let request = [(channel.request.as_ptr() as u64, head_len as u32)];
+        let answer = [(channel.answer.as_mut_ptr() as u64, answer_max as u32)];
+        // The common request is one descriptor each way; data comes after the headers.
+        let mut list = [(0, 0); SEGMENTS + 1];
+        let (readable, writable) = if !data_out.is_empty() {
+            list[0] = request[0];
+            list[1..=data_out.len()].copy_from_slice(data_out);
+            (&list[..=data_out.len()], &answer[..])
+        } else if !data_in.is_empty() {
+            list[0] = answer[0];
+            list[1..=data_in.len()].copy_from_slice(data_in);
+            (&request[..], &list[..=data_in.len()])
+        } else {
+            (&request[..], &answer[..])
+        };
+        let Some(head) = channel.queue.push(readable, writable) else {
+            panic!("the share's queue has no room for one request");
+        };
+        let written = channel.wait(head) as usize;
+        if written < size_of::<wire::OutHeader>() {
+            return Err(malformed(opcode, "has no header"));
+        }
+        let header = wire::OutHeader::parse(&channel.answer);
+        if header.unique != unique {
+            return Err(malformed(opcode, "is to another request"));
+        }
+        if header.error != 0 {
+            return match header.error {
+                error @ -4095..=-1 => Err(Errno(-error)),
+                _ => Err(malformed(opcode, "has an impossible error")),
+            };
+        }
+        let len = (header.len as usize).checked_sub(size_of::<wire::OutHeader>());
+        match len {
+            Some(len) if len <= answer_len + data_in_len && len + size_of::<wire::OutHeader>() <= written => Ok(len),
+            _ => Err(malformed(opcode, "has an impossible length")),
+        }
+    }
+}
+
+impl Channel {
+    /// Header and parts into the request buffer; how many bytes they take.
+    fn write_request(&mut self, opcode: Opcode, node: u64, parts: &[&[u8]], data_len: usize) -> Result<usize> {
+        let mut at = size_of::<wire::InHeader>();
+        for part in parts {
+            let end = at + part.len();
+            self.request.get_mut(at..end).ok_or(Errno::ENAMETOOLONG)?.copy_from_slice(part);
+            at = end;
+        }
+        let header = wire::InHeader {
+            len: (at + data_len) as u32,
+            opcode: opcode as u32,
+            unique: self.unique,
+            node,
+            ..Default::default()
+        };
+        self.request[..size_of::<wire::InHeader>()].copy_from_slice(header.bytes());
+        Ok(at)
+    }
+
+    /// Rings until the server gives `head` back; how many bytes it wrote.
+    fn wait(&mut self, head: u16) -> u32 {
+        loop {
+            self.queue.kick();
+            while let Some((done, written)) = self.queue.pop() {
+                if done == head {
+                    return written;
+                }
+                if self.forget_head == Some(done) {
+                    self.forget_head = None;
+                }
+            }
+        }
+    }
+
+    /// Pushes the gathered FORGETs, unless the last are still on their way.
+    fn push_forgets(&mut self, forgotten: &mut Vec<wire::ForgetOne>) {
+        if forgotten.is_empty() || self.forget_head.is_some() {
+            return;
+        }
+        self.unique += 1;
+        let count = forgotten.len().min(FORGET_MAX);
+        let body = size_of::<wire::InHeader>() + size_of::<wire::BatchForgetIn>();
+        let len = body + count * size_of::<wire::ForgetOne>();
+        let header = wire::InHeader {
+            len: len as u32,
+            opcode: Opcode::BatchForget as u32,
+            unique: self.unique,
+            ..Default::default()
+        };
+        let batch = wire::BatchForgetIn { count: count as u32, dummy: 0 };
+        self.forget[..size_of::<wire::InHeader>()].copy_from_slice(header.bytes());
+        self.forget[size_of::<wire::InHeader>()..body].copy_from_slice(batch.bytes());
+        for (i, one) in forgotten.drain(..count).enumerate() {
+            let at = body + i * size_of::<wire::ForgetOne>();
+            self.forget[at..at + size_of::<wire::ForgetOne>()].copy_from_slice(one.bytes());
+        }
+        self.forget_head = self.queue.push(&[(self.forget.as_ptr() as u64, len as u32)], &[]);
+    }
+}
+
+fn malformed(opcode: Opcode, what: &str) -> Errno {
+    crate::klog!("share: the answer to {:?} {}", opcode, what);
+    Errno::EIO
+}

@@ -1,0 +1,35 @@
+//! The kernel's own heap: talc, first in the kernel's reserve, so that it stays in the large pages the kernel
+//! uses anyway, then grown from the page pool.
+
+use crate::pages;
+use talc::{OomHandler, Span, Talc, Talck};
+
+/// Pages claimed from the pool each time the heap runs out.
+const GROW_PAGES: usize = 64;
+
+pub struct GrowFromPool;
+
+impl OomHandler for GrowFromPool {
+    fn handle_oom(talc: &mut Talc<Self>, layout: core::alloc::Layout) -> Result<(), ()> {
+        let count = GROW_PAGES.max(layout.size().div_ceil(4096) + 2);
+        let start = pages::alloc(count).ok_or(())?;
+        // SAFETY: the pages are ours from now on, and nothing else uses them.
+        unsafe { talc.claim(Span::from_base_size(start, count * 4096)).map(|_| ()) }
+    }
+}
+
+#[global_allocator]
+// One vCPU, no preemption inside the kernel: the lock is never contended.
+static HEAP: Talck<talc::locking::AssumeUnlockable, GrowFromPool> = Talc::new(GrowFromPool).lock();
+
+/// Gives the heap its first memory.
+///
+/// # Safety
+/// `[start, end)` is unused memory.
+pub unsafe fn init(start: u64, end: u64) {
+    // SAFETY: by the caller.
+    let claimed = unsafe { HEAP.lock().claim(Span::new(start as *mut u8, end as *mut u8)) };
+    if claimed.is_err() {
+        panic!("the kernel's reserve is too small for a heap");
+    }
+}

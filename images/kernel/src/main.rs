@@ -1,0 +1,107 @@
+//! The Dormouse kernel: a library OS that carries PostgreSQL in ring 3.
+//!
+//! Kernel and Postgres share one address space and one privilege level. A "process" is the same program loaded again
+//! in another slot; a system call is a function call; a switch is a change of stacks. README.md beside this crate
+//! is the specification.
+//!
+//! ```text
+//!              syscall (a C call)          event (preemption)        fault
+//!  slots ───────────────┬───────────────────────┬──────────────────────┬────
+//!                   syscall/*                 sched ◂──── signal ◂──── fault
+//!     task  table  memory  shm  futex  epoll  socket   time  pages  heap
+//!                    fs (archive, memory, FUSE)        vsock   console
+//!                                   virtio ── doorbell ── VMM
+//! ```
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod arch;
+mod console;
+mod epoll;
+mod errno;
+mod fault;
+mod file;
+mod fs;
+mod futex;
+mod global;
+mod heap;
+mod memory;
+mod pages;
+mod random;
+mod resume;
+mod sched;
+mod shared;
+mod shm;
+mod signal;
+mod slots;
+mod socket;
+mod syscall;
+mod table;
+mod task;
+mod time;
+mod virtio;
+mod vsock;
+mod wait;
+
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use console::ConsoleFile;
+use dormouse_abi as abi;
+use shared::shared;
+use table::{FileTable, OpenFile};
+
+unsafe extern "C" {
+    static kernel_end: u8;
+}
+
+/// Ends the VM.
+pub fn doorbell_exit(code: u32) -> ! {
+    loop {
+        arch::doorbell(abi::doorbell::EXIT, code);
+    }
+}
+
+/// Called by the entry stub on the boot stack.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_main(boot: &abi::BootInfo) -> ! {
+    if boot.magic != abi::KERNEL_MAGIC || boot.abi_version != abi::ABI_VERSION {
+        doorbell_exit(abi::exit::BAD_BOOT);
+    }
+    let heap_start = &raw const kernel_end as u64;
+    // SAFETY: the rest of the kernel's reserve is nobody else's.
+    unsafe { heap::init(heap_start, abi::KERNEL + abi::KERNEL_LEN) };
+    pages::init(boot.pool, boot.ram);
+    console::init();
+    random::reseed(&shared().entropy());
+    slots::init(boot);
+    if let Err(errno) = fs::init(boot) {
+        klog!("the file systems cannot be mounted: {:?}", errno);
+        doorbell_exit(abi::exit::BAD_BOOT);
+    }
+    vsock::init();
+    let (args, env) = arguments(boot);
+    klog!("{} slots, {} MiB, program of {} arguments", boot.slot_count, boot.ram >> 20, args.len());
+    let mut files = FileTable::default();
+    let console = OpenFile::new(Rc::new(ConsoleFile), 2);
+    for _ in 0..3 {
+        if files.insert(console.clone(), false, 0).is_err() {
+            doorbell_exit(abi::exit::BAD_BOOT);
+        }
+    }
+    if let Err(errno) = task::spawn(None, &args, &env, 0, files) {
+        klog!("the first process cannot start: {:?}", errno);
+        doorbell_exit(abi::exit::BAD_BOOT);
+    }
+    sched::start()
+}
+
+/// Splits the boot strings.
+fn arguments(boot: &abi::BootInfo) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let len = (boot.strings_len as usize).min(boot.strings.len());
+    let mut parts = boot.strings[..len].split(|&byte| byte == 0).map(<[u8]>::to_vec);
+    let args = parts.by_ref().take(boot.argc as usize).collect();
+    let env = parts.take(boot.envc as usize).collect();
+    (args, env)
+}

@@ -1,0 +1,161 @@
+//! The page pool: a first-fit bitmap over all memory that is not laid out at boot.
+//!
+//! One bit a page, set while the page is free; the VMM reads it, so that free pages never get into a snapshot. A
+//! second bitmap tells which free pages were never used and so are still zero: a large mapping that is never
+//! touched then costs no memory.
+
+use crate::global::Global;
+use crate::shared::shared;
+use core::cell::{Cell, RefCell};
+use dormouse_abi as abi;
+
+struct Pool {
+    base: u64,
+    count: usize,
+    free: &'static mut [u64],
+    clean: &'static mut [u64],
+    /// Word at which the search starts: everything before it is in use.
+    hint: usize,
+}
+
+static POOL: Global<RefCell<Option<Pool>>> = Global::new(RefCell::new(None));
+static USED: Global<Cell<usize>> = Global::new(Cell::new(0));
+
+/// Makes the pool `[base, end)`; its bitmaps take the first pages.
+pub fn init(base: u64, end: u64) {
+    let count = ((end - base) / abi::PAGE) as usize;
+    let words = count.div_ceil(64);
+    let own = (words * 8 * 2).div_ceil(abi::PAGE as usize);
+    // SAFETY: the VMM left this memory for the pool, zeroed, and this is its first use.
+    let (free, clean) = unsafe {
+        (
+            core::slice::from_raw_parts_mut(base as *mut u64, words),
+            core::slice::from_raw_parts_mut((base as *mut u64).add(words), words),
+        )
+    };
+    for page in own..count {
+        free[page / 64] |= 1 << (page % 64);
+        clean[page / 64] |= 1 << (page % 64);
+    }
+    shared().set_free_bitmap(base);
+    shared().set_free_bitmap_len((words * 8) as u64);
+    *POOL.get().borrow_mut() = Some(Pool { base, count, free, clean, hint: 0 });
+    USED.get().set(own);
+    shared().set_pages_used(own as u64);
+}
+
+impl Pool {
+    /// First run of `count` free pages whose first page is a multiple of `align`.
+    fn find(&self, count: usize, align: usize) -> Option<usize> {
+        let mut page = self.hint * 64;
+        while page + count <= self.count {
+            if page % align != 0 {
+                page = page.next_multiple_of(align);
+                continue;
+            }
+            // Skip to the next free page, a word at a time.
+            let word = self.free[page / 64] >> (page % 64);
+            if word & 1 == 0 {
+                page = if word == 0 { (page / 64 + 1) * 64 } else { page + word.trailing_zeros() as usize };
+                continue;
+            }
+            match self.first_used(page, count) {
+                None => return Some(page),
+                Some(used) => page = used + 1,
+            }
+        }
+        None
+    }
+
+    /// First page in use of `[page, page + count)`.
+    fn first_used(&self, page: usize, count: usize) -> Option<usize> {
+        let mut at = page;
+        while at < page + count {
+            let word = !(self.free[at / 64]) >> (at % 64);
+            if word != 0 {
+                let used = at + word.trailing_zeros() as usize;
+                return (used < page + count).then_some(used);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
+    fn take(&mut self, page: usize, count: usize) -> *mut u8 {
+        for at in page..page + count {
+            let bit = 1u64 << (at % 64);
+            self.free[at / 64] &= !bit;
+            let address = (self.base + at as u64 * abi::PAGE) as *mut u8;
+            if self.clean[at / 64] & bit != 0 {
+                self.clean[at / 64] &= !bit;
+            } else {
+                // SAFETY: the page was free, so nobody else has it.
+                unsafe { core::ptr::write_bytes(address, 0, abi::PAGE as usize) };
+            }
+        }
+        while self.hint < self.free.len() && self.free[self.hint] == 0 {
+            self.hint += 1;
+        }
+        USED.get().set(USED.get().get() + count);
+        shared().set_pages_used(USED.get().get() as u64);
+        (self.base + page as u64 * abi::PAGE) as *mut u8
+    }
+}
+
+/// `count` contiguous zeroed pages, or nothing when the pool has no such run.
+pub fn alloc(count: usize) -> Option<*mut u8> {
+    alloc_aligned(count, 1)
+}
+
+/// The same, the first page's number in the pool being a multiple of `align` pages.
+pub fn alloc_aligned(count: usize, align: usize) -> Option<*mut u8> {
+    let mut pool = POOL.get().borrow_mut();
+    let pool = pool.as_mut()?;
+    if count == 0 || count > pool.count {
+        return None;
+    }
+    let page = pool.find(count, align)?;
+    Some(pool.take(page, count))
+}
+
+/// Takes exactly the pages at `start` if all are free: how a mapping grows in place.
+pub fn alloc_at(start: u64, count: usize) -> bool {
+    let mut pool = POOL.get().borrow_mut();
+    let Some(pool) = pool.as_mut() else { return false };
+    let page = ((start - pool.base) / abi::PAGE) as usize;
+    if page + count > pool.count || pool.first_used(page, count).is_some() {
+        return false;
+    }
+    pool.take(page, count);
+    true
+}
+
+/// Gives pages back. They need not be the whole of what one `alloc` gave.
+pub fn free(start: *mut u8, count: usize) {
+    let mut pool = POOL.get().borrow_mut();
+    let Some(pool) = pool.as_mut() else { return };
+    let page = ((start as u64 - pool.base) / abi::PAGE) as usize;
+    assert!(page + count <= pool.count, "pages outside the pool were freed");
+    for at in page..page + count {
+        let bit = 1u64 << (at % 64);
+        assert!(pool.free[at / 64] & bit == 0, "a page was freed twice");
+        pool.free[at / 64] |= bit;
+    }
+    pool.hint = pool.hint.min(page / 64);
+    USED.get().set(USED.get().get() - count);
+    shared().set_pages_used(USED.get().get() as u64);
+}
+
+/// (pages in use, pages in all).
+pub fn usage() -> (usize, usize) {
+    (USED.get().get(), POOL.get().borrow().as_ref().map_or(0, |pool| pool.count))
+}
+
+/// Whether an address lies in memory that the direct map covers.
+pub fn in_ram(address: u64) -> bool {
+    POOL.get()
+        .try_borrow()
+        .ok()
+        .and_then(|pool| pool.as_ref().map(|pool| address < pool.base + pool.count as u64 * abi::PAGE))
+        .unwrap_or(false)
+}

@@ -1,0 +1,197 @@
+//! Process slots: one program at many bases.
+//!
+//! Every slot sees the program's read-only segments at its own virtual base, all the same physical pages, then an
+//! unmapped guard, then its own *hot page*: stack, data, bss and first heap together, so that one process is one
+//! large page to restore.
+//!
+//! ```text
+//! base                 base+shared_end      base+hot            base+data         brk
+//!  | text and rodata     | guard (unmapped) | ◂── stack | data | bss | heap ──▸ |
+//! ```
+
+use crate::errno::{Errno, Result};
+use crate::global::Global;
+use crate::random;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use dormouse_abi as abi;
+
+struct Slots {
+    count: usize,
+    program: abi::Program,
+    /// One entry a slot.
+    state: Vec<SlotState>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SlotState {
+    /// Never used: its hot page is still zero.
+    Fresh,
+    Used,
+    Free,
+}
+
+static SLOTS: Global<RefCell<Option<Slots>>> = Global::new(RefCell::new(None));
+static PHYSICAL: Global<Cell<u64>> = Global::new(Cell::new(0));
+static HOT: Global<Cell<u64>> = Global::new(Cell::new(0));
+
+pub fn init(boot: &abi::BootInfo) {
+    PHYSICAL.get().set(boot.slots);
+    HOT.get().set(boot.program.hot);
+    let count = boot.slot_count as usize;
+    *SLOTS.get().borrow_mut() = Some(Slots {
+        count,
+        program: boot.program,
+        state: alloc::vec![SlotState::Fresh; count],
+    });
+}
+
+/// The physical address of a mapped one; only addresses in slots differ from it. Runs of bytes within one large
+/// page stay together.
+pub fn physical(address: u64) -> u64 {
+    if address < abi::SLOT_BASE {
+        return address;
+    }
+    let slot = (address - abi::SLOT_BASE) / abi::SLOT_STRIDE;
+    let offset = (address - abi::SLOT_BASE) % abi::SLOT_STRIDE;
+    if offset < HOT.get().get() {
+        abi::TEXT + offset
+    } else {
+        PHYSICAL.get().get() + slot * abi::LARGE_PAGE + (offset - HOT.get().get())
+    }
+}
+
+/// A slot in use by one process.
+pub struct Slot {
+    pub index: usize,
+    /// Virtual base.
+    pub base: u64,
+    /// First byte of the heap in the hot page, and its limit.
+    pub heap: u64,
+    pub heap_end: u64,
+    /// Whether the heap part may hold another process's bytes.
+    pub used_before: bool,
+    /// Lowest address of the stack.
+    pub stack_low: u64,
+    /// First byte past the stack.
+    pub stack_top: u64,
+    pub entry: u64,
+    program: abi::Program,
+}
+
+/// Takes a free slot and loads the program's writable segment into it.
+pub fn take() -> Result<Slot> {
+    let mut slots = SLOTS.get().borrow_mut();
+    let slots = slots.as_mut().ok_or(Errno::EAGAIN)?;
+    // The lowest used-before slot first: its memory is there already, and few slots stay hot.
+    let index = (0..slots.count).find(|&i| slots.state[i] != SlotState::Used).ok_or(Errno::EAGAIN)?;
+    let used_before = slots.state[index] == SlotState::Free;
+    slots.state[index] = SlotState::Used;
+    let program = slots.program;
+    let base = abi::SLOT_BASE + index as u64 * abi::SLOT_STRIDE;
+    let data = base + program.data;
+    // SAFETY: the hot page is this slot's alone, and nothing runs in it now.
+    unsafe {
+        core::ptr::copy_nonoverlapping(
+            program.data_copy as *const u8,
+            data as *mut u8,
+            program.data_file_len as usize,
+        );
+        core::ptr::write_bytes(
+            (data + program.data_file_len) as *mut u8,
+            0,
+            (program.data_mem_len - program.data_file_len) as usize,
+        );
+    }
+    Ok(Slot {
+        index,
+        base,
+        heap: (data + program.data_mem_len).next_multiple_of(abi::PAGE),
+        heap_end: base + program.hot + abi::LARGE_PAGE,
+        used_before,
+        stack_low: base + program.hot,
+        stack_top: data & !15,
+        entry: base + program.entry,
+        program,
+    })
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(slots) = SLOTS.get().borrow_mut().as_mut() {
+            slots.state[self.index] = SlotState::Free;
+        }
+    }
+}
+
+impl Slot {
+    /// Puts fresh random bytes in Postgres' own generator: after a clone, before it runs again.
+    pub fn reseed(&self) {
+        if self.program.prng_state != 0 {
+            let mut bytes = [0u8; 16];
+            random::fill(&mut bytes);
+            // SAFETY: the offset is that of a 16-byte variable in the data segment (image manifest).
+            unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), (self.base + self.program.prng_state) as *mut u8, 16) };
+        }
+    }
+
+    /// Lays arguments, environment and auxiliary vector at the top of the stack as the ABI wants them; returns
+    /// the stack pointer.
+    pub fn lay_stack(&self, args: &[Vec<u8>], env: &[Vec<u8>]) -> Result<u64> {
+        let mut at = self.stack_top;
+        let mut place = |bytes: &[u8], nul: usize| -> u64 {
+            at -= (bytes.len() + nul) as u64;
+            // SAFETY: below the stack's top in this slot's hot page; the size was checked by the caller.
+            unsafe {
+                core::ptr::copy_nonoverlapping(bytes.as_ptr(), at as *mut u8, bytes.len());
+                if nul == 1 {
+                    (at as *mut u8).add(bytes.len()).write(0);
+                }
+            }
+            at
+        };
+        let size: usize = args.iter().chain(env).map(|s| s.len() + 9).sum();
+        if size > 64 << 10 {
+            return Err(Errno::E2BIG);
+        }
+        let mut seed = [0u8; 16];
+        random::fill(&mut seed);
+        let at_random = place(&seed, 0);
+        let arg_addresses: Vec<u64> = args.iter().map(|s| place(s, 1)).collect();
+        let env_addresses: Vec<u64> = env.iter().map(|s| place(s, 1)).collect();
+        const UID: u64 = crate::task::UID as u64;
+        let auxiliary: [(u64, u64); 15] = [
+            (3, self.base + self.program.phdr),
+            (4, 56),
+            (5, self.program.phnum),
+            (6, abi::PAGE),
+            (7, 0),
+            (8, 0),
+            (9, self.entry),
+            (11, UID),
+            (12, UID),
+            (13, UID),
+            (14, UID),
+            (17, 100),
+            (23, 0),
+            (25, at_random),
+            (0, 0),
+        ];
+        let mut words: Vec<u64> = Vec::new();
+        words.push(args.len() as u64);
+        words.extend(&arg_addresses);
+        words.push(0);
+        words.extend(&env_addresses);
+        words.push(0);
+        for (kind, value) in auxiliary {
+            words.push(kind);
+            words.push(value);
+        }
+        let stack = (at - words.len() as u64 * 8) & !15;
+        for (i, word) in words.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { (stack as *mut u64).add(i).write(*word) };
+        }
+        Ok(stack)
+    }
+}
