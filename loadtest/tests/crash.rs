@@ -1,0 +1,407 @@
+//! Nothing acknowledged is lost, whatever is killed and whenever.
+//!
+//! The steps of suspend and resume are met by time: a kill after each of a series of delays that spans them, and
+//! more often where the step before the last was last seen. What is checked afterwards is always the same: the
+//! database opens, with every acknowledged row, and a held session is either as it was or ended with 57P01.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use dormouse_loadtest::client::{Client, ClientError};
+use dormouse_loadtest::pgbench;
+use dormouse_loadtest::rest::{self, Created};
+use harness::{Server, connect_again, programs};
+
+/// Delays in ms at which the process is killed, over the length of a suspend or a resume.
+const MOMENTS: [u64; 14] = [0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 60, 90, 140];
+
+/// A table of which each row is acknowledged, and a session held open beside it.
+struct Ledger {
+    created: Created,
+    acknowledged: u32,
+    held: Option<Client>,
+}
+
+impl Ledger {
+    fn open(server: &Server) -> Self {
+        let created = server.create();
+        let mut held = created.connect().unwrap();
+        held.query("create table ledger (n int primary key)")
+            .unwrap();
+        let mut ledger = Self {
+            created,
+            acknowledged: 0,
+            held: Some(held),
+        };
+        ledger.mark();
+        ledger
+    }
+
+    fn id(&self) -> &str {
+        &self.created.database.id
+    }
+
+    /// Puts into the held session what tells it from another.
+    fn mark(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.query("create temporary table mine as select 42 as answer")
+                .unwrap();
+        }
+    }
+
+    fn add(&mut self) {
+        let mut client = connect_again(&self.created.target().unwrap());
+        client
+            .query(&format!(
+                "insert into ledger values ({})",
+                self.acknowledged + 1
+            ))
+            .unwrap();
+        self.acknowledged += 1;
+    }
+
+    /// Every acknowledged row is there; the held session is as it was, or gone with a word.
+    fn check(&mut self, when: &str) {
+        let mut client = connect_again(&self.created.target().unwrap());
+        let count = client
+            .value("select count(*) || ' ' || coalesce(max(n), 0) from ledger")
+            .unwrap();
+        assert_eq!(count, format!("{0} {0}", self.acknowledged), "{when}");
+        let held = self
+            .held
+            .as_mut()
+            .map(|held| held.value("select answer from mine"));
+        match held {
+            Some(Ok(answer)) => assert_eq!(answer, "42", "{when}"),
+            Some(Err(ClientError::Server(error))) => {
+                assert_eq!(error.code, "57P01", "{when}: {error}");
+                self.reconnect();
+            }
+            // The server was killed, and the client's connection with it.
+            Some(Err(ClientError::Closed | ClientError::Io(_))) if when.contains("server") => {
+                self.reconnect()
+            }
+            Some(Err(error)) => panic!("{when}: {error}"),
+            None => self.reconnect(),
+        }
+    }
+
+    fn reconnect(&mut self) {
+        self.held = Some(connect_again(&self.created.target().unwrap()));
+        self.mark();
+    }
+}
+
+#[test]
+fn a_vm_killed_under_pgbench_recovers_every_acknowledged_transaction() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let target = created.target().unwrap();
+    let programs = programs();
+    pgbench::initialise(&programs, &target, 1).unwrap();
+    for _ in 0..3 {
+        let mut bench = pgbench::command(&programs, &target);
+        bench
+            .args(["-n", "-c", "4", "-T", "60", "--log", "--log-prefix=kill"])
+            .current_dir(&server.home);
+        let mut bench = bench
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let logged = || {
+            let Ok(entries) = fs::read_dir(&server.home) else {
+                return 0;
+            };
+            entries
+                .flatten()
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with("kill."))
+                .map(|entry| {
+                    fs::read_to_string(entry.path())
+                        .unwrap_or_default()
+                        .matches('\n')
+                        .count()
+                })
+                .sum::<usize>()
+        };
+        let before = logged();
+        harness::until("pgbench has got going", || logged() > before + 100);
+        harness::kill_vm(&created.database.id);
+        assert!(
+            !bench.wait().unwrap().success(),
+            "pgbench did not notice that its server was killed"
+        );
+        let acknowledged = logged();
+        let mut client = connect_again(&target);
+        let history: usize = client
+            .value("select count(*) from pgbench_history")
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!(
+            history >= acknowledged,
+            "{history} rows of {acknowledged} acknowledged transactions"
+        );
+        let sums = client
+            .query(
+                "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),
+                        (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)",
+            )
+            .unwrap();
+        assert!(sums[0].iter().all(|sum| *sum == sums[0][0]), "{sums:?}");
+    }
+}
+
+#[test]
+fn a_vm_killed_at_any_step_of_suspend_loses_nothing() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    for moment in MOMENTS {
+        ledger.add();
+        let id = ledger.id().to_owned();
+        std::thread::scope(|scope| {
+            let suspend = scope.spawn(|| {
+                server
+                    .rest
+                    .call("POST", &format!("/v1/databases/{id}/suspend"), "")
+            });
+            std::thread::sleep(Duration::from_millis(moment));
+            harness::kill_vm(&id);
+            // Whatever it answers: the kill may have come before or after its end.
+            suspend.join().unwrap().unwrap();
+        });
+        ledger.check(&format!("VM killed {moment} ms into a suspend"));
+    }
+}
+
+#[test]
+fn a_vm_killed_at_any_step_of_resume_loses_nothing() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    for moment in MOMENTS {
+        ledger.add();
+        let id = ledger.id().to_owned();
+        server.rest.suspend(&id).unwrap();
+        let target = ledger.created.target().unwrap();
+        std::thread::scope(|scope| {
+            // A write, so that the step that spends the snapshot is among those met.
+            let wake = scope.spawn(|| {
+                Client::connect(&target)
+                    .and_then(|mut client| client.query("create temporary table t ()").map(drop))
+            });
+            std::thread::sleep(Duration::from_millis(moment));
+            harness::kill_vm(&id);
+            let _ = wake.join().unwrap();
+        });
+        ledger.check(&format!("VM killed {moment} ms into a resume"));
+    }
+}
+
+#[test]
+fn a_server_killed_at_any_step_of_suspend_and_resume_loses_nothing() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    for moment in MOMENTS {
+        for step in ["suspend", "resume"] {
+            ledger.add();
+            let id = ledger.id().to_owned();
+            if step == "resume" {
+                server.rest.suspend(&id).unwrap();
+            }
+            let rest = server.rest.clone();
+            let call = std::thread::spawn(move || {
+                rest.call("POST", &format!("/v1/databases/{id}/{step}"), "")
+            });
+            std::thread::sleep(Duration::from_millis(moment));
+            server.kill();
+            let _ = call.join().unwrap();
+            server.run();
+            ledger.check(&format!("server killed {moment} ms into a {step}"));
+            assert!(rest::vm_processes(ledger.id()).len() <= 1);
+        }
+    }
+}
+
+#[test]
+fn vms_that_outlive_their_server_are_taken_over() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    ledger.add();
+    let started = ledger
+        .held
+        .as_mut()
+        .unwrap()
+        .value("select pg_postmaster_start_time()")
+        .unwrap();
+    server.kill();
+    server.run();
+    ledger.check("server killed while its database ran");
+    let again = ledger
+        .held
+        .as_mut()
+        .unwrap()
+        .value("select pg_postmaster_start_time()")
+        .unwrap();
+    assert_eq!(
+        again, started,
+        "PostgreSQL was started anew, though its VM was alive"
+    );
+    let id = ledger.id().to_owned();
+    server.rest.suspend(&id).unwrap();
+    ledger.check("asleep after the take-over");
+}
+
+/// Old memory with newer data: a snapshot that has been spent is put back.
+#[test]
+fn a_spent_snapshot_put_back_is_refused() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    ledger.add();
+    let id = ledger.id().to_owned();
+    server.rest.suspend(&id).unwrap();
+    let snapshot = server.home.join("databases").join(&id).join("snapshot");
+    let spent = server.home.join("spent");
+    fs::copy(&snapshot, &spent).unwrap();
+    for _ in 0..20 {
+        ledger.add();
+    }
+    server.rest.suspend(&id).unwrap();
+    server.stop();
+    fs::remove_file(&snapshot).unwrap();
+    fs::copy(&spent, &snapshot).unwrap();
+    server.run();
+    ledger.check("server restarted over a snapshot older than the data");
+}
+
+/// New memory with older data: what was written and not flushed is gone, and the host has another boot id.
+#[test]
+fn a_snapshot_of_another_boot_is_used_only_if_it_was_sealed() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    ledger.add();
+    let id = ledger.id().to_owned();
+    let mut client = ledger.created.connect().unwrap();
+    client.query("checkpoint").unwrap();
+    client.close().unwrap();
+    server.rest.suspend(&id).unwrap();
+    server.stop();
+    // All of this has been flushed, by the checkpoint.
+    let files = server.home.join("databases").join(&id).join("layer/files");
+    let flushed = server.home.join("flushed");
+    copy(&files, &flushed);
+    server.run();
+    for _ in 0..200 {
+        ledger.add();
+    }
+    server.rest.suspend(&id).unwrap();
+    server.stop();
+    if !snapshot_is_sealed(&server, &id) {
+        // The log was flushed at each commit; of the tables nothing had to be.
+        for entry in fs::read_dir(&flushed).unwrap().flatten() {
+            let current = files.join(entry.file_name());
+            if current.exists() && fs::metadata(&current).unwrap().len() != 1 << 20 {
+                fs::copy(entry.path(), current).unwrap();
+            }
+        }
+    }
+    let boot_id = server.home.join("boot_id");
+    fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
+    let script = format!(
+        "mount --bind {} /proc/sys/kernel/random/boot_id && exec \"$@\"",
+        boot_id.to_str().unwrap()
+    );
+    server.wrapper = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        &script,
+        "sh",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    server.run();
+    ledger.check("server restarted after a power cut");
+}
+
+/// As the snapshot's own description says.
+fn snapshot_is_sealed(server: &Server, id: &str) -> bool {
+    let mut show = server.command();
+    show.args(["db", "show", id, "--snapshot"]);
+    harness::succeed(show.output().unwrap()).contains("sealed: true")
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp")
+        .args(["-a", "--sparse=always"])
+        .args([from, to])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+}
+
+#[test]
+fn a_second_vm_on_a_layer_in_use_is_refused() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    ledger.add();
+    let id = ledger.id().to_owned();
+    // Busy, so that it stays awake.
+    let mut busy = ledger.created.connect().unwrap();
+    busy.send("select pg_sleep(5)").unwrap();
+    let first = rest::vm_processes(&id);
+    assert_eq!(first.len(), 1);
+    // The same command line as the first's.
+    let line = fs::read(format!("/proc/{}/cmdline", first[0])).unwrap();
+    let line: Vec<_> = line
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(harness::text)
+        .collect();
+    let second = Command::new(&line[0])
+        .args(&line[1..])
+        .current_dir(&server.home)
+        .output()
+        .unwrap();
+    assert_eq!(
+        second.status.code(),
+        Some(73),
+        "{}",
+        harness::text(&second.stderr)
+    );
+    assert_eq!(harness::text(&second.stderr).lines().count(), 1);
+    busy.finish().unwrap();
+    ledger.check("after a second VM was refused");
+}

@@ -1,0 +1,343 @@
+//! A Dormouse server of a test's own: free ports, a home of its own with the image that `make image` built, and
+//! everything stopped and removed at the end. A failed test's home stays, for its logs.
+
+// Each test file uses a part of it.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use dormouse_loadtest::client::{Client, Target};
+use dormouse_loadtest::native::Programs;
+use dormouse_loadtest::rest::{Created, Rest};
+use dormouse_loadtest::{http, rest};
+
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// A server's end waits for its databases to sleep.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+pub const POLL: Duration = Duration::from_millis(5);
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// False, said aloud, where there is no KVM; a failure where there must be.
+pub fn have_kvm() -> bool {
+    if Path::new("/dev/kvm").exists() {
+        return true;
+    }
+    assert!(
+        std::env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "no /dev/kvm, and CI=true"
+    );
+    // Past the test runner's capture, so that nobody takes a skip for a pass.
+    let _ = std::io::stderr().write_all(b"skipped: no /dev/kvm\n");
+    false
+}
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
+}
+
+/// `make oracle`'s programs.
+pub fn programs() -> Programs {
+    Programs::open(&top().join("images/.build/oracle")).unwrap()
+}
+
+/// The `dormouse` of the same build as this test.
+pub fn dormouse() -> PathBuf {
+    if let Some(path) = std::env::var_os("DORMOUSE_TEST_PROGRAM") {
+        return path.into();
+    }
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().unwrap().parent().unwrap().join("dormouse");
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make server` first",
+        path.display()
+    );
+    path
+}
+
+/// Where `make image` put images and templates.
+fn built_home() -> PathBuf {
+    let home = std::env::var_os("DORMOUSE_TEST_IMAGES")
+        .map_or_else(|| top().join(".dormouse"), PathBuf::from);
+    assert!(
+        home.join("images/current").exists(),
+        "{} has no image: run `make image` first",
+        home.display()
+    );
+    home
+}
+
+pub struct Server {
+    pub home: PathBuf,
+    pub rest: Rest,
+    pub pooler_port: u16,
+    api_port: u16,
+    child: Option<Child>,
+    /// Put before the command, such as `unshare`.
+    pub wrapper: Vec<String>,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+impl Server {
+    pub fn start() -> Self {
+        let mut server = Self::prepare();
+        server.run();
+        server
+    }
+
+    /// A home with the image in it, and no server yet.
+    pub fn prepare() -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let home = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(format!("home-{}-{number}", std::process::id()));
+        fs::create_dir_all(&home).unwrap();
+        for part in ["images", "templates"] {
+            // Links cost nothing; what a test changes it copies first.
+            let copied = Command::new("cp")
+                .arg("-al")
+                .arg(built_home().join(part))
+                .arg(&home)
+                .status()
+                .unwrap();
+            assert!(copied.success());
+        }
+        let api_port = free_port();
+        let base = format!("http://127.0.0.1:{api_port}");
+        let rest = Rest {
+            base,
+            key: String::new(),
+        };
+        Self {
+            home,
+            rest,
+            pooler_port: free_port(),
+            api_port,
+            child: None,
+            wrapper: Vec::new(),
+        }
+    }
+
+    /// `dormouse` with this server's settings.
+    pub fn command(&self) -> Command {
+        let mut line = self.wrapper.clone();
+        line.push(dormouse().into_os_string().into_string().unwrap());
+        let mut command = Command::new(&line[0]);
+        command.args(&line[1..]).current_dir(&self.home);
+        command.env("DORMOUSE_HOME", &self.home);
+        command.env(
+            "DORMOUSE_API_LISTEN",
+            format!("127.0.0.1:{}", self.api_port),
+        );
+        command.env(
+            "DORMOUSE_POOLER_LISTEN",
+            format!("127.0.0.1:{}", self.pooler_port),
+        );
+        // Tests create more databases than a free tenant may have.
+        command.env("DORMOUSE_PLANS_FREE_DATABASES", "100");
+        command
+    }
+
+    /// Starts the server and returns when it answers.
+    pub fn run(&mut self) {
+        assert!(self.child.is_none());
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.join("server.out"))
+            .unwrap();
+        let mut command = self.command();
+        command
+            .arg("up")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        let child = self.child.insert(command.spawn().unwrap());
+        let started = Instant::now();
+        loop {
+            let health = http::request(&self.rest.base, "GET", "/healthz", &[], "");
+            if health.is_ok_and(|response| response.status == 200) {
+                break;
+            }
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!(
+                    "the server ended: {status}; see {}",
+                    self.home.join("server.out").display()
+                );
+            }
+            assert!(
+                started.elapsed() < READY_LIMIT,
+                "the server is not ready; see {}",
+                self.home.display()
+            );
+            std::thread::sleep(POLL);
+        }
+        self.rest.key = fs::read_to_string(self.home.join("admin.key"))
+            .unwrap()
+            .trim()
+            .to_owned();
+    }
+
+    pub fn create(&self) -> Created {
+        self.rest
+            .create(&dormouse_loadtest::wake::name("test"))
+            .unwrap()
+    }
+
+    /// Ctrl-C: suspends everything, then exits.
+    pub fn stop(&mut self) {
+        let Some(mut child) = self.child.take() else {
+            return;
+        };
+        signal(child.id(), libc::SIGINT);
+        let started = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if started.elapsed() > STOP_LIMIT {
+                let _ = child.kill();
+                panic!("the server did not stop; see {}", self.home.display());
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// kill -9 of the server alone; its VMs live on.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn psql(&self, created: &Created, sql: &str) -> Output {
+        let mut command = programs().command("psql");
+        command.args([
+            "-X",
+            "-A",
+            "-t",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-c",
+            sql,
+            &created.connection_uri,
+        ]);
+        command.env("PGSSLMODE", "disable").stdin(Stdio::null());
+        command.output().unwrap()
+    }
+
+    /// What the server and the guests wrote, for a failed assertion.
+    pub fn logs(&self) -> String {
+        fs::read_to_string(self.home.join("server.out")).unwrap_or_default()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept for its logs: {}", self.home.display());
+            if let Some(child) = &mut self.child {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        } else {
+            self.stop();
+        }
+        for id in database_ids(&self.home) {
+            rest::vm_processes(&id)
+                .into_iter()
+                .for_each(|pid| signal(pid, libc::SIGKILL));
+        }
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.home);
+        }
+    }
+}
+
+fn database_ids(home: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(home.join("databases")) else {
+        return Vec::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect()
+}
+
+pub fn signal(pid: u32, signal: i32) {
+    // SAFETY: kill takes plain numbers; the process is one this test started.
+    unsafe { libc::kill(pid as i32, signal) };
+}
+
+/// kill -9 of a database's VM; returns when it is gone.
+pub fn kill_vm(id: &str) {
+    let processes = rest::vm_processes(id);
+    processes.iter().for_each(|pid| signal(*pid, libc::SIGKILL));
+    until("the killed VM is gone", || {
+        !rest::vm_processes(id)
+            .iter()
+            .any(|pid| processes.contains(pid))
+    });
+}
+
+/// Polls for what has no event to wait for.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < READY_LIMIT, "waited too long: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Connects, trying again while the database comes back from a crash.
+pub fn connect_again(target: &Target) -> Client {
+    let started = Instant::now();
+    loop {
+        match Client::connect(target) {
+            Ok(client) => return client,
+            Err(error) if started.elapsed() > READY_LIMIT => panic!("no connection: {error}"),
+            Err(_) => std::thread::sleep(POLL),
+        }
+    }
+}
+
+/// A tokio-postgres session through the pooler.
+pub async fn driver(
+    created: &Created,
+) -> (
+    tokio_postgres::Client,
+    tokio_postgres::Connection<tokio_postgres::Socket, tokio_postgres::tls::NoTlsStream>,
+) {
+    let config: tokio_postgres::Config = created.connection_uri.parse().unwrap();
+    let mut config = config;
+    config.ssl_mode(tokio_postgres::config::SslMode::Disable);
+    config.connect(tokio_postgres::NoTls).await.unwrap()
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim().to_owned()
+}
+
+/// Standard output of a command that must succeed.
+pub fn succeed(output: Output) -> String {
+    assert!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}

@@ -1,0 +1,251 @@
+//! It sleeps and it wakes: by itself when unused, on request, and with the session as it was.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::time::{Duration, Instant};
+
+use dormouse_loadtest::client::Client;
+use dormouse_loadtest::rest;
+use harness::{Server, driver, succeed};
+
+#[test]
+fn an_unused_database_falls_asleep_and_leaves_no_process() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = &created.database.id;
+    let mut client = created.connect().unwrap();
+    client
+        .query("create temporary table kept as select 42 as answer")
+        .unwrap();
+    let left = Instant::now();
+    server.rest.wait_asleep(id).unwrap();
+    assert!(
+        left.elapsed() < Duration::from_secs(15),
+        "asleep only after {:?}",
+        left.elapsed()
+    );
+    assert_eq!(client.value("select answer from kept").unwrap(), "42");
+    assert_eq!(server.rest.database(id).unwrap().state, "running");
+    assert_eq!(rest::vm_processes(id).len(), 1);
+}
+
+/// The state that a session can have, all of it kept through every sleep.
+#[test]
+fn a_held_session_is_the_same_after_200_sleeps() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client
+        .query(
+            "create temporary table kept (n int);
+             create table rows (n int);
+             prepare add as insert into rows values ($1);
+             set work_mem = '1234kB';
+             listen news;
+             select pg_advisory_lock(77)",
+        )
+        .unwrap();
+    client
+        .query("declare held cursor with hold for select generate_series(1, 1000)")
+        .unwrap();
+    let backend = client.value("select pg_backend_pid()").unwrap();
+    let started = client.value("select pg_postmaster_start_time()").unwrap();
+    for n in 1..=200 {
+        client
+            .query(&format!("insert into kept values ({n}); execute add({n})"))
+            .unwrap();
+        server.rest.suspend(id).unwrap();
+        assert_eq!(
+            client.value("select count(*) from kept").unwrap(),
+            n.to_string()
+        );
+        assert_eq!(
+            client.value("select count(*) from rows").unwrap(),
+            n.to_string()
+        );
+        assert_eq!(client.value("fetch next from held").unwrap(), n.to_string());
+    }
+    assert_eq!(client.value("show work_mem").unwrap(), "1234kB");
+    assert_eq!(
+        client.value("select pg_listening_channels()").unwrap(),
+        "news"
+    );
+    let lock =
+        "select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()";
+    assert_eq!(client.value(lock).unwrap(), "1");
+    assert_eq!(client.value("select pg_backend_pid()").unwrap(), backend);
+    assert_eq!(
+        client.value("select pg_postmaster_start_time()").unwrap(),
+        started
+    );
+}
+
+#[tokio::test]
+async fn an_open_transaction_and_prepared_statements_sleep_too() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let (mut client, connection) = driver(&created).await;
+    tokio::spawn(connection);
+    client
+        .batch_execute("create table ledger (n int)")
+        .await
+        .unwrap();
+    let insert = client
+        .prepare("insert into ledger values ($1)")
+        .await
+        .unwrap();
+    let transaction = client.transaction().await.unwrap();
+    transaction.execute(&insert, &[&1]).await.unwrap();
+    // Idle in a transaction is idle: it sleeps by itself.
+    server.rest.wait_asleep(id).unwrap();
+    transaction.execute(&insert, &[&2]).await.unwrap();
+    transaction.commit().await.unwrap();
+    server.rest.suspend(id).unwrap();
+    let sum: i64 = client
+        .query_one("select sum(n) from ledger", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(sum, 3);
+}
+
+#[test]
+fn a_long_query_and_a_vacuum_are_never_put_to_sleep() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client.query("create table big as select n, repeat('x', 200) filler from generate_series(1, 20000) n").unwrap();
+    for sql in [
+        "select pg_sleep(10)",
+        "set vacuum_cost_delay = 20; set vacuum_cost_limit = 10; vacuum (freeze, verbose) big",
+    ] {
+        // Two statements in one message would be one transaction, in which VACUUM may not run.
+        let (settings, last) = sql
+            .rsplit_once("; ")
+            .map_or(("", sql), |(settings, last)| (settings, last));
+        for setting in settings.split("; ").filter(|setting| !setting.is_empty()) {
+            client.query(setting).unwrap();
+        }
+        let process = rest::vm_processes(id);
+        client.send(last).unwrap();
+        let answer = std::thread::scope(|scope| {
+            let answer = scope.spawn(|| client.finish().map(drop));
+            while !answer.is_finished() {
+                assert_eq!(server.rest.database(id).unwrap().state, "running", "{last}");
+                assert_eq!(rest::vm_processes(id), process, "{last}");
+                std::thread::sleep(harness::POLL);
+            }
+            answer.join().unwrap()
+        });
+        answer.unwrap();
+    }
+}
+
+#[test]
+fn suspend_and_resume_on_request() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    assert_eq!(succeed(server.psql(&created, "select 1")), "1");
+    server.rest.suspend(id).unwrap();
+    assert_eq!(server.rest.database(id).unwrap().state, "suspended");
+    server.rest.resume(id).unwrap();
+    harness::until("it runs", || {
+        server.rest.database(id).unwrap().state == "running"
+    });
+    assert_eq!(rest::vm_processes(id).len(), 1);
+}
+
+#[test]
+fn suspend_refuses_while_a_statement_runs() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::prepare();
+    server.wrapper = vec![
+        "env".to_owned(),
+        "DORMOUSE_HOST_SUSPEND_WAIT_MS=1000".to_owned(),
+    ];
+    server.run();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client.query("select 1").unwrap();
+    client.send("select pg_sleep(8), 'slept'").unwrap();
+    let answer = server
+        .rest
+        .call("POST", &format!("/v1/databases/{id}/suspend"), "")
+        .unwrap();
+    assert_eq!(answer.status, 409, "{}", harness::text(&answer.body));
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/problem+json")
+    );
+    assert_eq!(client.finish().unwrap()[0][1].as_deref(), Some("slept"));
+}
+
+#[test]
+fn a_stopped_server_has_put_all_to_sleep_and_a_new_one_finds_them() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    assert_eq!(
+        succeed(server.psql(
+            &created,
+            "create table stays as select 7 as n; select n from stays"
+        )),
+        "7"
+    );
+    server.stop();
+    assert_eq!(rest::vm_processes(id), Vec::<u32>::new());
+    server.run();
+    assert_eq!(server.rest.database(id).unwrap().state, "suspended");
+    assert_eq!(succeed(server.psql(&created, "select n from stays")), "7");
+}
+
+#[test]
+fn a_cold_start_finds_all_rows_and_ends_old_sessions_with_a_word() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut held = created.connect().unwrap();
+    held.query("create table stays as select generate_series(1, 1000) as n")
+        .unwrap();
+    let started = held.value("select pg_postmaster_start_time()").unwrap();
+    server.rest.suspend(id).unwrap();
+    rest::remove_snapshot(&server.home, id).unwrap();
+    let mut client = Client::connect(&created.target().unwrap()).unwrap();
+    assert_eq!(client.value("select count(*) from stays").unwrap(), "1000");
+    assert_ne!(
+        client.value("select pg_postmaster_start_time()").unwrap(),
+        started
+    );
+    let lost = held.query("select 1").unwrap_err();
+    assert_eq!(lost.code(), Some("57P01"), "{lost}");
+}
