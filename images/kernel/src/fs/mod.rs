@@ -30,8 +30,6 @@ mod path;
 mod ramfs;
 mod readahead;
 mod share;
-#[cfg(test)]
-mod tests;
 mod wire;
 
 pub use path::normalise;
