@@ -1,0 +1,62 @@
+# Sourced by the recipe: links the server, its modules and our own into the program, for the guest and for Linux.
+# Sets $program, the folder with postgres.elf, postgres.debug, postgres-linux, layout and modules/.
+
+# The address of a symbol in the program, hexadecimal.
+symbol() { nm "$out/postgres.debug" | awk -v name="$1" '$3 == name { print $1 }'; }
+
+check_program() {
+    # Start code relocates by adding the base and nothing else.
+    if readelf -rW "$1" | grep R_X86_64 | grep -v R_X86_64_RELATIVE >&2; then
+        say "$1: relocations other than R_X86_64_RELATIVE"
+        exit 1
+    fi
+    if readelf -lW "$1" | grep -q INTERP; then
+        say "$1: asks for a dynamic loader"
+        exit 1
+    fi
+}
+
+link_program() {
+    if begin program "$server_key" "$musl_key" "$here/link.sh" "$here/link" "$here/dormouse.c"; then
+        mkdir "$out/parts" "$out/modules"
+        # shellcheck disable=SC2086 # lists of words
+        logged "$musl/bin/musl-gcc" $server_cflags -fvisibility=default -Wall -I "$server/build/src/include" \
+            -I "$pg_source/src/include" -D_GNU_SOURCE -c -o "$out/parts/dormouse.o" "$here/dormouse.c"
+        cp "$out/parts/dormouse.o" "$out/modules/dormouse.so"
+        for module in $modules; do
+            find "$server/build/$module" -name '*.so' -exec cp {} "$out/modules/" \;
+        done
+        objects=$(server_objects "$server")
+        mkdir "$out/parts/modules"
+        logged "$here/link/modules.sh" "$out/parts/modules" "$out/modules/"*.so
+        logged "$musl/bin/musl-gcc" -c -o "$out/parts/modules.o" "$out/parts/modules/modules.S"
+        cd "$server/build/src/backend"
+        for kernel in guest linux; do
+            # shellcheck disable=SC2086 # lists of words
+            logged "$here/link/program.sh" "$musl" "$out/parts/postgres-$kernel" $kernel $objects \
+                "$out/parts/modules.o" "$out/parts/modules/"*.o "$server/libpq.o"
+            logged check_program "$out/parts/postgres-$kernel"
+        done
+        cd - > /dev/null
+        cp "$out/parts/postgres-guest" "$out/postgres.debug"
+        objcopy --strip-all "$out/postgres.debug" "$out/postgres.elf"
+        objcopy --strip-debug "$out/parts/postgres-linux" "$out/postgres-linux"
+        logged check_guest
+        cat > "$out/layout" <<END
+prng_state=0x$(symbol pg_global_prng_state)
+END
+        finish
+    fi
+    program=$out
+    program_key=$key
+}
+
+# Nothing in the guest answers the `syscall` instruction, and cpuid leaves the guest.
+check_guest() {
+    objdump -d --no-show-raw-insn "$out/postgres.debug" > "$out/parts/disassembly"
+    if grep -wE 'syscall|sysenter' "$out/parts/disassembly" | grep -v '<'; then
+        say "$step_name: the guest's program still has system call instructions"
+        return 1
+    fi
+    echo "cpuid instructions: $(grep -cw 'cpuid' "$out/parts/disassembly" || true)"
+}

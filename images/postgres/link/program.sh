@@ -1,0 +1,27 @@
+#!/bin/sh
+# Links the server and its modules into one static position-independent program.
+#
+# Usage: program.sh MUSL OUT KERNEL OBJECT... where KERNEL is guest or linux and OBJECT... everything but the C
+# library and what belongs to KERNEL. Writes OUT, with its symbols.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+musl=$1
+out=$2
+kernel=$3
+shift 3
+dir=$(dirname "$out")
+cc="$musl/bin/musl-gcc -O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-asynchronous-unwind-tables -Wall -Wextra"
+own=
+for source in fork.S process.c dlopen.c "spawn_$kernel.c" "kernel_$kernel.S"; do
+    [ -f "$here/$source" ] || continue
+    $cc -c -o "$dir/own_$source.o" "$here/$source"
+    own="$own $dir/own_$source.o"
+done
+gcc_file() { gcc -print-file-name="$1"; }
+# shellcheck disable=SC2086 # lists of words
+ld -pie --no-dynamic-linker -static -z text -z norelro -z noexecstack -z pack-relative-relocs \
+    -z max-page-size=4096 --hash-style=gnu --build-id=none --fatal-warnings -T "$here/layout.ld" -Map="$out.map" \
+    --wrap=fork_process --wrap=execv --wrap=find_other_exec \
+    -o "$out" "$musl/lib/rcrt1.o" "$musl/lib/crti.o" "$(gcc_file crtbeginS.o)" \
+    $own "$@" --start-group "$musl/lib/libc.a" "$(gcc_file libgcc.a)" "$(gcc_file libgcc_eh.a)" --end-group \
+    "$(gcc_file crtendS.o)" "$musl/lib/crtn.o"

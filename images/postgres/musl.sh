@@ -1,0 +1,20 @@
+# Sourced by the recipe: builds musl with the system call out of line, and musl-gcc over it. Sets $musl.
+build_musl() {
+    cflags="-O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-unwind-tables -fno-asynchronous-unwind-tables"
+    if begin musl "$(basename "$musl_source")" "$cflags" "$here/musl" "$here/musl.sh"; then
+        cp -r "$musl_source" "$out/source"
+        cp -r "$here/musl/." "$out/source/"
+        # oldmalloc grows by brk and maps only what is larger than 224 KiB, so a backend's memory stays dense in the
+        # page that it already has; mallocng maps every group of 16 KiB and more by itself.
+        (
+            cd "$out/source"
+            logged ./configure --prefix="$out" --syslibdir="$out/lib" --disable-shared --enable-wrapper=gcc \
+                --with-malloc=oldmalloc CC=gcc CFLAGS="$cflags"
+            logged make -j "$jobs"
+            logged make install
+        )
+        finish
+    fi
+    musl=$out
+    musl_key=$key
+}

@@ -1,0 +1,66 @@
+# Sourced by the recipe: compiles PostgreSQL's server, its modules, initdb, and the files it reads at run time.
+# Sets $server, the folder with build/ (the build tree) and root/ (what was installed, at its compiled-in prefix /pg).
+
+# -DEXEC_BACKEND: a backend is a program started afresh, never a fork's copy.
+# -march=x86-64-v2: CRC-32C and popcount are chosen when compiling, not by cpuid, which would leave the guest.
+server_cflags="-O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-unwind-tables -fno-asynchronous-unwind-tables \
+-DEXEC_BACKEND"
+# The same for what configure would detect: run-time dispatch on cpuid, and AVX-512 behind it.
+server_answers="pgac_cv__get_cpuid=no pgac_cv__cpuid=no pgac_cv__get_cpuid_count=no pgac_cv__cpuidex=no \
+pgac_cv_xsave_intrinsics_=no pgac_cv_xsave_intrinsics__mxsave=no"
+server_switches="--prefix=/pg --without-readline --without-zlib --without-icu --without-llvm --without-openssl"
+
+# libpq with all that it takes from the common libraries, which has the same names as the server's own but other
+# code: one object that shows nothing but libpq's interface, without the few names that the server has too (lo_read):
+# to a module those mean the server's, as they do when libpq is a shared library.
+libpq_object() {
+    libpq=$out/build/src/interfaces/libpq
+    ld -r -o "$out/libpq_all.o" --whole-archive "$libpq/libpq.a" --no-whole-archive \
+        --start-group "$out/build/src/common/libpgcommon_shlib.a" "$out/build/src/port/libpgport_shlib.a" --end-group
+    awk '/^[^#]/ { print $1 }' "$pg_source/src/interfaces/libpq/exports.txt" | sort > "$out/libpq.interface"
+    (cd "$out/build/src/backend" && nm --defined-only --extern-only $(server_objects "$out")) | awk 'NF == 3 { print $3 }' | sort -u |
+        comm -13 - "$out/libpq.interface" > "$out/libpq.exports"
+    objcopy --keep-global-symbols="$out/libpq.exports" "$out/libpq_all.o" "$out/libpq.o"
+}
+
+# The objects that PostgreSQL's makefile would link the server from.
+server_objects() { # the server step's folder
+    printf 'include Makefile\nprint-objects:\n\t@echo $(call expand_subsys,$(OBJS))\n' |
+        make -s --no-print-directory -C "$1/build/src/backend" -f - print-objects
+}
+
+build_server() {
+    modules=$(grep -v '^#' "$here/modules.list")
+    if begin server "$(basename "$pg_source")" "$musl_key" "$server_cflags" "$server_answers" "$server_switches" \
+        "$modules" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h"; then
+        mkdir "$out/build"
+        cd "$out/build"
+        # shellcheck disable=SC2086 # lists of words
+        logged env $server_answers "$pg_source/configure" $server_switches CC="$musl/bin/musl-gcc" \
+            CFLAGS="$server_cflags" LDFLAGS="-static"
+        say "$step_name: configured"
+        # The linker's part is done by link/program.sh: modules become relocatable objects, and no executable may
+        # export its symbols (that breaks static thread-local storage).
+        set -- LINK.shared="$here/link/module.sh" LDFLAGS_EX_BE=
+        include="-include $here/link/returns_twice.h"
+        logged make -j "$jobs" -C src/backend generated-headers
+        for part in src/common src/port src/timezone; do
+            logged make -j "$jobs" -C "$part" all "$@"
+        done
+        logged make -j "$jobs" -C src/backend all COPT="$include" "$@"
+        say "$step_name: server compiled"
+        for part in src/interfaces/libpq $modules src/fe_utils; do
+            logged make -j "$jobs" -C "$part" all "$@"
+        done
+        logged libpq_object
+        logged make -C src/bin/initdb all "$@" libpq_pgport="$out/libpq.o"
+        for part in src/include src/timezone src/backend $modules; do
+            logged make -C "$part" install DESTDIR="$out/root" "$@"
+        done
+        logged cp src/bin/initdb/initdb "$out/root/pg/bin/"
+        cd - > /dev/null
+        finish
+    fi
+    server=$out
+    server_key=$key
+}

@@ -1,0 +1,63 @@
+# Sourced by the recipe: makes the template data directory, with the guest's own program as linked for Linux.
+# Sets $template, the folder with data/.
+
+# PostgreSQL refuses to run as root. Root runs it as nobody, in a folder that nobody can reach.
+unprivileged() {
+    if [ "$(id -u)" = 0 ]; then
+        setpriv --reuid=65534 --regid=65534 --clear-groups "$@"
+    else
+        "$@"
+    fi
+}
+
+# A tree as installed with the program in its place, at $1.
+runnable_root() {
+    cp -r "$server/root/." "$1/"
+    cp "$program/postgres-linux" "$1/pg/bin/postgres"
+    for module in "$program/modules/"*.so; do
+        : > "$1/pg/lib/postgresql/$(basename "$module")"
+    done
+}
+
+single_user() { # database; SQL on stdin
+    unprivileged "$work/pg/bin/postgres" --single -j -D "$work/data" -c log_checkpoints=off \
+        -c shared_preload_libraries= "$1" > "$work/single.log" 2>&1 || { cat "$work/single.log" >&2; return 1; }
+    cat "$work/single.log"
+    # In this mode an error does not change the exit status.
+    ! grep -E 'ERROR|FATAL|PANIC' "$work/single.log" >&2
+}
+
+make_template() {
+    if begin template "$server_key" "$program_key" "$here/template.sh" "$here/template.sql" "$here/postgresql.conf" \
+        "$here/pg_hba.conf"; then
+        work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-template.XXXXXX")
+        trap 'rm -rf "$work"' EXIT
+        runnable_root "$work"
+        chmod 755 "$work"
+        [ "$(id -u)" != 0 ] || chown -R 65534:65534 "$work"
+        logged unprivileged env TZ=UTC "$work/pg/bin/initdb" -D "$work/data" --username=postgres --auth=trust \
+            --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=1 \
+            --no-sync --no-instructions
+        cp "$here/postgresql.conf" "$here/pg_hba.conf" "$work/data/"
+        # In single-user mode with -j, a statement ends at a semicolon and an empty line.
+        sed 's/;$/;\n/' "$here/template.sql" > "$work/template.sql"
+        logged single_user postgres < "$work/template.sql"
+        # All rows frozen and all pages marked so: a fresh database has nothing to vacuum, so nothing to write. The
+        # last run leaves only the shutdown checkpoint in a WAL segment of its own.
+        for database in template1 app; do
+            printf 'VACUUM (FREEZE, ANALYZE);\n\n' > "$work/vacuum.sql"
+            logged single_user "$database" < "$work/vacuum.sql"
+        done
+        printf 'VACUUM (FREEZE, ANALYZE);\n\nCHECKPOINT;\n\nSELECT pg_switch_wal();\n\n' > "$work/vacuum.sql"
+        logged single_user postgres < "$work/vacuum.sql"
+        rm -f "$work/data/postmaster.opts" "$work/data/postmaster.pid"
+        mkdir "$out/data"
+        cp -r --sparse=always --preserve=mode,timestamps "$work/data/." "$out/data/"
+        chmod 700 "$out/data"
+        rm -rf "$work"
+        trap - EXIT
+        finish
+    fi
+    template=$out
+    template_key=$key
+}
