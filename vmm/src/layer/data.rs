@@ -1,0 +1,420 @@
+//! Bytes of files: reading through to the template, copy-up, cutting, the storage limit.
+
+use super::guest::GuestBytes;
+use super::host::{Host, HostFile, stat_of};
+use super::map::BLOCK;
+use super::object::{Object, Own};
+use super::record::{Op, Time};
+use super::template::is_relation;
+use super::{Errno, Layer, now};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use vm_memory::VolatileSlice;
+
+/// The longest file, in bytes.
+pub(crate) const FILE_MAX: u64 = 1 << 40;
+/// Objects with host files open at a time.
+const OPEN_MAX: usize = 400;
+/// Runs of zeros of this many bytes become holes when a file is copied up whole.
+const HOLE: usize = 4096;
+
+impl Layer {
+    /// Learns size and source of a file that was not looked at in this life.
+    pub(super) fn load(&mut self, id: u64) -> Result<(), Errno> {
+        let object = self.object(id)?;
+        let Some(file) = object.file() else { return Ok(()) };
+        if file.size.is_some() {
+            return Ok(());
+        }
+        let (recorded, own) = (file.recorded.clone(), file.own);
+        let stat = if own == Own::No { None } else { self.host.stat_file(id)? };
+        let from_template = object.origin.is_some() && !recorded.any;
+        let origin_size = match &object.origin {
+            Some(origin) if stat.is_none() => Some(self.template.stat(origin)?.ok_or(Errno(libc::EIO))?.size),
+            _ => None,
+        };
+        let object = self.object_mut(id)?;
+        let mtime = &mut object.mtime;
+        let cut = recorded.cut;
+        if let Some(stat) = stat {
+            *mtime = Time { sec: stat.st_mtime, nsec: stat.st_mtime_nsec as u32 };
+        }
+        let Some(file) = object.file_mut() else { return Err(Errno(libc::EIO)) };
+        match stat {
+            Some(stat) => {
+                file.own = Own::Yes;
+                file.size = Some(cut.unwrap_or(stat.st_size as u64));
+                file.disk = stat.st_blocks as u64 * 512;
+            }
+            // A flushed file is gone.
+            None if recorded.any && cut.is_none() => return Err(Errno(libc::EIO)),
+            None => {
+                file.own = Own::No;
+                file.size = cut.or(origin_size).or(Some(0));
+                if from_template {
+                    file.visible = origin_size.unwrap_or(0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that `id` has an open host file, and closes the oldest if there are too many.
+    fn opened(&mut self, id: u64) {
+        if self.open_files.len() >= OPEN_MAX
+            && let Some(oldest) = self.open_files.pop_front()
+            && oldest != id
+            && let Some(file) = self.objects.get_mut(&oldest).and_then(Object::file_mut)
+        {
+            file.upper = None;
+            file.lower = None;
+        }
+        self.open_files.push_back(id);
+    }
+
+    fn open_upper(&mut self, id: u64) -> Result<(), Errno> {
+        let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+        if file.upper.is_none() {
+            let upper = self.host.open_file(id, false)?;
+            self.opened(id);
+            if let Some(file) = self.object_mut(id)?.file_mut() {
+                file.upper = Some(upper);
+            }
+        }
+        Ok(())
+    }
+
+    fn open_lower(&mut self, id: u64) -> Result<(), Errno> {
+        let object = self.object(id)?;
+        let file = object.file().ok_or(Errno(libc::EISDIR))?;
+        if file.lower.is_none() {
+            let lower = self.template.open_file(object.origin.as_deref().ok_or(Errno(libc::EIO))?)?;
+            self.opened(id);
+            if let Some(file) = self.object_mut(id)?.file_mut() {
+                file.lower = Some(lower);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills `to` from byte `offset` on; returns how many bytes there were before the file's end.
+    pub(crate) fn read(&mut self, id: u64, offset: u64, to: GuestBytes) -> Result<usize, Errno> {
+        self.load(id)?;
+        let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+        let size = file.size.unwrap_or(0);
+        let end = size.min(offset.saturating_add(to.len() as u64));
+        let mut at = offset;
+        while at < end {
+            let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+            let (stop, template) = file.source(at, end);
+            let part = to.range((at - offset) as usize, (stop - at) as usize);
+            let n = if template {
+                self.open_lower(id)?;
+                match self.object(id)?.file().and_then(|f| f.lower.as_ref()) {
+                    Some(lower) => part.read_from(lower, at)?,
+                    None => return Err(Errno(libc::EIO)),
+                }
+            } else if file.own == Own::No {
+                0
+            } else {
+                self.open_upper(id)?;
+                match self.object(id)?.file().and_then(|f| f.upper.as_ref()) {
+                    Some(upper) => part.read_from(&upper.file, at)?,
+                    None => return Err(Errno(libc::EIO)),
+                }
+            };
+            // Shorter than its size can be only a file cut by hand, or one to be cut again after a crash.
+            part.range(n, usize::MAX).zero();
+            at = stop;
+        }
+        Ok(end.saturating_sub(offset) as usize)
+    }
+
+    /// Writes `from` at byte `offset`; returns how many bytes were taken.
+    pub(crate) fn write(&mut self, id: u64, offset: u64, from: GuestBytes) -> Result<usize, Errno> {
+        self.load(id)?;
+        self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+        if from.is_empty() {
+            return Ok(0);
+        }
+        let end = offset.checked_add(from.len() as u64).filter(|&end| end <= FILE_MAX).ok_or(Errno(libc::EFBIG))?;
+        self.check_space(id, offset, end)?;
+        self.begin_change()?;
+        self.make_own(id, u64::MAX)?;
+        self.open_upper(id)?;
+        // Blocks written in part come from the template first.
+        let visible = self.object(id)?.file().map_or(0, |f| f.visible);
+        let covered_from = |block: u64, end: u64| offset <= block * BLOCK && end >= visible.min((block + 1) * BLOCK);
+        if offset < visible {
+            for block in [offset / BLOCK, (end.min(visible) - 1) / BLOCK] {
+                if !covered_from(block, end) {
+                    self.copy_block(id, block)?;
+                }
+            }
+        }
+        let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
+        object.mtime = now();
+        let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
+        let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
+        file.dirty = true;
+        self.dirty.insert(id);
+        let n = self.host.write_guest(upper, from, offset)?;
+        let end = offset + n as u64;
+        if offset < visible && n > 0 {
+            for block in offset / BLOCK..=(end.min(visible) - 1) / BLOCK {
+                if covered_from(block, end) && !file.map.has(block) {
+                    file.map.insert(block);
+                    file.map_changed = true;
+                }
+            }
+        }
+        file.size = Some(file.size.unwrap_or(0).max(end));
+        self.account(id)?;
+        Ok(n)
+    }
+
+    /// Copies a template block up unless it is here.
+    fn copy_block(&mut self, id: u64, block: u64) -> Result<(), Errno> {
+        if self.object(id)?.file().is_none_or(|f| f.map.has(block)) {
+            return Ok(());
+        }
+        self.open_lower(id)?;
+        self.open_upper(id)?;
+        let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
+        let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
+        let (Some(lower), Some(upper)) = (&file.lower, &file.upper) else { return Err(Errno(libc::EIO)) };
+        let len = BLOCK.min(file.visible - block * BLOCK) as usize;
+        let mut buffer = vec![0; len];
+        lower.read_exact_at(&mut buffer, block * BLOCK)?;
+        self.host.write_at(upper, &buffer, block * BLOCK)?;
+        file.map.insert(block);
+        file.map_changed = true;
+        file.dirty = true;
+        self.dirty.insert(id);
+        Ok(())
+    }
+
+    /// Gives the object a file of its own in the layer. A relation's starts without blocks and as long as the template's;
+    /// any other's has the template's first `keep` bytes.
+    fn make_own(&mut self, id: u64, keep: u64) -> Result<(), Errno> {
+        let object = self.object(id)?;
+        let file = object.file().ok_or(Errno(libc::EISDIR))?;
+        if file.own == Own::Yes {
+            return Ok(());
+        }
+        let size = file.size.unwrap_or(0);
+        let whole = object.origin.as_deref().is_some_and(|origin| !is_relation(origin));
+        if whole && size > 0 {
+            self.open_lower(id)?;
+        }
+        let upper = self.host.open_file(id, true)?;
+        self.files_created = true;
+        let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
+        let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
+        let size = if whole { size.min(keep) } else { size };
+        let lower = file.lower.as_ref().filter(|_| whole);
+        if let Err(error) = fill(&self.host, &upper, lower, size) {
+            let _ = self.host.remove_file(id);
+            return Err(error.into());
+        }
+        if whole {
+            file.visible = 0;
+        }
+        file.size = Some(size);
+        file.upper = Some(upper);
+        file.own = Own::Yes;
+        file.map_changed = true;
+        file.dirty = true;
+        self.dirty.insert(id);
+        self.opened(id);
+        self.account(id)?;
+        let mut ops = Vec::new();
+        self.record(id, &mut ops)?;
+        if ops.is_empty() { Ok(()) } else { self.push(&ops) }
+    }
+
+    /// Counts the disk that the object's file takes now.
+    fn account(&mut self, id: u64) -> Result<(), Errno> {
+        let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
+        if let Some(file) = object.file_mut()
+            && let Some(upper) = &file.upper
+        {
+            let disk = stat_of(&upper.file)?.st_blocks as u64 * 512;
+            self.used = (self.used + disk).saturating_sub(file.disk);
+            file.disk = disk;
+        }
+        Ok(())
+    }
+
+    /// Refuses a write of the range if the blocks it may add are over the storage limit.
+    fn check_space(&mut self, id: u64, start: u64, end: u64) -> Result<(), Errno> {
+        let Some(limit) = self.options.storage_limit else { return Ok(()) };
+        let object = self.object(id)?;
+        let file = object.file().ok_or(Errno(libc::EISDIR))?;
+        let (size, own) = (file.size.unwrap_or(0), file.own);
+        let copy_up = match &object.origin {
+            Some(origin) if own == Own::No && !is_relation(origin) => size,
+            _ => 2 * BLOCK,
+        };
+        let most = (end - start) + copy_up;
+        if self.disk_bytes() + most <= limit {
+            return Ok(());
+        }
+        // Close to the limit: look at what is really missing. A range that has its blocks can always be written.
+        if own == Own::Yes {
+            self.open_upper(id)?;
+            let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+            if let Some(upper) = &file.upper
+                && end <= size
+                && (file.disk >= size || is_allocated(&upper.file, start, end))
+            {
+                return Ok(());
+            }
+        }
+        Err(Errno(libc::ENOSPC))
+    }
+
+    /// Cuts or extends the file.
+    pub(crate) fn set_size(&mut self, id: u64, size: u64) -> Result<(), Errno> {
+        self.load(id)?;
+        let object = self.object(id)?;
+        let file = object.file().ok_or(Errno(libc::EISDIR))?;
+        if size > FILE_MAX {
+            return Err(Errno(libc::EFBIG));
+        }
+        if Some(size) == file.size {
+            return Ok(());
+        }
+        let whole_copy = match &object.origin {
+            Some(origin) if file.own == Own::No && !is_relation(origin) => size.min(file.size.unwrap_or(0)),
+            _ => 0,
+        };
+        if whole_copy > 0 && self.options.storage_limit.is_some_and(|limit| self.disk_bytes() + whole_copy > limit) {
+            return Err(Errno(libc::ENOSPC));
+        }
+        self.begin_change()?;
+        self.make_own(id, size)?;
+        self.open_upper(id)?;
+        let object = self.object_mut(id)?;
+        object.mtime = now();
+        let in_journal = object.in_journal();
+        let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
+        if size < file.visible {
+            if in_journal {
+                let before = file.recorded.clone();
+                let recorded = &mut file.recorded;
+                recorded.any = true;
+                recorded.map.cut(size.div_ceil(BLOCK));
+                recorded.visible = size;
+                recorded.cut = Some(size);
+                // Durable before the host file is cut, so that it can be cut again.
+                let mark = self.journal.mark();
+                self.journal.push(&[Op::Truncate { id, size, visible: size }]);
+                if let Err(error) = self.sync_names() {
+                    self.journal.take_back(mark);
+                    if let Some(file) = self.object_mut(id)?.file_mut() {
+                        file.recorded = before;
+                    }
+                    return Err(error);
+                }
+            }
+            if let Some(file) = self.object_mut(id)?.file_mut() {
+                file.visible = size;
+                file.map.cut(size.div_ceil(BLOCK));
+                file.map_changed = true;
+            }
+        }
+        let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
+        let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
+        let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
+        file.dirty = true;
+        self.dirty.insert(id);
+        self.host.set_len(upper, size)?;
+        file.size = Some(size);
+        self.account(id)
+    }
+
+    /// Reserves disk for a range, which also extends the file unless `keep_size`.
+    pub(crate) fn allocate(&mut self, id: u64, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
+        self.load(id)?;
+        let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+        if len == 0 {
+            return Err(Errno(libc::EINVAL));
+        }
+        let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(Errno(libc::EFBIG))?;
+        // Template blocks need no room before they are written.
+        let start = offset.max(file.visible);
+        if start >= end {
+            return Ok(());
+        }
+        self.check_space(id, start, end)?;
+        self.begin_change()?;
+        self.make_own(id, u64::MAX)?;
+        self.open_upper(id)?;
+        let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
+        object.mtime = now();
+        let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
+        let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
+        let start = offset.max(file.visible);
+        let done = self.host.allocate(upper, start, end - start, keep_size);
+        if !keep_size && done.is_ok() {
+            file.size = Some(file.size.unwrap_or(0).max(end));
+        }
+        file.dirty = true;
+        self.dirty.insert(id);
+        self.account(id)?;
+        match done {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Errno(libc::EOPNOTSUPP)),
+            other => Ok(other?),
+        }
+    }
+
+    /// Sizes for STATFS, in bytes: all, and free.
+    pub(crate) fn space(&self) -> Result<(u64, u64), Errno> {
+        let (all, free) = self.host.space()?;
+        Ok(match self.options.storage_limit {
+            Some(limit) => (limit, limit.saturating_sub(self.disk_bytes()).min(free)),
+            None => (all, free),
+        })
+    }
+
+    /// Makes the flush of `id` able to reach its file.
+    pub(super) fn reopen(&mut self, id: u64) -> Result<(), Errno> {
+        self.load(id)?;
+        self.open_upper(id)
+    }
+
+    /// Reads into host memory.
+    pub(super) fn read_host(&mut self, id: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
+        let slices = [VolatileSlice::from(buffer)];
+        self.read(id, offset, GuestBytes::new(&slices))
+    }
+}
+
+/// Makes a new file `size` bytes long, with the bytes of `lower` if there is one.
+fn fill(host: &Host, upper: &HostFile, lower: Option<&File>, size: u64) -> io::Result<()> {
+    let mut buffer = vec![0; (64 << 10).min(size as usize)];
+    let mut at = 0;
+    while let Some(lower) = lower
+        && at < size
+    {
+        let n = buffer.len().min((size - at) as usize);
+        lower.read_exact_at(&mut buffer[..n], at)?;
+        for (i, piece) in buffer[..n].chunks(HOLE).enumerate() {
+            if piece.iter().any(|&b| b != 0) {
+                host.write_at(upper, piece, at + (i * HOLE) as u64)?;
+            }
+        }
+        at += n as u64;
+    }
+    if size > 0 { host.set_len(upper, size) } else { Ok(()) }
+}
+
+/// Whether the range of the file has no hole.
+fn is_allocated(file: &File, start: u64, end: u64) -> bool {
+    // SAFETY: a plain call on a descriptor we own; all other I/O on it names its offset.
+    let hole = unsafe { libc::lseek(file.as_raw_fd(), start as i64, libc::SEEK_HOLE) };
+    hole >= 0 && hole as u64 >= end
+}

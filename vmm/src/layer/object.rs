@@ -1,0 +1,156 @@
+//! What a layer knows of one object.
+
+use super::host::HostFile;
+use super::map::{BLOCK, BlockMap};
+use super::record::{Kind, Time};
+use super::template::Listing;
+use std::collections::BTreeMap;
+use std::fs::File;
+
+/// The data folder itself.
+pub(crate) const ROOT: u64 = 1;
+
+pub(crate) struct Object {
+    /// Path in the template, if it comes from there.
+    pub origin: Option<Vec<u8>>,
+    /// Permission bits.
+    pub mode: u32,
+    pub mtime: Time,
+    /// The journal, or the buffer before it, has it.
+    pub recorded: bool,
+    /// Its origin's name still leads to it.
+    pub placed: bool,
+    /// Names it has.
+    pub links: u32,
+    /// Times the guest looked it up and didn't forget.
+    pub lookups: u64,
+    pub body: Body,
+}
+
+pub(crate) enum Body {
+    File(FileState),
+    Dir(DirState),
+    Symlink(Vec<u8>),
+}
+
+/// Whether `files/N` is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Own {
+    #[default]
+    No,
+    Yes,
+    /// Not looked yet.
+    Unknown,
+}
+
+#[derive(Default)]
+pub(crate) struct FileState {
+    /// Size in bytes; `None` if not looked yet.
+    pub size: Option<u64>,
+    pub own: Own,
+    /// Visible template length, in bytes.
+    pub visible: u64,
+    /// Blocks below `visible` that are in `files/N`.
+    pub map: BlockMap,
+    /// `map` or `visible` are not what was recorded last.
+    pub map_changed: bool,
+    pub recorded: RecordedData,
+    /// `files/N` may have bytes that are not durable.
+    pub dirty: bool,
+    pub upper: Option<HostFile>,
+    pub lower: Option<File>,
+    /// Bytes of disk that `files/N` is counted with.
+    pub disk: u64,
+}
+
+/// What the journal says of a file's bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RecordedData {
+    /// There was a `Data` or a `Truncate`.
+    pub any: bool,
+    pub visible: u64,
+    pub map: BlockMap,
+    /// A `Truncate` to this size had no `Data` after it.
+    pub cut: Option<u64>,
+}
+
+impl FileState {
+    /// Where the run of bytes with the same source as byte `at` ends, and whether that source is the template.
+    pub fn source(&self, at: u64, end: u64) -> (u64, bool) {
+        if at >= self.visible {
+            return (end, false);
+        }
+        let here = self.map.has(at / BLOCK);
+        let mut block = at / BLOCK + 1;
+        while block * BLOCK < end.min(self.visible) && self.map.has(block) == here {
+            block += 1;
+        }
+        (end.min(self.visible).min(block * BLOCK), !here)
+    }
+}
+
+/// What a folder has in place of, or beside, its origin's names.
+#[derive(Default)]
+pub(crate) struct DirState {
+    pub overrides: BTreeMap<Vec<u8>, Override>,
+    /// Names of the entries in `overrides`, in the order of their making.
+    pub by_cookie: BTreeMap<u64, Vec<u8>>,
+    /// The folder it was made or looked up in; 0 for the root.
+    pub parent: u64,
+    pub listing: Option<Listing>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Override {
+    Whiteout,
+    Entry {
+        id: u64,
+        /// Place in listings: larger than any template entry's, unique in the layer.
+        cookie: u64,
+        /// The template has the name too.
+        covers: bool,
+    },
+}
+
+impl Object {
+    /// Whether the journal follows this object: one without a name is nobody's after a crash.
+    pub fn in_journal(&self) -> bool {
+        self.recorded && self.links > 0
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self.body {
+            Body::File(_) => Kind::File,
+            Body::Dir(_) => Kind::Dir,
+            Body::Symlink(_) => Kind::Symlink,
+        }
+    }
+
+    pub fn file(&self) -> Option<&FileState> {
+        match &self.body {
+            Body::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    pub fn file_mut(&mut self) -> Option<&mut FileState> {
+        match &mut self.body {
+            Body::File(file) => Some(file),
+            _ => None,
+        }
+    }
+
+    pub fn dir(&self) -> Option<&DirState> {
+        match &self.body {
+            Body::Dir(dir) => Some(dir),
+            _ => None,
+        }
+    }
+
+    pub fn dir_mut(&mut self) -> Option<&mut DirState> {
+        match &mut self.body {
+            Body::Dir(dir) => Some(dir),
+            _ => None,
+        }
+    }
+}
