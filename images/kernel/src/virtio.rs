@@ -106,11 +106,13 @@ impl Queue {
     }
 
     /// Descriptors that are free.
+    #[cfg(test)]
     pub fn free_count(&self) -> usize {
         usize::from(self.free_count)
     }
 
     /// Chains pushed and not yet popped.
+    #[cfg(test)]
     pub fn pending(&self) -> usize {
         usize::from(self.pushed.wrapping_sub(self.popped))
     }

@@ -79,8 +79,6 @@ pub struct Client {
     forgotten: RefCell<Vec<wire::ForgetOne>>,
     /// Bytes of data in one READ or WRITE.
     data_max: Cell<usize>,
-    /// Requests sent, for the tests and the curious.
-    requests: Cell<u64>,
 }
 
 struct Channel {
@@ -107,7 +105,6 @@ impl Client {
             }),
             forgotten: RefCell::new(Vec::new()),
             data_max: Cell::new(4096),
-            requests: Cell::new(0),
         };
         let ask = wire::InitIn {
             major: wire::MAJOR,
@@ -131,11 +128,6 @@ impl Client {
     /// An empty list that takes what one request can carry.
     pub fn segments(&self) -> Segments {
         Segments { list: [(0, 0); SEGMENTS], count: 0, len: 0, limit: self.data_max.get() }
-    }
-
-    /// Requests sent so far, FORGETs not counted.
-    pub fn requests(&self) -> u64 {
-        self.requests.get()
     }
 
     /// A request whose answer is `R`, exactly.
@@ -201,7 +193,6 @@ impl Client {
         data_in: &[(u64, u32)],
         answer_len: usize,
     ) -> Result<usize> {
-        self.requests.set(self.requests.get() + 1);
         channel.push_forgets(&mut self.forgotten.borrow_mut());
         channel.unique += 1;
         let unique = channel.unique;

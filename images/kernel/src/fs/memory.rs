@@ -87,7 +87,7 @@ impl Memory {
     /// The address of `offset`, for a mapping of `len` bytes, which may reach past the end of the file.
     pub fn map(&self, offset: u64, len: u64) -> Result<*mut u8> {
         let end = offset.checked_add(len).and_then(|end| usize::try_from(end).ok()).ok_or(Errno::EINVAL)?;
-        if len == 0 || offset % dormouse_abi::PAGE != 0 {
+        if len == 0 || !offset.is_multiple_of(dormouse_abi::PAGE) {
             return Err(Errno::EINVAL);
         }
         if end > self.pages.get() * PAGE {

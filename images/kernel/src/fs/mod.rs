@@ -40,9 +40,9 @@ use crate::global::Global;
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 use device::Device;
-use path::{Last, Place};
+use path::Last;
 use ramfs::{Body, FileSystem};
 
 /// Owner and group of everything.

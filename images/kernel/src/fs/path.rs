@@ -100,23 +100,22 @@ impl Tree {
             let is_last = next == text.len();
             let slash = is_last && next != end;
             let node = if is_last && last == Last::Parent { None } else { directory.lookup(&text[start..end])? };
-            if let Some(link) = node.as_ref().filter(|node| node.is_link()) {
-                if !is_last || slash || last == Last::Follow {
-                    links += 1;
-                    if links > LINKS_MAX {
-                        return Err(Errno::ELOOP);
-                    }
-                    let target = link.readlink()?;
-                    if target.is_empty() {
-                        return Err(Errno::ENOENT);
-                    }
-                    if target[0] == b'/' {
-                        way.truncate(1);
-                    }
-                    text = Cow::Owned([target, &text[end..]].concat());
-                    at = 0;
-                    continue;
+            let follow = !is_last || slash || last == Last::Follow;
+            if let Some(link) = node.as_ref().filter(|node| follow && node.is_link()) {
+                links += 1;
+                if links > LINKS_MAX {
+                    return Err(Errno::ELOOP);
                 }
+                let target = link.readlink()?;
+                if target.is_empty() {
+                    return Err(Errno::ENOENT);
+                }
+                if target[0] == b'/' {
+                    way.truncate(1);
+                }
+                text = Cow::Owned([target, &text[end..]].concat());
+                at = 0;
+                continue;
             }
             if is_last {
                 if slash && node.as_ref().is_some_and(|node| !node.is_directory()) {

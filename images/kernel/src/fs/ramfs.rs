@@ -18,6 +18,9 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::cell::{Cell, RefCell};
 
+/// A directory's names.
+type Names = BTreeMap<Box<[u8]>, Node>;
+
 static NEXT_INO: Global<Cell<u64>> = Global::new(Cell::new(2));
 
 /// What all inodes of one file system share.
@@ -44,7 +47,7 @@ pub struct Inode {
 }
 
 pub enum Body {
-    Directory(RefCell<BTreeMap<Box<[u8]>, Node>>),
+    Directory(RefCell<Names>),
     /// Part of the boot archive.
     Archived(&'static [u8]),
     Memory(Memory),
@@ -95,11 +98,7 @@ impl Inode {
         self.ino
     }
 
-    pub fn mode(&self) -> u32 {
-        self.mode.get()
-    }
-
-    fn names(&self) -> Result<&RefCell<BTreeMap<Box<[u8]>, Node>>> {
+    fn names(&self) -> Result<&RefCell<Names>> {
         match &self.body {
             Body::Directory(names) => Ok(names),
             _ => Err(Errno::ENOTDIR),

@@ -21,7 +21,7 @@
 use super::fuse::Client;
 use super::readahead::Windows;
 use super::wire::{self, Opcode, Wire};
-use super::{Node, NAME_MAX, check_name, kind, ramfs};
+use super::{NAME_MAX, Node, check_name, kind, ramfs};
 use crate::errno::{Errno, Result};
 use crate::file::DirEntry;
 use alloc::boxed::Box;
@@ -178,11 +178,6 @@ impl Inode {
         self.kind
     }
 
-    /// True for inodes of the same share.
-    pub fn same_share(&self, other: &Inode) -> bool {
-        core::ptr::eq(self.share, other.share)
-    }
-
     fn directory(&self) -> Result<&Directory> {
         self.directory.as_deref().ok_or(Errno::ENOTDIR)
     }
@@ -241,10 +236,9 @@ impl Inode {
 
     /// Records a name. What the entry was before is given back, so that it is dropped with nothing borrowed.
     fn enter(&self, directory: &Directory, name: &[u8], inode: &Rc<Inode>) -> Option<Entry> {
-        if self.id == wire::ROOT && name == b"global" {
-            if let Some(global) = inode.directory.as_ref() {
-                let _ = global.overlay.set(self.share.global.clone());
-            }
+        let global = inode.directory.as_ref().filter(|_| self.id == wire::ROOT && name == b"global");
+        if let Some(global) = global {
+            let _ = global.overlay.set(self.share.global.clone());
         }
         let mut names = directory.names.borrow_mut();
         match names.get_mut(name) {
@@ -270,7 +264,7 @@ impl Inode {
         let mut offset = 0;
         loop {
             let mut into = self.share.client.segments();
-            into.add(buffer.as_ptr(), buffer.len());
+            into.add(buffer.as_mut_ptr(), buffer.len());
             let len = self.share.client.read(Opcode::ReadDir, self.id, offset, &into)?;
             if len == 0 {
                 break;
@@ -446,11 +440,9 @@ impl Inode {
             Some(Entry::Node(inode)) => {
                 let replaced = to.enter(new_directory, new_name, &inode);
                 // Two names of one file: the server leaves both, as rename(2) says.
-                if let Some(Entry::Node(other)) = &replaced {
-                    if Rc::ptr_eq(other, &inode) {
-                        self.enter(old_directory, name, &inode);
-                        return Ok(());
-                    }
+                if matches!(&replaced, Some(Entry::Node(other)) if Rc::ptr_eq(other, &inode)) {
+                    self.enter(old_directory, name, &inode);
+                    return Ok(());
                 }
                 inode.ctime.set(crate::time::wall_ns());
                 replaced

@@ -51,7 +51,6 @@ pub mod flags {
 
 /// `fuse_setattr_in::valid` bits.
 pub mod valid {
-    pub const MODE: u32 = 1 << 0;
     pub const SIZE: u32 = 1 << 3;
     pub const ATIME: u32 = 1 << 4;
     pub const MTIME: u32 = 1 << 5;
