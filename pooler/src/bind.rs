@@ -1,0 +1,207 @@
+//! Connections to a VMM, and what is done with one that is not a new session: binding an old session again, burying
+//! one whose client went away, passing on a cancel request.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pgwire::messages::Message;
+use pgwire::messages::cancel::CancelRequest;
+use pgwire::messages::startup::SecretKey;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use crate::host::{Awake, DatabaseId, WakeError};
+use crate::pooler::Shared;
+use crate::registry::{Graves, Starting};
+use crate::session::{End, Session};
+use crate::wire::hello::{self, Answer, Hello, Status};
+
+/// The longest path that fits a unix socket's address.
+const SOCKET_PATH_MAX: usize = 107;
+/// For burying one session.
+const BURY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why there is no connection to the guest.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectError {
+    #[error("cannot reach the VMM: {0}")]
+    Unreachable(#[from] io::Error),
+    #[error(transparent)]
+    NotAnAnswer(#[from] hello::NotAnAnswer),
+    #[error("the VMM answers {0:?}")]
+    Refused(Status),
+}
+
+/// Why a held session cannot go on.
+pub(crate) struct Failure {
+    pub end: End,
+    /// The guest's end of it is still in a snapshot, and is to be closed at a later wake.
+    pub in_snapshot: bool,
+}
+
+/// Connects to `vm.sock` and says which session this is.
+pub(crate) async fn connect(socket: &Path, hello: Hello) -> Result<(UnixStream, Answer), ConnectError> {
+    // Kept open until connected: the path may go through it.
+    let (path, _folder) = short_path(socket)?;
+    let mut stream = UnixStream::connect(path).await?;
+    stream.write_all(&hello.encode()).await?;
+    let mut answer = [0; hello::LEN];
+    stream.read_exact(&mut answer).await?;
+    let answer = Answer::decode(&answer)?;
+    match answer.status {
+        Status::Done => Ok((stream, answer)),
+        status => Err(ConnectError::Refused(status)),
+    }
+}
+
+fn short_path(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
+    if path.as_os_str().as_bytes().len() <= SOCKET_PATH_MAX {
+        return Ok((path.to_owned(), None));
+    }
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    let folder = File::open(folder)?;
+    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
+    Ok((short, Some(folder)))
+}
+
+/// Asks the host, and counts it.
+pub(crate) async fn wake(shared: &Shared, database: DatabaseId) -> Result<Awake, WakeError> {
+    shared.metrics.wakes.add(1);
+    let woken = shared.host.wake(database).await;
+    match &woken {
+        Ok(_) => shared.registry.settled(database).await,
+        Err(error) => {
+            shared.metrics.wake_errors.add(1);
+            tracing::info!(%database, %error, "database could not be woken");
+        }
+    }
+    woken
+}
+
+/// Wakes the database, unless it is known to be `awake`, and binds a held session again. A connection refused by a VMM
+/// that has just ended is tried once more, by a new wake.
+pub(crate) async fn again(
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    mut awake: Option<Arc<Awake>>,
+) -> Result<UnixStream, Failure> {
+    let database = session.database;
+    let starting = shared.registry.starting(database);
+    let lost = |why: &dyn std::fmt::Display| {
+        tracing::info!(%database, session = session.number(), %why, "session is gone");
+        shared.metrics.lost.add(1);
+        Failure { end: End::restarted(), in_snapshot: false }
+    };
+    let attempt = async {
+        let mut tried = false;
+        loop {
+            let awake = match awake.take() {
+                Some(awake) => awake,
+                None => Arc::new(wake(&shared, database).await.map_err(|error| Failure {
+                    end: End::new(error.sqlstate(), error.to_string()),
+                    in_snapshot: !matches!(error, WakeError::Deleting),
+                })?),
+            };
+            if *session.epoch != *awake.epoch {
+                buried(&shared, database, &awake);
+                return Err(lost(&"the database was started anew"));
+            }
+            let counts = session.counts();
+            let hello = Hello::Bind { session: counts.session, sent: counts.sent, received: counts.received };
+            match connect(&awake.socket, hello).await {
+                Ok((stream, _)) => {
+                    shared.metrics.bound.add(1);
+                    buried(&shared, database, &awake);
+                    return Ok(stream);
+                }
+                Err(ConnectError::Unreachable(error)) if !tried => {
+                    tracing::debug!(%database, %error, "woken VMM is not there, asking again");
+                    tried = true;
+                }
+                Err(error) => return Err(lost(&error)),
+            }
+        }
+    };
+    let result = match timeout(shared.wake_timeout(), attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure { end: End::new("57P03", "the database did not wake in time; try again"), in_snapshot: true }),
+    };
+    drop(starting);
+    result
+}
+
+/// Tells the registry that a database is awake, and sees to the sessions that died in its sleep.
+pub(crate) fn buried(shared: &Arc<Shared>, database: DatabaseId, awake: &Awake) -> Option<tokio::task::JoinHandle<()>> {
+    let graves = shared.registry.woke(database, awake)?;
+    let starting = shared.registry.starting(database);
+    Some(tokio::spawn(bury(database, graves, starting)))
+}
+
+/// Binds each dead session once more and closes it, so that its backend ends.
+pub(crate) async fn bury(database: DatabaseId, graves: Graves, starting: Starting) {
+    for dead in graves.dead {
+        let c = dead.counts;
+        let hello = Hello::Bind { session: c.session, sent: c.sent, received: c.received };
+        let close = async {
+            let (mut stream, _) = connect(&graves.socket, hello).await?;
+            stream.shutdown().await?;
+            Ok::<(), ConnectError>(())
+        };
+        match timeout(BURY_TIMEOUT, close).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::info!(%database, session = c.session, %error, "dead session not closed"),
+            Err(_) => tracing::info!(%database, session = c.session, "dead session not closed in time"),
+        }
+    }
+    drop(starting);
+}
+
+/// Passes a cancel request to the guest and waits until it is through, which the guest shows by closing.
+pub(crate) async fn cancel(shared: &Arc<Shared>, session: &Session) {
+    let Some((_starting, awake)) = shared.registry.cancel_target(session.database) else { return };
+    let key = &session.key;
+    let request = CancelRequest::new(key.guest_process, SecretKey::Bytes(key.guest_secret.to_vec().into()));
+    let mut packet = BytesMut::new();
+    if request.encode(&mut packet).is_err() {
+        return;
+    }
+    let pass = async {
+        let (mut stream, _) = connect(&awake.socket, Hello::New).await?;
+        stream.write_all(&packet).await?;
+        let mut unread = [0; 64];
+        while stream.read(&mut unread).await? > 0 {}
+        Ok::<(), ConnectError>(())
+    };
+    shared.metrics.cancels.add(1);
+    match timeout(Duration::from_millis(shared.settings.cancel_timeout_ms), pass).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::info!(database = %session.database, %error, "cancel request not passed on"),
+        Err(_) => tracing::info!(database = %session.database, "cancel request took too long"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_paths_go_through_a_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("x".repeat(120));
+        std::fs::create_dir(&deep).unwrap();
+        let (short, folder) = short_path(&deep.join("vm.sock")).unwrap();
+        assert!(short.as_os_str().len() <= SOCKET_PATH_MAX && folder.is_some());
+        std::fs::write(&short, b"x").unwrap();
+        assert!(deep.join("vm.sock").exists());
+        assert_eq!(short_path(Path::new("/run/vm.sock")).unwrap().0, Path::new("/run/vm.sock"));
+    }
+}

@@ -1,0 +1,434 @@
+//! From accept to a session: TLS, startup packet, password, wake, the guest's own startup.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::bind::{self, ConnectError};
+use crate::buffer::{self, Buffer};
+use crate::certificate::ALPN;
+use crate::client::Client;
+use crate::farewell;
+use crate::forward::Forward;
+use crate::guest::{self, BeginError, Begun};
+use crate::host::{Availability, DatabaseId, Route, WakeError};
+use crate::password;
+use crate::pooler::{Shared, Slot};
+use crate::registry::Registry;
+use crate::session::{Key, Session};
+use crate::settings::Plain;
+use crate::wire::startup::{self, First, Request, StartupError};
+use crate::wire::{answer, hello::Status};
+
+/// First byte of a TLS record with a handshake: no startup packet is that long.
+const TLS_HANDSHAKE: u8 = 0x16;
+/// How long a new session waits for dead ones to be closed, so that they do not take its place in the guest.
+const GRAVES_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Why a client does not get a session. What the client may read is in `fatal`; the rest goes to the log.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LoginError {
+    #[error("client went away")]
+    Gone,
+    #[error("client: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("TLS: {0}")]
+    Tls(std::io::Error),
+    #[error(transparent)]
+    Startup(#[from] StartupError),
+    #[error("received unencrypted data after SSL request")]
+    ClearAfterSsl,
+    #[error("received direct SSL connection request without ALPN protocol negotiation extension")]
+    NoAlpn,
+    #[error("plain connection from {0} refused")]
+    PlainRefused(SocketAddr),
+    #[error("user {0:?} names no database")]
+    NoDatabaseInUser(String),
+    #[error("{0}")]
+    Protocol(String),
+    #[error("password authentication failed for user {0:?}")]
+    Password(String),
+    #[error("metadata: {0}")]
+    Lookup(#[from] crate::host::HostError),
+    #[error("took too long")]
+    Timeout,
+    #[error("too many clients of the pooler")]
+    TooManyClients,
+    #[error("too many connections for database {0}")]
+    TooManyConnections(DatabaseId),
+    #[error("too many clients wait for database {0}")]
+    TooManyWaiting(DatabaseId),
+    #[error("wake: {0}")]
+    Wake(#[from] WakeError),
+    #[error("database did not wake in time")]
+    WakeTimeout,
+    #[error("shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Guest(#[from] BeginError),
+    #[error("the system has no random bytes")]
+    NoRandomness,
+}
+
+impl LoginError {
+    /// The last message to the client: `None` where there is none to send or nobody to read it.
+    fn fatal(&self) -> Option<BytesMut> {
+        use LoginError::*;
+        let text = self.to_string();
+        let (sqlstate, message, hint) = match self {
+            Gone | Io(_) | Tls(_) => return None,
+            Startup(e) => (e.sqlstate(), text, None),
+            ClearAfterSsl => (
+                "08P01",
+                text,
+                Some("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack."),
+            ),
+            NoAlpn | Protocol(_) => ("08P01", text, None),
+            PlainRefused(_) => (
+                "28000",
+                "connections without TLS are not allowed from this address".into(),
+                Some("Connect with sslmode=require, or sslmode=verify-full and the server's certificate."),
+            ),
+            NoDatabaseInUser(user) => (
+                "28000",
+                format!("user name \"{user}\" does not name a database"),
+                Some("The user is ROLE.DATABASE-ID, as in the connection string: app.db_0123456789abcdefghij"),
+            ),
+            Password(user) => ("28P01", format!("password authentication failed for user \"{user}\""), None),
+            Lookup(_) => ("57P03", "the server cannot check passwords at the moment; try again".into(), None),
+            Timeout => ("57014", "canceling authentication due to timeout".into(), None),
+            TooManyClients => ("53300", "sorry, too many clients already".into(), None),
+            TooManyConnections(id) => ("53300", format!("too many connections for database \"{id}\""), None),
+            TooManyWaiting(_) => ("53300", "too many clients wait for this database to wake; try again".into(), None),
+            Wake(e) => (e.sqlstate(), e.to_string(), None),
+            WakeTimeout => ("57P03", "the database did not wake in time; try again".into(), None),
+            ShuttingDown => ("57P03", "the database system is shutting down".into(), None),
+            Guest(BeginError::Refused(message)) => return Some(message.clone()),
+            Guest(BeginError::Connect(ConnectError::Refused(Status::RefusedByGuest))) => {
+                ("53300", "the database takes no more connections at the moment; try again".into(), None)
+            }
+            Guest(BeginError::Connect(_) | BeginError::Closed) => {
+                ("57P03", "the database cannot be reached at the moment; try again".into(), None)
+            }
+            Guest(_) => ("58000", "the database answered in a way that the server does not understand".into(), None),
+            NoRandomness => ("58000", text, None),
+        };
+        Some(answer::fatal(sqlstate, &message, hint))
+    }
+}
+
+/// A client that is not a session yet: its stream and what it has said so far.
+pub(crate) struct Line {
+    /// Absent only while TLS is being set up, or after that failed.
+    client: Option<Client>,
+    buffer: BytesMut,
+}
+
+impl Line {
+    fn client(&mut self) -> Result<&mut Client, LoginError> {
+        self.client.as_mut().ok_or(LoginError::Gone)
+    }
+
+    pub fn is_tls(&self) -> bool {
+        self.client.as_ref().is_some_and(Client::is_tls)
+    }
+
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        &mut self.buffer
+    }
+
+    /// Reads some more. Cancel-safe.
+    pub async fn read(&mut self) -> Result<(), LoginError> {
+        let Line { client, buffer } = self;
+        match client.as_mut().ok_or(LoginError::Gone)?.read_buf(buffer).await {
+            Ok(0) => Err(LoginError::Gone),
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => Err(LoginError::Gone),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), LoginError> {
+        let client = self.client()?;
+        client.write_all(bytes).await?;
+        Ok(client.flush().await?)
+    }
+
+    /// Waits for the client to go away, keeping what it says meanwhile, up to a bufferful.
+    async fn gone(&mut self) -> LoginError {
+        while self.buffer.len() < buffer::SIZE / 2 {
+            if let Err(error) = self.read().await {
+                return error;
+            }
+        }
+        std::future::pending().await
+    }
+
+    async fn start_tls(&mut self, shared: &Shared) -> Result<(), LoginError> {
+        let (Some(tls), Some(Client::Plain(tcp))) = (&shared.tls, self.client.take()) else {
+            return Err(LoginError::Gone);
+        };
+        let stream = tls.acceptor.accept(tcp).await.map_err(LoginError::Tls)?;
+        shared.metrics.tls.add(1);
+        self.client = Some(Client::Tls(Box::new(stream)));
+        Ok(())
+    }
+
+    fn alpn(&self) -> Option<&[u8]> {
+        match &self.client {
+            Some(Client::Tls(stream)) => stream.get_ref().1.alpn_protocol(),
+            _ => None,
+        }
+    }
+}
+
+/// Serves one connection from accept to its end.
+pub(crate) async fn serve(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr, slot: Slot) {
+    let mut line = Line { client: Some(Client::Plain(tcp)), buffer: BytesMut::new() };
+    match log_in(&shared, &mut line, peer, slot).await {
+        // A task of its own, and this one ends: what login needed is not kept for as long as the session.
+        Ok(Some(session)) => drop(tokio::spawn(session)),
+        Ok(None) => {}
+        Err(error) => {
+            match &error {
+                LoginError::Gone => tracing::trace!(%peer, "went away before login"),
+                LoginError::Guest(e) => tracing::warn!(%peer, error = %e, "no session in the guest"),
+                LoginError::Lookup(e) => tracing::error!(%peer, error = %e, "metadata cannot be asked"),
+                _ => tracing::debug!(%peer, %error, "refused"),
+            }
+            if let Some(client) = line.client.take()
+                && let Some(last) = error.fatal()
+            {
+                farewell::say(client, &last, shared.farewell_timeout()).await;
+            }
+        }
+    }
+}
+
+async fn log_in(
+    shared: &Arc<Shared>,
+    line: &mut Line,
+    peer: SocketAddr,
+    slot: Slot,
+) -> Result<Option<Forward>, LoginError> {
+    let deadline = Instant::now() + Duration::from_millis(shared.settings.startup_timeout_ms);
+    let first = timeout_at(deadline, greet(shared, line, peer)).await.map_err(|_| LoginError::Gone)?;
+    let request = match first {
+        Ok(Greeted::Startup(request)) => request,
+        Ok(Greeted::Cancel { process, secret }) => {
+            match shared.keys.find(process, &secret) {
+                // The client is kept waiting until it is through, as Postgres does: libpq relies on it.
+                Some(session) => bind::cancel(shared, &session).await,
+                None => shared.metrics.stray_cancels.add(1),
+            }
+            return Ok(None);
+        }
+        Err(error) => {
+            if !matches!(error, LoginError::Gone) {
+                shared.metrics.protocol_errors.add(1);
+            }
+            return Err(error);
+        }
+    };
+    if slot.is_beyond_limit() {
+        shared.metrics.over_limit.add(1);
+        return Err(LoginError::TooManyClients);
+    }
+    if shared.registry.is_draining() {
+        return Err(LoginError::ShuttingDown);
+    }
+    let checked = async {
+        if let Some(unknown) = &request.negotiate {
+            line.write(&answer::negotiate(request.minor, unknown)).await?;
+        }
+        let Some((role, database)) = startup::split_user(&request.user) else {
+            return Err(LoginError::NoDatabaseInUser(request.user.clone()));
+        };
+        let route = password::check(shared, line, &request.user, role, database).await?;
+        Ok((role, database, route))
+    };
+    let (role, database, route) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
+    open(shared, line, &request, role, database, &route, slot).await.map(Some)
+}
+
+/// What a connection turns out to be.
+enum Greeted {
+    Startup(Request),
+    Cancel { process: i32, secret: Vec<u8> },
+}
+
+/// TLS or not, and the first packet that says something.
+async fn greet(shared: &Shared, line: &mut Line, peer: SocketAddr) -> Result<Greeted, LoginError> {
+    if let Client::Plain(tcp) = line.client()? {
+        let mut first = [0];
+        // Only looked at: if it is TLS, the TLS layer has to read it.
+        if tcp.peek(&mut first).await? == 0 {
+            return Err(LoginError::Gone);
+        }
+        if first[0] == TLS_HANDSHAKE {
+            line.start_tls(shared).await?;
+            if line.alpn() != Some(ALPN) {
+                return Err(LoginError::NoAlpn);
+            }
+        }
+    }
+    let mut gss_asked = false;
+    let mut ssl_asked = line.is_tls();
+    loop {
+        match startup::take(&mut line.buffer)? {
+            None => line.read().await?,
+            Some(First::Ssl) if !ssl_asked => {
+                ssl_asked = true;
+                // What came in the clear behind the request would be taken for something said under TLS.
+                if !line.buffer.is_empty() {
+                    return Err(LoginError::ClearAfterSsl);
+                }
+                if shared.tls.is_some() {
+                    line.write(b"S").await?;
+                    line.start_tls(shared).await?;
+                } else {
+                    line.write(b"N").await?;
+                }
+            }
+            Some(First::Gss) if !gss_asked && !line.is_tls() => {
+                gss_asked = true;
+                if !line.buffer.is_empty() {
+                    return Err(LoginError::ClearAfterSsl);
+                }
+                line.write(b"N").await?;
+            }
+            // Asked a second time, or under TLS: Postgres takes it for a protocol version, too.
+            Some(First::Ssl) => return Err(StartupError::Version(1234, 5679).into()),
+            Some(First::Gss) => return Err(StartupError::Version(1234, 5680).into()),
+            Some(First::Cancel { process, secret }) => return Ok(Greeted::Cancel { process, secret }),
+            Some(First::Startup(request)) => {
+                let allowed = match shared.settings.plain {
+                    Plain::Always => true,
+                    Plain::Loopback => peer.ip().to_canonical().is_loopback(),
+                    Plain::Never => false,
+                };
+                if !line.is_tls() && !allowed {
+                    return Err(LoginError::PlainRefused(peer));
+                }
+                return Ok(Greeted::Startup(request));
+            }
+        }
+    }
+}
+
+/// Wakes the database and opens a session in it. The password has been proven.
+async fn open(
+    shared: &Arc<Shared>,
+    line: &mut Line,
+    request: &Request,
+    role: &str,
+    database: DatabaseId,
+    route: &Route,
+    slot: Slot,
+) -> Result<Forward, LoginError> {
+    match &route.availability {
+        Availability::Usable => {}
+        Availability::Deleting => return Err(WakeError::Deleting.into()),
+        Availability::Refused(why) => return Err(WakeError::Unavailable(why.clone()).into()),
+    }
+    let over = |error| {
+        shared.metrics.over_limit.add(1);
+        error
+    };
+    let registry: &Arc<Registry> = &shared.registry;
+    let place = registry
+        .admit(database, route.connection_limit)
+        .map_err(|_| over(LoginError::TooManyConnections(database)))?;
+    // libpq names the user's database when none is asked for, and here that is not what was meant.
+    let name = match &request.database {
+        Some(name) if *name != request.user => name,
+        _ => &shared.settings.default_database,
+    };
+    let packet = startup::for_guest(role, name, &request.parameters)?;
+    let queued = registry
+        .queue(database, shared.settings.max_waiting)
+        .map_err(|_| over(LoginError::TooManyWaiting(database)))?;
+    let begun = timeout(shared.wake_timeout(), begin(shared, database, &packet));
+    let (begun, epoch) = tokio::select! {
+        begun = begun => begun.map_err(|_| LoginError::WakeTimeout)??,
+        gone = line.gone() => return Err(gone),
+    };
+    let Begun { stream, counts, before_key, after_key, rest, process, secret } = begun;
+    let session = shared
+        .keys
+        .issue(request.minor, |own_process, own_secret| {
+            let key = Key {
+                process: own_process,
+                secret: own_secret,
+                guest_process: process,
+                guest_secret: secret.to_bytes().as_ref().into(),
+            };
+            Session::new(database, epoch.as_str().into(), counts, key)
+        })
+        .map_err(|_| LoginError::NoRandomness)?;
+
+    let mut ready = before_key;
+    ready.extend_from_slice(&answer::key_data(session.key.process, &session.key.secret));
+    ready.extend_from_slice(&after_key);
+    if session.state().track.from_guest(&rest).is_err() {
+        shared.keys.remove(&session);
+        return Err(LoginError::Guest(BeginError::TooMuch));
+    }
+    ready.extend_from_slice(&rest);
+    let welcome = Welcome { shared: shared.clone(), session: session.clone(), kept: false };
+    line.write(&ready).await?;
+    let said = Buffer::holding(&line.buffer)
+        .ok_or_else(|| LoginError::Protocol("too much was sent before the server was ready".into()))?;
+    let client = line.client.take().ok_or(LoginError::Gone)?;
+    welcome.keep();
+    let forward = Forward::new(shared.clone(), session, client, stream, said, (place, slot));
+    // Now that it is counted as a session, it need not be counted as one that starts.
+    drop(queued);
+    Ok(forward)
+}
+
+/// Wakes, and lets the guest greet. A VMM that has just ended is asked for once more.
+async fn begin(shared: &Arc<Shared>, database: DatabaseId, packet: &[u8]) -> Result<(Begun, String), LoginError> {
+    let mut tried = false;
+    loop {
+        let awake = bind::wake(shared, database).await?;
+        if let Some(burying) = bind::buried(shared, database, &awake) {
+            // Only politeness: it goes on when this does not wait for it.
+            let _ = timeout(GRAVES_TIMEOUT, burying).await;
+        }
+        match guest::begin(&awake, packet).await {
+            Ok(begun) => return Ok((begun, awake.epoch)),
+            Err(BeginError::Connect(ConnectError::Unreachable(error))) if !tried => {
+                tracing::debug!(%database, %error, "woken VMM is not there, asking again");
+                tried = true;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes a key back if its client does not live to see it.
+struct Welcome {
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    kept: bool,
+}
+
+impl Welcome {
+    fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for Welcome {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.shared.keys.remove(&self.session);
+        }
+    }
+}

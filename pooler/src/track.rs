@@ -1,0 +1,280 @@
+//! Whether a client waits for an answer: the protocol's state, as far as a bystander can know it.
+//!
+//! Pure: it is shown the type of each message in either direction and keeps a queue of what the guest still owes.
+//!
+//! | what the client sends | what the guest owes |
+//! |---|---|
+//! | Query, FunctionCall | one ReadyForQuery |
+//! | Sync | one ReadyForQuery, unless the guest reads it inside a COPY FROM STDIN, where it is ignored |
+//! | Parse, Bind, Describe, Execute, Close, Flush | nothing known, until a Sync: the client counts as waiting |
+//! | CopyDone, CopyFail | nothing; they end a COPY |
+//! | Terminate | the end |
+//!
+//! Where it cannot be exact (a client that breaks the rules) it says "waiting": the database then stays awake for
+//! longer, which costs money but loses nothing.
+
+use std::collections::VecDeque;
+
+use crate::wire::walker::{BadLength, Walker};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owed {
+    Query,
+    Sync,
+    /// A CopyDone or CopyFail: marks where Syncs cease to be ignored.
+    CopyEnd,
+}
+
+
+/// One session's state in both directions.
+#[derive(Debug, Default)]
+pub struct Track {
+    from_client: Walker,
+    from_guest: Walker,
+    owed: VecDeque<Owed>,
+    /// Extended-protocol messages have been sent since the last Sync.
+    unsynced: bool,
+    copying_in: bool,
+    terminated: bool,
+    /// Type of the last whole message from the guest, 0 for none.
+    last_from_guest: u8,
+}
+
+impl Track {
+    /// Takes bytes on their way to the guest.
+    pub fn from_client(&mut self, bytes: &[u8]) -> Result<(), BadLength> {
+        let mut walker = self.from_client;
+        let walked = walker.walk(bytes, |kind| self.client_sent(kind));
+        self.from_client = walker;
+        walked
+    }
+
+    /// Takes bytes on their way to the client.
+    pub fn from_guest(&mut self, bytes: &[u8]) -> Result<(), BadLength> {
+        let mut walker = self.from_guest;
+        let walked = walker.walk(bytes, |kind| self.guest_sent(kind));
+        self.from_guest = walker;
+        walked
+    }
+
+    /// No answer is owed and both directions are between messages. An open transaction does not count.
+    pub fn is_idle(&self) -> bool {
+        !self.unsynced
+            && !self.copying_in
+            && !self.terminated
+            && self.owed.iter().all(|o| *o == Owed::CopyEnd)
+            && self.from_client.at_boundary()
+            && self.from_guest.at_boundary()
+    }
+
+    /// A message of the pooler's own can be put into the stream to the client.
+    pub fn client_at_boundary(&self) -> bool {
+        self.from_guest.at_boundary()
+    }
+
+    /// The client has said that it goes.
+    pub fn terminated(&self) -> bool {
+        self.terminated
+    }
+
+    /// The last thing that the guest said was an error: before an end, the reason for it.
+    pub fn guest_said_why(&self) -> bool {
+        self.last_from_guest == b'E'
+    }
+
+    /// Gives back memory that an idle session does not need.
+    pub fn shrink(&mut self) {
+        if self.is_idle() {
+            self.owed = VecDeque::new();
+        }
+    }
+
+    fn client_sent(&mut self, kind: u8) {
+        match kind {
+            b'Q' | b'F' => self.owe(Owed::Query),
+            b'S' => {
+                // Inside a COPY that the client has not ended, the guest will ignore it.
+                if !(self.copying_in && !self.owed.contains(&Owed::CopyEnd)) {
+                    self.owe(Owed::Sync);
+                }
+            }
+            b'P' | b'B' | b'D' | b'E' | b'C' | b'H' => {
+                self.forget_stale_ends();
+                self.unsynced = true;
+            }
+            b'c' | b'f' if self.copying_in || self.unsynced || !self.owed.is_empty() => {
+                self.owed.push_back(Owed::CopyEnd);
+            }
+            b'X' => self.terminated = true,
+            // CopyData, and what no client should send: the guest will say so.
+            _ => {}
+        }
+    }
+
+    fn owe(&mut self, what: Owed) {
+        self.forget_stale_ends();
+        self.owed.push_back(what);
+        self.unsynced = false;
+    }
+
+    /// A CopyDone sent after its COPY had failed is ignored by the guest: it must not end a later one.
+    fn forget_stale_ends(&mut self) {
+        if !self.unsynced && !self.copying_in && self.owed.iter().all(|o| *o == Owed::CopyEnd) {
+            self.owed.clear();
+        }
+    }
+
+    fn guest_sent(&mut self, kind: u8) {
+        self.last_from_guest = kind;
+        match kind {
+            b'Z' => {
+                self.copying_in = false;
+                while let Some(front) = self.owed.pop_front() {
+                    if front != Owed::CopyEnd {
+                        break;
+                    }
+                }
+            }
+            b'G' => self.copy_begins(),
+            // The command that was the COPY has ended, well or badly.
+            b'C' | b'E' if self.copying_in => {
+                self.copying_in = false;
+                if let Some(at) = self.owed.iter().position(|o| *o == Owed::CopyEnd) {
+                    self.owed.remove(at);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// CopyInResponse. The Syncs that the client sent behind the command and before the end of its data are read by
+    /// the COPY, which ignores them.
+    fn copy_begins(&mut self) {
+        self.copying_in = true;
+        let started_by_query = self.owed.front() == Some(&Owed::Query);
+        let from = usize::from(started_by_query);
+        while self.owed.get(from) == Some(&Owed::Sync) {
+            self.owed.remove(from);
+        }
+        // Begun by an Execute whose Sync was swallowed or is still to come.
+        self.unsynced |= !started_by_query && !self.owed.contains(&Owed::Sync);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Runs a script: `>` messages from the client, `<` from the guest, each letter one message, `+` expects idle, `-`
+    /// expects waiting.
+    fn run(script: &str) {
+        let mut track = Track::default();
+        let mut from_client = true;
+        for (at, step) in script.bytes().enumerate() {
+            let done = &script[..=at];
+            match step {
+                b'>' => from_client = true,
+                b'<' => from_client = false,
+                b'+' => assert!(track.is_idle(), "should be idle after {done:?}: {track:?}"),
+                b'-' => assert!(!track.is_idle(), "should wait after {done:?}: {track:?}"),
+                b' ' => {}
+                kind => {
+                    let message = [kind, 0, 0, 0, 5, b'x'];
+                    if from_client {
+                        track.from_client(&message).unwrap();
+                    } else {
+                        track.from_guest(&message).unwrap();
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn scenarios() {
+        for script in [
+            // A new session.
+            "+",
+            // Simple queries, one and several in flight.
+            ">Q- <T-D-C- Z+",
+            ">QQQ- <CZ- CZ- CZ+",
+            ">Q <EZ+",
+            ">F- <VZ+",
+            // Extended: waiting until the Sync is answered.
+            ">P- B- D- E- S- <1 2 T D C- Z+",
+            ">PBES PBES- <12CZ- 12CZ+",
+            // Flush without Sync: the client is in the middle of something.
+            ">PDH- <1tT- >BES- <2CZ+",
+            // An error skips to the Sync.
+            ">PBES- <E- Z+",
+            // A lone Sync.
+            ">S- <Z+",
+            // Unasked-for messages change nothing.
+            "<A+ N+ S+",
+            ">Q- <N-A-S- CZ+",
+            // COPY FROM STDIN by Query.
+            ">Q <G- >ddd- c- <C- Z+",
+            ">Q <G- >d f- <E- Z+",
+            // ... whose server end fails half way; the client's CopyDone comes after it.
+            ">Q <G >d <E-Z+ >d+ c+ >Q- <CZ+",
+            // ... and the stale CopyDone does not end the next COPY.
+            ">Q <G >d <EZ >c+ Q- <G- >S- d c- <C-Z+",
+            // COPY FROM STDIN by Execute, Sync sent at once and so ignored, another after CopyDone.
+            ">PBES- <12G- >d- c S- <C- Z+",
+            // ... with the Sync only at the end.
+            ">PBEH- <12G- >d- c S- <C- Z+",
+            // ... all of it sent without waiting.
+            ">PBES d c S- <12G- C- Z+",
+            ">PBE d c S- <12G- C- Z+",
+            // ... refused before it begins: both Syncs are answered.
+            ">PBES- <1 2 E- Z+ >d+ c+ S- <Z+",
+            ">PBES d c S- <E- Z- Z+",
+            // ... failing half way.
+            ">PBES <12G >d <E- >d c S- <Z+",
+            // A Sync inside the COPY is ignored.
+            ">Q <G >d S d c- <C- Z+",
+            // COPY TO STDOUT; a Sync sent meanwhile is answered after it.
+            ">Q <H-d-d-c- C-Z+",
+            ">PBES <12H-d-c-C-Z+",
+            // Two statements in one Query, both COPY.
+            ">Q <G >d c <C- G- >d c <C- Z+",
+            // Replication: busy until it ends.
+            ">Q <W- d- >d- c- <c- C- Z+",
+            // A pipeline in front of a COPY.
+            ">S PBES- <Z- 12G- >d c S- <C- Z+",
+            // Terminate: not idle, whatever happens.
+            ">X-",
+            // More answers than questions: harmless.
+            "<Z+ >Q- <Z+",
+        ] {
+            run(script);
+        }
+    }
+
+    #[test]
+    fn part_of_a_message_is_not_idle_in_either_direction() {
+        let mut track = Track::default();
+        track.from_client(b"Q\0\0").unwrap();
+        assert!(!track.is_idle());
+        let mut track = Track::default();
+        track.from_guest(b"N\0\0\0\x09abc").unwrap();
+        assert!(!track.is_idle());
+        assert!(!track.client_at_boundary());
+        track.from_guest(b"de").unwrap();
+        assert!(track.is_idle());
+    }
+
+    #[test]
+    fn remembers_whether_the_guest_said_why() {
+        let mut track = Track::default();
+        track.from_guest(b"E\0\0\0\x05\0").unwrap();
+        assert!(track.guest_said_why());
+        track.from_guest(b"Z\0\0\0\x05I").unwrap();
+        assert!(!track.guest_said_why());
+    }
+
+    #[test]
+    fn a_session_s_state_is_small() {
+        assert!(std::mem::size_of::<Track>() <= 72, "{}", std::mem::size_of::<Track>());
+    }
+}
