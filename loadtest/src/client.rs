@@ -11,6 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD as BASE64};
 use thiserror::Error;
 
 use crate::message::{self, Authentication, DecodeError, Decoder, Message, ServerError};
+use crate::patience::limit;
 use crate::scram::{self, Scram, ScramError};
 
 /// How long one read may take before the server counts as hung. A cold start is the longest thing waited for.
@@ -130,7 +131,7 @@ impl Stream {
                     match TcpStream::connect(candidate) {
                         Ok(stream) => {
                             stream.set_nodelay(true)?;
-                            stream.set_read_timeout(Some(READ_TIMEOUT))?;
+                            stream.set_read_timeout(Some(limit(READ_TIMEOUT)))?;
                             return Ok(Self::Tcp(stream));
                         }
                         Err(error) => last = error,
@@ -140,7 +141,7 @@ impl Stream {
             }
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
-                stream.set_read_timeout(Some(READ_TIMEOUT))?;
+                stream.set_read_timeout(Some(limit(READ_TIMEOUT)))?;
                 Ok(Self::Unix(stream))
             }
         }

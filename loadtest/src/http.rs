@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use crate::patience::limit;
+
 /// A suspend may wait 30 s for a statement; nothing else takes as long.
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -57,7 +59,9 @@ pub fn request(
     };
     let mut stream = TcpStream::connect(place).map_err(io)?;
     stream.set_nodelay(true).map_err(io)?;
-    stream.set_read_timeout(Some(READ_TIMEOUT)).map_err(io)?;
+    stream
+        .set_read_timeout(Some(limit(READ_TIMEOUT)))
+        .map_err(io)?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {place}\r\nconnection: close\r\n");
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));

@@ -1,7 +1,7 @@
 //! What makes Dormouse's numbers, and the harness under its integration tests.
 //!
 //! ```text
-//!  wake · pgbench · footprint          one file a sub-command
+//!  wake · pgbench · footprint · smoke          one file a sub-command
 //!        │
 //!  rest ─┼─ client ── message, scram   REST and PostgreSQL's protocol, raw on both sides
 //!        └─ native                     PostgreSQL of `make oracle`, the yardstick
@@ -18,9 +18,11 @@ pub mod http;
 pub mod machine;
 pub mod message;
 pub mod native;
+pub mod patience;
 pub mod pgbench;
 pub mod report;
 pub mod rest;
 pub mod scram;
+pub mod smoke;
 pub mod stats;
 pub mod wake;

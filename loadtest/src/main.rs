@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use dormouse_loadtest::report::{Report, print_timings};
 use dormouse_loadtest::rest::Rest;
 use dormouse_loadtest::wake::Counts;
-use dormouse_loadtest::{footprint, pgbench, wake};
+use dormouse_loadtest::{footprint, pgbench, smoke, wake};
 use serde::Serialize;
 
 /// Measures a running Dormouse server, against native PostgreSQL where there is something to compare.
@@ -70,6 +70,8 @@ enum Command {
         #[arg(long)]
         tpcb: bool,
     },
+    /// One database through its whole life, each step checked.
+    Smoke,
     /// Disk and processes of sleeping databases.
     Footprint {
         #[arg(long, default_value_t = 5)]
@@ -134,6 +136,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 pgbench::Benchmark::print,
             )
         }
+        Command::Smoke => Ok(smoke::run(&rest, home)?),
         Command::Footprint { databases } => finish(
             json,
             footprint::run(&rest, home, databases)?,

@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use crate::client::{Client, ClientError, Target};
 use crate::http::{self, HttpError, Response};
+use crate::patience::limit;
 
 /// How long a database may take to fall asleep before the run is given up.
 const SUSPEND_LIMIT: Duration = Duration::from_secs(60);
@@ -30,7 +31,7 @@ pub enum RestError {
         source: serde_json::Error,
         body: String,
     },
-    #[error("{id} is still {state} ({processes} VM processes) after {} s", SUSPEND_LIMIT.as_secs())]
+    #[error("{id} is still {state} ({processes} VM processes) after {} s", limit(SUSPEND_LIMIT).as_secs())]
     Awake {
         id: String,
         state: String,
@@ -173,7 +174,7 @@ impl Rest {
             if state == "suspended" && processes == 0 {
                 return Ok(());
             }
-            if started.elapsed() > SUSPEND_LIMIT {
+            if started.elapsed() > limit(SUSPEND_LIMIT) {
                 return Err(RestError::Awake {
                     id: id.to_owned(),
                     state,

@@ -47,7 +47,8 @@ pub struct Wakes {
 }
 
 const FIRST_ROW: &str = "select 1";
-const START_TIME: &str = "select extract(epoch from pg_postmaster_start_time())";
+/// When PostgreSQL started, by its own word: another value is another start.
+pub const START_TIME: &str = "select extract(epoch from pg_postmaster_start_time())";
 
 /// Runs all series, native last.
 pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wakes, WakeError> {

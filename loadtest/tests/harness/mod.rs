@@ -149,8 +149,6 @@ impl Server {
             "DORMOUSE_POOLER_LISTEN",
             format!("127.0.0.1:{}", self.pooler_port),
         );
-        // Tests create more databases than a free tenant may have.
-        command.env("DORMOUSE_PLANS_FREE_DATABASES", "100");
         command
     }
 
