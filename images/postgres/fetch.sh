@@ -5,13 +5,19 @@
 # Debian's own apt does it, in a private configuration: the machine's sources, with other suites and source
 # packages, so that signatures are checked by the machine's keyring and nothing of the machine's apt changes.
 #
-# Usage: fetch.sh CACHE. Prints the folders it made: sources/postgresql-17-VERSION, sources/musl-VERSION.
+# Usage: fetch.sh CACHE. Prints the folders it made: sources/postgresql-17-VERSION, sources/musl-VERSION. What was
+# fetched once stays the source, without a look at the archive, until CACHE/sources/fetched is removed.
 set -eu
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
 suite=${DORMOUSE_SUITE:-trixie}
 apt=$cache/apt
 dest=$cache/sources
 mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/parts" "$dest"
+
+if [ -s "$dest/fetched" ] && xargs -a "$dest/fetched" ls -d > /dev/null 2>&1; then
+    cat "$dest/fetched"
+    exit 0
+fi
 
 # One deb-src line from the machine's first Debian archive, whichever of the two formats it is written in.
 archive=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources 2>/dev/null |
@@ -39,4 +45,6 @@ for package in postgresql-17 musl; do
         mv "$name.part" "$name"
     fi
     echo "$dest/$name"
-done
+done > "$dest/fetched.part"
+mv "$dest/fetched.part" "$dest/fetched"
+cat "$dest/fetched"

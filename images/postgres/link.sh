@@ -1,8 +1,8 @@
 # Sourced by the recipe: links the server, its modules and our own into the program, for the guest and for Linux.
-# Sets $program, the folder with postgres.elf, postgres.debug, postgres-linux, layout and modules/.
+# Sets $program, the folder with postgres.elf, postgres-linux, layout and modules/.
 
 # The address of a symbol in the program, hexadecimal.
-symbol() { nm "$out/postgres.debug" | awk -v name="$1" '$3 == name { print $1 }'; }
+symbol() { nm "$out/postgres.elf" | awk -v name="$1" '$3 == name { print $1 }'; }
 
 check_program() {
     # Start code relocates by adding the base and nothing else.
@@ -38,11 +38,18 @@ link_program() {
             logged check_program "$out/parts/postgres-$kernel"
         done
         cd - > /dev/null
-        cp "$out/parts/postgres-guest" "$out/postgres.debug"
-        objcopy --strip-all "$out/postgres.debug" "$out/postgres.elf"
+        # Symbols stay: the VMM reads some, and a backtrace is worth 1.4 MB that no guest loads.
+        objcopy --strip-debug "$out/parts/postgres-guest" "$out/postgres.elf"
         objcopy --strip-debug "$out/parts/postgres-linux" "$out/postgres-linux"
         logged check_guest
+        # What the image's manifest says of the program; numbers are offsets from a process slot's base.
         cat > "$out/layout" <<END
+postgres_version=$("$out/postgres-linux" --version)
+wal_segment_bytes=0x100000
+shared_end=0x$(symbol __shared_end)
+hot=0x$(symbol __hot)
+data=0x$(symbol __own_start)
+data_end=0x$(symbol __own_end)
 prng_state=0x$(symbol pg_global_prng_state)
 END
         finish
@@ -53,7 +60,7 @@ END
 
 # Nothing in the guest answers the `syscall` instruction, and cpuid leaves the guest.
 check_guest() {
-    objdump -d --no-show-raw-insn "$out/postgres.debug" > "$out/parts/disassembly"
+    objdump -d --no-show-raw-insn "$out/postgres.elf" > "$out/parts/disassembly"
     if grep -wE 'syscall|sysenter' "$out/parts/disassembly" | grep -v '<'; then
         say "$step_name: the guest's program still has system call instructions"
         return 1

@@ -30,7 +30,7 @@ make_boot
 new=$cache/out.$$
 rm -rf "$new"
 mkdir "$new"
-ln -s "$program/postgres.elf" "$program/postgres.debug" "$program/postgres-linux" "$program/layout" \
+ln -s "$program/postgres.elf" "$program/postgres-linux" "$program/layout" \
     "$boot/boot.cpio" "$new/"
 ln -s "$template/data" "$new/template"
 ln -s "$server/root" "$new/root"

@@ -4,7 +4,7 @@
 # -DEXEC_BACKEND: a backend is a program started afresh, never a fork's copy.
 # -march=x86-64-v2: CRC-32C and popcount are chosen when compiling, not by cpuid, which would leave the guest.
 server_cflags="-O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-unwind-tables -fno-asynchronous-unwind-tables \
--DEXEC_BACKEND"
+-ffunction-sections -fdata-sections -DEXEC_BACKEND"
 # The same for what configure would detect: run-time dispatch on cpuid, and AVX-512 behind it.
 server_answers="pgac_cv__get_cpuid=no pgac_cv__cpuid=no pgac_cv__get_cpuid_count=no pgac_cv__cpuidex=no \
 pgac_cv_xsave_intrinsics_=no pgac_cv_xsave_intrinsics__mxsave=no"

@@ -1,1 +1,30 @@
-//! dormouse-images
+//! Images: what a database's virtual machine is made of.
+//!
+//! ```text
+//!  images/postgres/recipe.sh ─▶ postgres.elf, boot.cpio, template ─┐
+//!  images/kernel (cargo) ─────▶ kernel.elf ────────────────────────┼─▶ DORMOUSE_HOME/images/IMAGE, templates/TEMPLATE
+//!  the VMM, once a memory size ▶ golden/MIB ───────────────────────┘   images/current ─▶ IMAGE
+//! ```
+//!
+//! - [`manifest`] is the type of `image.json`, for who runs images;
+//! - [`store`] knows the folders under `DORMOUSE_HOME`, lists what is there and collects what nobody needs;
+//! - [`build()`] runs the recipes and packs the result;
+//! - [`bake_golden`] has the VMM make a golden snapshot.
+//!
+//! Promises: an image and a template are named by the hash of their content, appear whole or not at all, and are
+//! never changed; a build adds one and switches `current`, and never touches another. Nothing is removed but by
+//! [`store::Store::collect`], which keeps what it is told is in use. Refuses to build twice at once in one tree.
+
+mod build;
+mod golden;
+mod hash;
+pub mod manifest;
+mod recipe;
+pub mod store;
+mod tree;
+
+pub use build::{BuildError, BuildOptions, Built, build};
+pub use golden::{GoldenError, bake_golden};
+pub use hash::tree_hash;
+pub use manifest::Manifest;
+pub use recipe::RecipeError;

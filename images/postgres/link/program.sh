@@ -19,7 +19,7 @@ for source in fork.S process.c dlopen.c "spawn_$kernel.c" "kernel_$kernel.S"; do
 done
 gcc_file() { gcc -print-file-name="$1"; }
 # shellcheck disable=SC2086 # lists of words
-ld -pie --no-dynamic-linker -static -z text -z norelro -z noexecstack -z pack-relative-relocs \
+ld -pie --no-dynamic-linker -static -z text -z norelro -z noexecstack -z pack-relative-relocs --gc-sections \
     -z max-page-size=4096 --hash-style=gnu --build-id=none --fatal-warnings -T "$here/layout.ld" -Map="$out.map" \
     --wrap=fork_process --wrap=execv --wrap=find_other_exec \
     -o "$out" "$musl/lib/rcrt1.o" "$musl/lib/crti.o" "$(gcc_file crtbeginS.o)" \

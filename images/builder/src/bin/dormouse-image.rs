@@ -1,0 +1,77 @@
+//! Builds and lists images without the server: for packagers and tests. `dormouse image` does the same and more.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use dormouse_images::store::Store;
+use dormouse_images::{BuildOptions, bake_golden, build};
+
+#[derive(Parser)]
+#[command(version, about = "Builds and lists Dormouse's images")]
+struct Command {
+    /// Where images and templates are kept.
+    #[arg(long, env = "DORMOUSE_HOME", default_value = ".dormouse")]
+    home: PathBuf,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Builds the image of this source and makes it the current one.
+    Build {
+        /// The `images` folder of Dormouse's source.
+        #[arg(long, default_value = "images")]
+        source: PathBuf,
+    },
+    /// Makes the current image's golden snapshot.
+    Golden {
+        /// Memory of the guests it is for, in MiB.
+        #[arg(long)]
+        memory_mib: u64,
+        /// Backends to leave ready.
+        #[arg(long, default_value_t = 2)]
+        park: u32,
+        /// The VMM: program and first arguments.
+        #[arg(last = true, required = true)]
+        vmm: Vec<OsString>,
+    },
+    /// Lists the images.
+    List,
+}
+
+fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
+    let store = Store::new(&command.home);
+    match command.action {
+        Action::Build { source } => {
+            let built = build(&BuildOptions { source, home: command.home })?;
+            let how = if built.new { "built" } else { "as before" };
+            println!("{} {how}: {}", built.manifest.image, built.manifest.postgres_version);
+        }
+        Action::Golden { memory_mib, park, vmm } => {
+            let image = store.current().ok_or("there is no image: build one first")?;
+            let made = bake_golden(&command.home, &image, memory_mib, park, &vmm)?;
+            println!("{image} golden snapshot of {memory_mib} MiB: {}", if made { "made" } else { "as before" });
+        }
+        Action::List => {
+            for listed in store.list()? {
+                let mark = if listed.current { "current" } else { "" };
+                let manifest = listed.manifest;
+                println!("{} {} golden {:?} {mark}", manifest.image, manifest.postgres_version, listed.golden);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run(Command::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dormouse-image: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

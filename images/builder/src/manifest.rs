@@ -1,0 +1,138 @@
+//! `image.json`: what an image is made of and how it is run. Depends on serde alone, so that the VMM can read it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The format this code writes, and the only one it reads.
+pub const FORMAT: u32 = 1;
+
+/// File names in an image's folder.
+pub mod file {
+    pub const MANIFEST: &str = "image.json";
+    pub const KERNEL: &str = "kernel.elf";
+    pub const POSTGRES: &str = "postgres.elf";
+    pub const BOOT: &str = "boot.cpio";
+    /// Holds one folder per memory size in MiB, each with [`MEMORY`] and [`STATE`].
+    pub const GOLDEN: &str = "golden";
+    pub const MEMORY: &str = "memory";
+    pub const STATE: &str = "state";
+}
+
+/// Why a manifest could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    #[error("cannot read the image's manifest {path}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the image's manifest {path} is damaged: {source}")]
+    Damaged { path: PathBuf, source: serde_json::Error },
+    #[error("the image's manifest {path} has format {found}, this program reads {FORMAT}: build the image again")]
+    OtherFormat { path: PathBuf, found: u64 },
+}
+
+/// One file of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// SHA-256 of its content, hexadecimal.
+    pub sha256: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+/// The program's layout, as the linker made it: offsets in bytes from a process slot's base (`dormouse_abi::Program`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layout {
+    /// End of what is shared by all processes, not rounded.
+    pub shared_end: u64,
+    /// The process' own large page.
+    pub hot: u64,
+    /// Start of its writable segment; the stack grows down from here.
+    pub data: u64,
+    /// End of data and bss; the first heap begins at the next page.
+    pub data_end: u64,
+    /// `pg_global_prng_state`, 16 bytes, reseeded in every process of a clone.
+    pub prng_state: u64,
+}
+
+/// The first process of the guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstProcess {
+    pub arguments: Vec<String>,
+    /// `NAME=value`.
+    pub environment: Vec<String>,
+}
+
+/// Where an image comes from; not part of its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Seconds since 1970.
+    pub built_at: u64,
+    /// Version of the builder.
+    pub builder: String,
+}
+
+/// `image.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The image's name: the first 16 hexadecimal digits of the SHA-256 over what follows but `origin`.
+    pub image: String,
+    /// The contract between kernel and VMM that the kernel was built for (`dormouse_abi::ABI_VERSION`).
+    pub abi: u32,
+    pub kernel: Part,
+    pub postgres: Part,
+    pub boot: Part,
+    /// The template's name: the hash of its content (`dormouse_images::tree_hash`).
+    pub template: String,
+    /// As `postgres --version` says it.
+    pub postgres_version: String,
+    pub wal_segment_bytes: u64,
+    pub layout: Layout,
+    pub first_process: FirstProcess,
+    pub origin: Origin,
+}
+
+impl Manifest {
+    /// Reads the manifest of the image in a folder.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a manifest, or has another format.
+    pub fn load(image: &Path) -> Result<Manifest, ManifestError> {
+        let path = image.join(file::MANIFEST);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(source) => return Err(ManifestError::Read { path, source }),
+        };
+        // The format first: another one need not look like this type.
+        let value: serde_json::Value = match serde_json::from_slice(&bytes) {
+            Ok(value) => value,
+            Err(source) => return Err(ManifestError::Damaged { path, source }),
+        };
+        let found = value.get("format").and_then(serde_json::Value::as_u64).unwrap_or(0);
+        if found != u64::from(FORMAT) {
+            return Err(ManifestError::OtherFormat { path, found });
+        }
+        serde_json::from_value(value).map_err(|source| ManifestError::Damaged { path, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_of_another_format_or_cut_short_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(file::MANIFEST);
+        assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::Read { .. })));
+        fs::write(&path, r#"{"format":2,"else":true}"#).unwrap();
+        assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::OtherFormat { found: 2, .. })));
+        fs::write(&path, r#"{"format":1,"image":"#).unwrap();
+        assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::Damaged { .. })));
+        fs::write(&path, r#"{"format":1}"#).unwrap();
+        assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::Damaged { .. })));
+    }
+}
