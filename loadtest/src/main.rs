@@ -49,9 +49,12 @@ enum Command {
         /// Samples of each series that sleeps.
         #[arg(long, default_value_t = 100)]
         samples: usize,
-        /// Samples of create, cold start and native.
+        /// Samples of create and of cold start.
         #[arg(long, default_value_t = 20)]
         slow_samples: usize,
+        /// Samples of native PostgreSQL.
+        #[arg(long, default_value_t = 20)]
+        native_samples: usize,
     },
     /// Transactions a second, in turns with native PostgreSQL on one core.
     Pgbench {
@@ -101,13 +104,14 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Command::Wake {
             samples,
             slow_samples,
+            native_samples,
         } => {
             let counts = Counts {
                 held: samples,
                 new: samples,
                 create: slow_samples,
                 cold: slow_samples,
-                native: slow_samples,
+                native: native_samples,
             };
             finish(json, wake::run(&rest, home, oracle, counts)?, |wakes| {
                 print_timings(&wakes.timings)

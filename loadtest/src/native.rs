@@ -19,7 +19,7 @@ use crate::client::{Address, Client, ClientError, Target};
 const USER: &str = "postgres";
 /// How long the server may take to give its first row.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// Between two attempts to connect while the server starts: small against the 10 ms that it takes.
+/// Between two looks at whether the server is ready: small against the 10 ms that it takes.
 const RETRY: Duration = Duration::from_micros(100);
 
 #[derive(Debug, Error)]
@@ -169,6 +169,14 @@ fn check(result: i32) -> io::Result<()> {
     }
 }
 
+/// Whether `postmaster.pid` says that this server takes connections: its pid is on line 1 (another one's may be
+/// left from before), its status on line 8.
+fn is_ready(status: &[u8], pid: u32) -> bool {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    lines.next() == Some(pid.to_string().as_bytes())
+        && lines.nth(6).is_some_and(|line| line.starts_with(b"ready"))
+}
+
 /// A data directory of native PostgreSQL in a folder of its own, removed at the end.
 pub struct Native {
     programs: Programs,
@@ -258,6 +266,7 @@ impl Native {
             .stdout(Stdio::null())
             .stderr(log);
         let target = self.target();
+        let status = self.data().join("postmaster.pid");
         let started = Instant::now();
         let server = command.spawn().map_err(|source| NativeError::Io {
             path: self.programs.path("postgres"),
@@ -265,14 +274,9 @@ impl Native {
         })?;
         let server = self.server.insert(server);
         loop {
-            let attempt =
-                Client::connect(&target).and_then(|mut client| client.first_row("select 1"));
-            match attempt {
-                Ok(arrived) => return Ok(arrived - started),
-                // No socket yet, or "the database system is starting up".
-                Err(ClientError::Io(_) | ClientError::Closed) => {}
-                Err(error) if error.code() == Some("57P03") => {}
-                Err(error) => return Err(error.into()),
+            // The server's own word, as pg_ctl reads it: connecting before would cost it a process each time.
+            if is_ready(&fs::read(&status).unwrap_or_default(), server.id()) {
+                break;
             }
             if server.try_wait().is_ok_and(|status| status.is_some()) {
                 return Err(NativeError::Ended(self.log()));
@@ -282,6 +286,8 @@ impl Native {
             }
             std::thread::sleep(RETRY);
         }
+        let mut client = Client::connect(&target)?;
+        Ok(client.first_row("select 1")? - started)
     }
 
     /// Fast shutdown; returns when the server has ended and its data directory is clean.
@@ -303,5 +309,21 @@ impl Drop for Native {
     fn drop(&mut self) {
         let _ = self.stop();
         let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_servers_own_word() {
+        let file =
+            |status: &str| format!("77\n/data\n1700000000\n5432\n/tmp\n\n  1234  5\n{status}\n");
+        assert!(is_ready(file("ready   ").as_bytes(), 77));
+        assert!(!is_ready(file("starting").as_bytes(), 77));
+        assert!(!is_ready(file("ready   ").as_bytes(), 78));
+        assert!(!is_ready(b"77\n/data\n", 77));
+        assert!(!is_ready(b"", 77));
     }
 }
