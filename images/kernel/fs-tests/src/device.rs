@@ -3,21 +3,46 @@
 use crate::server::Server;
 use std::cell::RefCell;
 
-thread_local!(static SERVER: RefCell<Option<Server>> = const { RefCell::new(None) });
+/// Anything that serves the share's ring.
+pub trait Device {
+    fn serve(&mut self);
+}
 
-/// The driver rang.
-pub fn notified(index: usize) {
-    if index == dormouse_abi::queue::FS {
-        SERVER.with(|server| {
-            if let Some(server) = server.borrow_mut().as_mut() {
-                server.serve();
-            }
-        });
+impl Device for Server {
+    fn serve(&mut self) {
+        Server::serve(self);
     }
 }
 
+thread_local! {
+    static SERVER: RefCell<Option<Server>> = const { RefCell::new(None) };
+    static OTHER: RefCell<Option<Box<dyn Device>>> = const { RefCell::new(None) };
+}
+
+/// The driver rang.
+pub fn notified(index: usize) {
+    if index != dormouse_abi::queue::FS {
+        return;
+    }
+    OTHER.with(|other| match other.borrow_mut().as_mut() {
+        Some(device) => device.serve(),
+        None => SERVER.with(|server| {
+            if let Some(server) = server.borrow_mut().as_mut() {
+                server.serve();
+            }
+        }),
+    });
+}
+
 pub fn attach(server: Server) {
+    OTHER.with(|slot| *slot.borrow_mut() = None);
     SERVER.with(|slot| *slot.borrow_mut() = Some(server));
+}
+
+/// Puts another device than the server in memory behind the doorbell.
+#[cfg(feature = "layer")]
+pub fn attach_other(device: Option<Box<dyn Device>>) {
+    OTHER.with(|slot| *slot.borrow_mut() = device);
 }
 
 /// Looks at, or changes, the server between two calls of the driver.

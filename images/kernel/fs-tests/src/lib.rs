@@ -5,7 +5,8 @@
 //! that works on the same rings in memory, at the same fixed address as in the guest.
 //!
 //! Run it from outside `images/kernel` (whose `.cargo/config.toml` is for the kernel):
-//! `cargo test --manifest-path images/kernel/fs-tests/Cargo.toml`.
+//! `cargo test --manifest-path images/kernel/fs-tests/Cargo.toml`; with `--features layer` also against the VMM's file
+//! device on a real data layer.
 #![cfg(test)]
 
 extern crate alloc;
@@ -23,6 +24,9 @@ mod virtio;
 
 mod device;
 mod guest;
+#[cfg(feature = "layer")]
+mod layer;
+mod model;
 mod rings;
 mod server;
 mod tests;

@@ -142,6 +142,11 @@ impl Server {
         &self.inodes[&self.find(path).expect("no such file on the server")].data
     }
 
+    /// The same tree, for a driver that starts anew.
+    pub fn restarted(self) -> Self {
+        Self { ring: Ring::new(dormouse_abi::queue::FS), ..self }
+    }
+
     /// How often the opcode came.
     pub fn count(&self, opcode: u32) -> usize {
         self.log.iter().filter(|(code, _)| *code == opcode).count()
@@ -236,9 +241,19 @@ impl Server {
         Ok(self.entry(id))
     }
 
+    fn is_directory(&self, id: u64) -> bool {
+        self.inodes[&id].mode & 0o170000 == DIRECTORY
+    }
+
+    /// Whether `other` is `id` or anywhere below it.
+    fn below(&self, id: u64, other: u64) -> bool {
+        id == other || self.inodes[&id].names.values().any(|&child| self.below(child, other))
+    }
+
     fn drop_link(&mut self, id: u64) {
+        let directory = self.is_directory(id);
         let inode = self.inodes.get_mut(&id).unwrap();
-        inode.nlink = if inode.mode & 0o170000 == DIRECTORY { 0 } else { inode.nlink - 1 };
+        inode.nlink = if directory { 0 } else { inode.nlink - 1 };
         if inode.nlink == 0 && inode.lookups == 0 {
             self.inodes.remove(&id);
         }
@@ -305,7 +320,7 @@ impl Server {
             UNLINK | RMDIR => {
                 let name = name(&mut body);
                 let id = *self.inode(node)?.names.get(&name).ok_or(ENOENT)?;
-                let directory = self.inodes[&id].mode & 0o170000 == DIRECTORY;
+                let directory = self.is_directory(id);
                 if directory != (opcode == RMDIR) {
                     return Err(if directory { EISDIR } else { ENOTDIR });
                 }
@@ -322,11 +337,20 @@ impl Server {
                 let (old, new) = (name(&mut body), name(&mut body));
                 assert!(body.is_empty());
                 let id = *self.inode(node)?.names.get(&old).ok_or(ENOENT)?;
+                if self.below(id, to) {
+                    return Err(EINVAL);
+                }
                 if let Some(&other) = self.inode(to)?.names.get(&new) {
                     if other == id {
                         return Ok(vec![]);
                     }
-                    self.drop_link(other);
+                    match (self.is_directory(id), self.is_directory(other)) {
+                        (_, true) if self.below(other, node) => return Err(ENOTEMPTY),
+                        (true, false) => return Err(ENOTDIR),
+                        (false, true) => return Err(EISDIR),
+                        (true, true) if !self.inodes[&other].names.is_empty() => return Err(ENOTEMPTY),
+                        _ => self.drop_link(other),
+                    }
                 }
                 self.inode(node)?.names.remove(&old);
                 self.inode(to)?.names.insert(new, id);

@@ -5,6 +5,7 @@ use crate::errno::Errno;
 use crate::file::File;
 use crate::fs::{self, flags};
 use crate::guest::{pages, slots};
+use crate::model::Model;
 use crate::rings::{self, Ring};
 use crate::server::{self, Server};
 use crate::virtio::Queue;
@@ -813,4 +814,84 @@ fn cost_of_what_is_known() {
     time("absent", &|name| _ = fs::stat(CWD, format!("{name}_vm").as_bytes(), true));
     let file = open("base/5/7", READ);
     time("len", &|_| _ = std::hint::black_box(file.len()));
+}
+
+/// What both sides of a random history begin with.
+const TEMPLATE: [(&str, usize); 6] = [
+    ("PG_VERSION", 3),
+    ("base/5/1259", 163_840),
+    ("base/5/1259_fsm", 24_576),
+    ("base/5/pg_internal.init", 150_001),
+    ("base/2608", 8192),
+    ("sub/2608", 100),
+];
+
+fn template_content(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 64) as u8 ^ i as u8).collect()
+}
+
+fn fill(folder: &std::path::Path) {
+    for (path, len) in TEMPLATE {
+        std::fs::create_dir_all(folder.join(path).parent().unwrap()).unwrap();
+        std::fs::write(folder.join(path), template_content(len)).unwrap();
+    }
+}
+
+#[test]
+fn random_histories_agree_with_a_plain_folder() {
+    let mut ok = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    for seed in 0..20 {
+        let host = tempfile::tempdir().unwrap();
+        fill(host.path());
+        let _guard = boot(|server| {
+            for (path, len) in TEMPLATE {
+                server.put(path, &template_content(len));
+            }
+        });
+        let mut model = Model::new(host.path(), seed);
+        for _ in 0..600 {
+            model.step();
+        }
+        model.compare();
+        // The same server, seen by a guest that knows nothing yet.
+        let server = device::with(|server| std::mem::replace(server, Server::new()));
+        rings::reset();
+        device::attach(server.restarted());
+        boot_with(archive()).unwrap();
+        model.compare();
+        for (what, (good, bad)) in model.steps {
+            let count = ok.entry(what).or_default();
+            *count = (count.0 + good, count.1 + bad);
+        }
+    }
+    assert!(ok.values().all(|count| count.0 > 50), "too few of some step: {ok:?}");
+}
+
+#[test]
+#[cfg(feature = "layer")]
+fn random_histories_on_a_data_layer_agree_with_a_plain_folder() {
+    use crate::layer::Layer;
+    for seed in 0..20 {
+        let (host, template, layer) =
+            (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fill(host.path());
+        fill(template.path());
+        let _guard = alone();
+        let mut model = Model::new(host.path(), seed);
+        for _ in 0..3 {
+            // A cold start: the layer closed and opened again.
+            rings::reset();
+            device::attach_other(None);
+            device::attach_other(Some(Box::new(Layer::open(layer.path(), template.path()))));
+            boot_with(archive()).unwrap();
+            model.compare();
+            for _ in 0..300 {
+                model.step();
+            }
+            model.close();
+            fs::sync().unwrap();
+            model.compare();
+        }
+        device::attach_other(None);
+    }
 }
