@@ -1,0 +1,422 @@
+//! One database's actor: carries out what its [`Machine`] decides.
+//!
+//! A task that exists only while something is under way; a database at rest costs nothing. It is the only one
+//! that touches the database's process and files, so everything about a database happens in one order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::control::SessionCounts;
+use super::machine::{Answer, Effect, Input, Machine, Phase, Want};
+use super::process::Process;
+use super::state::State;
+use super::vm::{self, VmCommand, VmContext, VmEvent};
+use super::{Awake, DeleteError, Inner, SuspendError, WakeError};
+use crate::identity::{DatabaseId, TenantId};
+
+/// What an actor needs to know of its database; read once from its row.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    pub id: DatabaseId,
+    pub tenant: TenantId,
+    pub tenant_name: String,
+    pub name: String,
+    pub image: String,
+    pub memory_mib: u64,
+    pub cool_down_ms: u64,
+}
+
+/// What others ask of an actor.
+pub enum Command {
+    Wake(oneshot::Sender<Result<Awake, WakeError>>),
+    /// A held client spoke while its database was about to sleep.
+    Spoke,
+    Suspend(oneshot::Sender<Result<(), SuspendError>>),
+    Delete(oneshot::Sender<Result<(), DeleteError>>),
+    CoolDown(u64),
+    ShutDown,
+    Cut,
+}
+
+/// What its own helpers report.
+enum Note {
+    /// From the VM of this life.
+    Vm(u64, VmEvent),
+    Removed(Result<(), String>),
+}
+
+/// Pause before an asked suspend is tried again. The guest's own idle event usually comes first.
+const ASKED_AGAIN: Duration = Duration::from_millis(50);
+/// Least pause before the guest is asked again to say when it is idle.
+const IDLE_AGAIN: Duration = Duration::from_millis(100);
+/// How long a clean stop may take before the VM is killed.
+const STOP_TIME: Duration = Duration::from_secs(30);
+
+pub struct Actor {
+    host: Arc<Inner>,
+    facts: Facts,
+    machine: Machine,
+    commands: mpsc::Receiver<Command>,
+    notes: mpsc::UnboundedReceiver<Note>,
+    note: mpsc::UnboundedSender<Note>,
+    wakers: Vec<oneshot::Sender<Result<Awake, WakeError>>>,
+    suspenders: Vec<oneshot::Sender<Result<(), SuspendError>>>,
+    deleters: Vec<oneshot::Sender<Result<(), DeleteError>>>,
+    vm: Option<mpsc::UnboundedSender<VmCommand>>,
+    /// Counts lives, so that a word from a VM of before is not taken for one of this.
+    life: u64,
+    counts: Vec<SessionCounts>,
+    awake: Option<Awake>,
+    /// Why it is stopped or in error.
+    reason: Option<String>,
+    shown: Option<(State, Option<String>)>,
+    retry_at: Option<Instant>,
+    suspend_deadline: Option<Instant>,
+    shutdown_deadline: Option<Instant>,
+    wake_deadline: Option<Instant>,
+    stop_deadline: Option<Instant>,
+}
+
+impl Actor {
+    /// An actor for a database at rest, or for one whose VM was found running.
+    pub(super) fn new(
+        host: Arc<Inner>,
+        facts: Facts,
+        start: Phase,
+        message: Option<String>,
+        commands: mpsc::Receiver<Command>,
+    ) -> Actor {
+        let (note, notes) = mpsc::unbounded_channel();
+        let machine = Machine::new(start);
+        // A rest that is known already is no news.
+        let shown = matches!(start, Phase::Rest(_)).then(|| (machine.state(), message.clone()));
+        Actor {
+            host,
+            facts,
+            machine,
+            commands,
+            notes,
+            note,
+            wakers: Vec::new(),
+            suspenders: Vec::new(),
+            deleters: Vec::new(),
+            vm: None,
+            life: 0,
+            counts: Vec::new(),
+            awake: None,
+            reason: message,
+            shown,
+            retry_at: None,
+            suspend_deadline: None,
+            shutdown_deadline: None,
+            wake_deadline: None,
+            stop_deadline: None,
+        }
+    }
+
+    /// Runs until the database is at rest and nobody asks for anything.
+    pub(super) async fn run(mut self, adopted: Option<(UnixStream, Process)>) {
+        if let Some(adopted) = adopted {
+            self.start_vm(Some(adopted));
+        }
+        self.show();
+        loop {
+            let input = match self.next().await {
+                Some(input) => input,
+                None => return,
+            };
+            let mut inputs = VecDeque::from([input]);
+            while let Some(input) = inputs.pop_front() {
+                for effect in self.machine.step(input) {
+                    inputs.extend(self.carry_out(effect));
+                }
+            }
+            if self.machine.phase() == Phase::Gone {
+                self.host.publish(&self.facts, None, None);
+            } else {
+                self.show();
+            }
+            if self.machine.at_rest() && self.host.let_go(&self.facts.id, &mut self.commands) {
+                return;
+            }
+        }
+    }
+
+    /// The next input. `None` when the host is gone.
+    async fn next(&mut self) -> Option<Input> {
+        loop {
+            let timers = [
+                self.retry_at,
+                self.suspend_deadline,
+                self.shutdown_deadline,
+                self.wake_deadline,
+                self.stop_deadline,
+            ];
+            let first = timers.into_iter().flatten().min();
+            let timer = async {
+                match first {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(note) = self.notes.recv() => if let Some(input) = self.noted(note) {
+                    return Some(input);
+                },
+                command = self.commands.recv() => match self.asked(command?) {
+                    Some(input) => return Some(input),
+                    None => continue,
+                },
+                () = timer => if let Some(input) = self.timed(Instant::now()) {
+                    return Some(input);
+                },
+            }
+        }
+    }
+
+    fn noted(&mut self, note: Note) -> Option<Input> {
+        match note {
+            Note::Vm(life, _) if life != self.life => None,
+            Note::Vm(_, VmEvent::Ready { epoch, existing }) => {
+                self.wake_deadline = None;
+                self.reason = None;
+                let awake = Awake { socket: self.host.home.session_socket(&self.facts.id), epoch };
+                // Before anyone is answered: a held session binds again, one of another epoch ends.
+                self.host.sessions().awake(&self.facts.id, &awake, &existing);
+                self.awake = Some(awake);
+                self.send_vm(VmCommand::CoolDown(self.facts.cool_down_ms));
+                Some(Input::Ready)
+            }
+            Note::Vm(_, VmEvent::Idle) => Some(Input::Idle),
+            Note::Vm(_, VmEvent::Suspended(answer)) => {
+                if let Err(error) = &answer {
+                    tracing::debug!(database = %self.facts.id, error, "suspend did not happen");
+                }
+                Some(Input::Saved(answer.is_ok()))
+            }
+            Note::Vm(_, VmEvent::Exited { reason }) => Some(self.exited(reason)),
+            Note::Removed(result) => {
+                let done = result.is_ok();
+                if let Err(reason) = result {
+                    tracing::error!(database = %self.facts.id, reason, "delete");
+                    self.reason = Some(reason);
+                }
+                Some(Input::Removed(done))
+            }
+        }
+    }
+
+    fn exited(&mut self, reason: Option<String>) -> Input {
+        self.vm = None;
+        self.life += 1;
+        self.awake = None;
+        self.wake_deadline = None;
+        self.stop_deadline = None;
+        let facts = &self.facts;
+        let failed = reason.is_some();
+        if let Some(reason) = reason {
+            let state = self.machine.state();
+            if !matches!(state, State::Deleting) {
+                tracing::warn!(database = %facts.id, ?state, reason, "its VM ended");
+            }
+            // The first reason is the one that explains: what follows a time-out is only "killed".
+            self.reason.get_or_insert(reason);
+        } else {
+            self.reason = None;
+        }
+        Input::Exited { rest: self.host.home.rest(&facts.id, &facts.image, facts.memory_mib), failed }
+    }
+
+    fn asked(&mut self, command: Command) -> Option<Input> {
+        match command {
+            Command::Wake(reply) => {
+                self.wakers.retain(|w| !w.is_closed());
+                if self.wakers.len() >= self.host.limits.wake_queue {
+                    // A reply nobody waits for any more is no loss.
+                    let _ = reply.send(Err(WakeError::QueueFull));
+                    return None;
+                }
+                self.wakers.push(reply);
+                Some(Input::Wake)
+            }
+            Command::Spoke => Some(Input::Spoke),
+            Command::Suspend(reply) => {
+                self.suspenders.push(reply);
+                self.suspend_deadline = Some(Instant::now() + self.host.limits.suspend_wait);
+                Some(Input::SuspendAsked)
+            }
+            Command::Delete(reply) => {
+                self.deleters.push(reply);
+                Some(Input::DeleteAsked)
+            }
+            Command::CoolDown(ms) => {
+                self.facts.cool_down_ms = ms;
+                self.send_vm(VmCommand::CoolDown(ms));
+                None
+            }
+            Command::ShutDown => {
+                self.shutdown_deadline = Some(Instant::now() + self.host.limits.suspend_wait);
+                Some(Input::ShutDown)
+            }
+            Command::Cut => Some(Input::Cut),
+        }
+    }
+
+    fn timed(&mut self, now: Instant) -> Option<Input> {
+        let due = |timer: &mut Option<Instant>| timer.take_if(|at| *at <= now).is_some();
+        if due(&mut self.stop_deadline) {
+            tracing::warn!(database = %self.facts.id, "Postgres did not stop in time; killing its VM");
+            self.send_vm(VmCommand::Kill);
+            return None;
+        }
+        if due(&mut self.wake_deadline) {
+            self.reason = Some(format!(
+                "its VM was not ready within {} s (setting host.wake_timeout_ms); `dormouse logs {}` shows how far it came",
+                self.host.limits.wake_timeout.as_secs_f64(),
+                self.facts.name
+            ));
+            return Some(Input::WakeFailed);
+        }
+        if due(&mut self.suspend_deadline) {
+            return Some(Input::SuspendDeadline);
+        }
+        if due(&mut self.shutdown_deadline) {
+            return Some(Input::ShutDownDeadline);
+        }
+        due(&mut self.retry_at).then_some(Input::Retry)
+    }
+
+    /// Does it; what is answered at once is the next input.
+    fn carry_out(&mut self, effect: Effect) -> Option<Input> {
+        let id = &self.facts.id;
+        match effect {
+            Effect::Spawn => {
+                self.reason = None;
+                self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
+                self.start_vm(None);
+            }
+            Effect::Kill => self.send_vm(VmCommand::Kill),
+            Effect::Suspend => {
+                let ended = self.machine.want() == Want::ShutDown;
+                let counts = if ended { Vec::new() } else { std::mem::take(&mut self.counts) };
+                self.send_vm(VmCommand::Suspend(counts));
+            }
+            Effect::Cancel => self.send_vm(VmCommand::Cancel),
+            Effect::Stop => {
+                self.stop_deadline = Some(Instant::now() + STOP_TIME);
+                self.send_vm(VmCommand::Stop);
+            }
+            Effect::Quiesce => return Some(self.quiesce()),
+            Effect::Release => self.host.sessions().release(id),
+            Effect::TellSuspended => self.host.sessions().suspended(id),
+            Effect::EndSessions(why) => self.host.sessions().end(id, why),
+            Effect::AnswerWakers(answer) => self.answer_wakers(answer),
+            Effect::AnswerSuspend(answer) => self.answer_suspenders(answer),
+            Effect::AnswerDelete(answer) => {
+                for reply in self.deleters.drain(..) {
+                    let reason = || self.reason.clone().unwrap_or_default();
+                    let _ = reply.send(if answer == Answer::Done { Ok(()) } else { Err(DeleteError::Failed(reason())) });
+                }
+            }
+            Effect::RetrySoon => {
+                let pause = match self.machine.want() {
+                    Want::Nothing => Duration::from_millis(self.facts.cool_down_ms).max(IDLE_AGAIN),
+                    Want::Suspend | Want::ShutDown => ASKED_AGAIN,
+                };
+                self.retry_at = Some(Instant::now() + pause);
+            }
+            Effect::ListenForIdle => self.send_vm(VmCommand::CoolDown(self.facts.cool_down_ms)),
+            Effect::Remove => self.remove(),
+        }
+        None
+    }
+
+    fn start_vm(&mut self, adopted: Option<(UnixStream, Process)>) {
+        self.life += 1;
+        let (life, note) = (self.life, self.note.clone());
+        let context = VmContext {
+            home: self.host.home.clone(),
+            program: self.host.vmm_program.clone(),
+            spec: super::process::Spec {
+                id: self.facts.id.clone(),
+                image: self.facts.image.clone(),
+                memory_mib: self.facts.memory_mib,
+            },
+            console_log_limit: self.host.limits.console_log_limit,
+            permits: self.host.permits.clone(),
+            since: self.host.since,
+        };
+        if adopted.is_some() {
+            self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
+        }
+        self.vm = Some(vm::start(context, adopted, move |event| drop(note.send(Note::Vm(life, event)))));
+    }
+
+    fn send_vm(&self, command: VmCommand) {
+        // A VM that has ended says so itself.
+        if let Some(vm) = &self.vm {
+            let _ = vm.send(command);
+        }
+    }
+
+    fn quiesce(&mut self) -> Input {
+        self.retry_at = None;
+        let counts = self.host.sessions().quiesce(&self.facts.id);
+        let stopped = counts.is_some();
+        self.counts = counts.unwrap_or_default();
+        Input::Quiesced(stopped)
+    }
+
+    fn remove(&self) {
+        let (host, id, note) = (self.host.clone(), self.facts.id.clone(), self.note.clone());
+        tokio::spawn(async move {
+            let result = host.remove_database(&id).await;
+            let _ = note.send(Note::Removed(result));
+        });
+    }
+
+    fn answer_wakers(&mut self, answer: Answer) {
+        let result = match (answer, &self.awake) {
+            (Answer::Done, Some(awake)) => Ok(awake.clone()),
+            (Answer::Gone, _) => Err(WakeError::Deleting),
+            (Answer::ShuttingDown, _) => Err(WakeError::ShuttingDown),
+            _ => Err(WakeError::Failed(self.reason.clone().unwrap_or_else(|| "its VM ended".into()))),
+        };
+        for reply in self.wakers.drain(..) {
+            // A waiter that has gone needs no answer.
+            let _ = reply.send(result.clone());
+        }
+    }
+
+    fn answer_suspenders(&mut self, answer: Answer) {
+        self.suspend_deadline = None;
+        for reply in self.suspenders.drain(..) {
+            let _ = reply.send(match answer {
+                Answer::Done => Ok(()),
+                Answer::Gone => Err(SuspendError::Deleting),
+                _ => Err(SuspendError::Busy(self.host.limits.suspend_wait)),
+            });
+        }
+    }
+
+    /// Publishes the state if it has changed.
+    fn show(&mut self) {
+        let state = self.machine.state();
+        let message = match state {
+            State::Error | State::Stopped | State::Deleting => self.reason.clone(),
+            _ => None,
+        };
+        let now = Some((state, message));
+        if now != self.shown {
+            self.shown = now.clone();
+            let message = now.and_then(|(_, message)| message);
+            self.host.publish(&self.facts, Some(state), message);
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The wire of `vm.ctl`: JSON, one object a line (`docs/interfaces.md`).
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// What a session's two ends have counted, from the pooler's side, in bytes since it began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionCounts {
+    pub session: u64,
+    /// To the guest.
+    pub sent: u64,
+    /// From the guest.
+    pub received: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Request {
+    Status,
+    Suspend { sessions: Vec<SessionCounts> },
+    Cancel,
+    Stop,
+    CoolDown { ms: u64 },
+}
+
+/// A line from the VMM: an answer to the oldest open request, or an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// The sessions are there in the answer to a `status`.
+    Answer(Result<Vec<SessionCounts>, String>),
+    Event(Event),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    Ready {
+        epoch: String,
+        #[serde(default)]
+        cold: bool,
+        #[serde(default)]
+        trace: serde_json::Value,
+    },
+    Idle {
+        #[serde(default)]
+        for_ms: u64,
+    },
+    /// A newer VMM's; not for us.
+    #[serde(other)]
+    Unknown,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    ok: bool,
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    sessions: Vec<SessionCounts>,
+}
+
+/// Longest line taken, in bytes: a `status` of many sessions is the longest there is.
+const LINE_MAX: usize = 1 << 20;
+
+/// The reading side.
+pub struct Lines {
+    reader: BufReader<OwnedReadHalf>,
+    line: Vec<u8>,
+}
+
+/// The writing side.
+pub struct Sender {
+    writer: OwnedWriteHalf,
+}
+
+/// Splits a connection.
+pub fn split(stream: UnixStream) -> (Lines, Sender) {
+    let (read, write) = stream.into_split();
+    (Lines { reader: BufReader::new(read), line: Vec::new() }, Sender { writer: write })
+}
+
+impl Lines {
+    /// The next message; `None` at the end. Cancel-safe: a part of a line is kept for the next call.
+    pub async fn next(&mut self) -> io::Result<Option<Message>> {
+        loop {
+            let buffer = self.reader.fill_buf().await?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let (taken, whole) = match buffer.iter().position(|b| *b == b'\n') {
+                Some(end) => (end + 1, true),
+                None => (buffer.len(), false),
+            };
+            self.line.extend_from_slice(&buffer[..taken]);
+            self.reader.consume(taken);
+            if self.line.len() > LINE_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of vm.ctl is too long"));
+            }
+            if whole {
+                let line = std::mem::take(&mut self.line);
+                if let Some(message) = parse(&line)? {
+                    return Ok(Some(message));
+                }
+            }
+        }
+    }
+}
+
+fn parse(line: &[u8]) -> io::Result<Option<Message>> {
+    let wrong = |e: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("vm.ctl: {e}"));
+    if line.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let value: serde_json::Value = serde_json::from_slice(line).map_err(wrong)?;
+    if value.get("event").is_some() {
+        let event = serde_json::from_value(value).map_err(wrong)?;
+        return Ok((event != Event::Unknown).then_some(Message::Event(event)));
+    }
+    let answer: Answer = serde_json::from_value(value).map_err(wrong)?;
+    let error = answer.error.unwrap_or_else(|| "the VMM gave no reason".into());
+    Ok(Some(Message::Answer(if answer.ok { Ok(answer.sessions) } else { Err(error) })))
+}
+
+impl Sender {
+    pub async fn send(&mut self, request: &Request) -> io::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.writer.write_all(&line).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_as_the_interface_page_says() {
+        let session = SessionCounts { session: 1, sent: 2, received: 3 };
+        let cases = [
+            (Request::Status, r#"{"op":"status"}"#),
+            (Request::Suspend { sessions: vec![session] }, r#"{"op":"suspend","sessions":[{"session":1,"sent":2,"received":3}]}"#),
+            (Request::Cancel, r#"{"op":"cancel"}"#),
+            (Request::Stop, r#"{"op":"stop"}"#),
+            (Request::CoolDown { ms: 1000 }, r#"{"op":"cool_down","ms":1000}"#),
+        ];
+        for (request, text) in cases {
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn answers_and_events_are_told_apart_and_rubbish_is_an_error() {
+        let ready = Event::Ready { epoch: "e".into(), cold: true, trace: serde_json::json!({"load": 7}) };
+        let cases = [
+            (r#"{"ok":true}"#, Some(Message::Answer(Ok(vec![])))),
+            (
+                r#"{"ok":true,"state":"running","sessions":[{"session":1,"received":3,"sent":2}]}"#,
+                Some(Message::Answer(Ok(vec![SessionCounts { session: 1, sent: 2, received: 3 }]))),
+            ),
+            (r#"{"ok":false,"error":"busy"}"#, Some(Message::Answer(Err("busy".into())))),
+            (r#"{"event":"ready","epoch":"e","cold":true,"trace":{"load":7}}"#, Some(Message::Event(ready))),
+            (r#"{"event":"idle","for_ms":5}"#, Some(Message::Event(Event::Idle { for_ms: 5 }))),
+            (r#"{"event":"from-the-future"}"#, None),
+            ("", None),
+        ];
+        for (line, wanted) in cases {
+            assert_eq!(parse(line.as_bytes()).unwrap(), wanted, "{line}");
+        }
+        for line in ["{", "7", r#"{"event":"ready"}"#, "{}"] {
+            assert!(parse(line.as_bytes()).is_err(), "{line}");
+        }
+    }
+}

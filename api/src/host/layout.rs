@@ -1,0 +1,145 @@
+//! Where things lie under `DORMOUSE_HOME` (`docs/interfaces.md`), and what the files of a database say of it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::machine::Rest;
+use crate::identity::DatabaseId;
+
+/// `DORMOUSE_HOME`.
+#[derive(Clone, Debug)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// `root` must be absolute: the VMM is given it.
+    pub fn new(root: PathBuf) -> Home {
+        Home { root }
+    }
+
+    /// Makes the folders that are always there, closed to others.
+    pub fn create(&self) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        for folder in [self.root.clone(), self.databases(), self.run(), self.log(), self.images(), self.root.join("templates")] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", folder.display())))?;
+        }
+        Ok(())
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub fn admin_key(&self) -> PathBuf {
+        self.root.join("admin.key")
+    }
+
+    /// The secret that signs console sessions.
+    pub fn session_key(&self) -> PathBuf {
+        self.root.join("session.key")
+    }
+
+    pub fn metadata(&self) -> PathBuf {
+        self.root.join("dormouse.db")
+    }
+
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log")
+    }
+
+    pub fn tls(&self) -> PathBuf {
+        self.root.join("tls")
+    }
+
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    pub fn image(&self, image: &str) -> PathBuf {
+        self.images().join(image)
+    }
+
+    pub fn databases(&self) -> PathBuf {
+        self.root.join("databases")
+    }
+
+    pub fn database(&self, id: &DatabaseId) -> PathBuf {
+        self.databases().join(id.as_str())
+    }
+
+    pub fn snapshot(&self, id: &DatabaseId) -> PathBuf {
+        self.database(id).join("snapshot")
+    }
+
+    pub fn console_log(&self, id: &DatabaseId) -> PathBuf {
+        self.database(id).join("console.log")
+    }
+
+    pub fn vmm_log(&self, id: &DatabaseId) -> PathBuf {
+        self.database(id).join("vmm.log")
+    }
+
+    pub fn run(&self) -> PathBuf {
+        self.root.join("run")
+    }
+
+    pub fn run_of(&self, id: &DatabaseId) -> PathBuf {
+        self.run().join(id.as_str())
+    }
+
+    pub fn control_socket(&self, id: &DatabaseId) -> PathBuf {
+        self.run_of(id).join("vm.ctl")
+    }
+
+    pub fn session_socket(&self, id: &DatabaseId) -> PathBuf {
+        self.run_of(id).join("vm.sock")
+    }
+
+    /// Addresses and process id of the running server, for the command and for tests.
+    pub fn server_file(&self) -> PathBuf {
+        self.run().join("server.json")
+    }
+
+    /// The image new databases are made from: the target of `images/current`.
+    pub fn current_image(&self) -> Option<String> {
+        let target = fs::canonicalize(self.images().join("current")).ok()?;
+        target.join("image.json").is_file().then_some(())?;
+        Some(target.file_name()?.to_str()?.to_string())
+    }
+
+    /// How a database without a process rests, by its files: suspended if it has a snapshot, or if it was never
+    /// written and its image has a golden snapshot for its size.
+    pub fn rest(&self, id: &DatabaseId, image: &str, memory_mib: u64) -> Rest {
+        let golden = self.image(image).join("golden").join(memory_mib.to_string()).join("state");
+        if self.snapshot(id).exists() || (self.layer_is_empty(id) && golden.exists()) {
+            Rest::Suspended
+        } else {
+            Rest::Stopped
+        }
+    }
+
+    /// Whether the layer owns no file (`data-layer.md`: a layer never written has no object's bytes, and a
+    /// journal of one block or none).
+    fn layer_is_empty(&self, id: &DatabaseId) -> bool {
+        let layer = self.database(id).join("layer");
+        let files = match fs::read_dir(layer.join("files")) {
+            Ok(mut files) => files.next().is_some(),
+            Err(_) => false,
+        };
+        let journal = fs::metadata(layer.join("journal")).map(|m| m.len()).unwrap_or(0);
+        !files && journal <= EMPTY_JOURNAL
+    }
+}
+
+/// Bytes a journal may have and still be only its header.
+const EMPTY_JOURNAL: u64 = 512;

@@ -1,0 +1,503 @@
+//! The host manager: wakes, sleeps, makes and removes databases, one actor each.
+//!
+//! It promises that a database has one VM at most, that its wakes are one however many ask, that what a crash
+//! left half done is finished or undone at the next start ([`reconcile`]), and that a state is published before
+//! whoever asked for it is answered. It refuses to hold more waiters than its queue, and to start more VMs at
+//! once than set.
+//!
+//! ```text
+//!  API, CLI ──▶ Host ──▶ actor of a database ──▶ vm ──▶ VMM process
+//!  pooler  ──▶   │            │  machine.rs: what to do      vm.ctl, exit
+//!                │            ▼
+//!                └─ states ◀─ publish ─▶ journal (metadata), events (console)
+//! ```
+
+mod actor;
+pub mod control;
+mod create;
+pub mod layout;
+pub mod machine;
+pub mod process;
+mod reconcile;
+mod sessions;
+mod socket;
+mod state;
+mod vm;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
+
+use self::actor::{Actor, Command, Facts};
+use self::layout::Home;
+use self::machine::{Phase, Rest};
+use self::process::Process;
+use crate::identity::{DatabaseId, TenantId};
+use crate::metadata::{DatabaseRow, Metadata, MetadataError, StateJournal};
+use crate::settings::{Plan, Settings};
+
+pub use self::create::{Create, CreateError, Created};
+pub use self::machine::End;
+pub use self::sessions::{NoSessions, Sessions};
+pub use self::state::State;
+
+/// The role and the database that are in every guest.
+pub const GUEST_ROLE: &str = "app";
+pub const GUEST_DATABASE: &str = "app";
+
+/// An awake database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awake {
+    /// The VMM's `vm.sock`.
+    pub socket: PathBuf,
+    /// The life of the guest's memory: a session of another one is gone.
+    pub epoch: String,
+}
+
+/// Why a database was not woken. Each text is for its owner.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WakeError {
+    #[error("there is no such database")]
+    NotFound,
+    #[error("the database is being deleted")]
+    Deleting,
+    #[error("too many requests wait for this database to wake; try again")]
+    QueueFull,
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("the database cannot be woken: {0}")]
+    Failed(String),
+    #[error("{0}")]
+    Metadata(String),
+}
+
+/// Why a database was not suspended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SuspendError {
+    #[error("there is no such database")]
+    NotFound,
+    #[error("the database is being deleted")]
+    Deleting,
+    #[error("a statement is still running after {} s; cancel it or try again later", .0.as_secs_f64())]
+    Busy(Duration),
+    #[error("too many requests wait for this database; try again")]
+    QueueFull,
+    #[error("{0}")]
+    Metadata(String),
+}
+
+/// Why a database was not deleted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DeleteError {
+    #[error("there is no such database")]
+    NotFound,
+    #[error("too many requests wait for this database; try again")]
+    QueueFull,
+    #[error("the database's files could not all be removed: {0}; delete it again once that is mended")]
+    Failed(String),
+    #[error(transparent)]
+    Metadata(#[from] Arc<MetadataError>),
+}
+
+/// A change of a database's state.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub id: DatabaseId,
+    pub tenant: TenantId,
+    pub tenant_name: String,
+    pub name: String,
+    /// `None`: it is gone.
+    pub state: Option<State>,
+    pub message: Option<String>,
+}
+
+/// Bounds and times, from the settings.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub wake_timeout: Duration,
+    pub suspend_wait: Duration,
+    pub wake_queue: usize,
+    pub console_log_limit: u64,
+}
+
+pub(crate) struct Inner {
+    pub home: Home,
+    pub vmm_program: PathBuf,
+    pub limits: Limits,
+    pub permits: Arc<Semaphore>,
+    /// When this host manager was made.
+    pub since: std::time::SystemTime,
+    plans: std::collections::BTreeMap<String, Plan>,
+    metadata: Metadata,
+    journal: StateJournal,
+    sessions: OnceLock<Arc<dyn Sessions>>,
+    actors: Mutex<HashMap<DatabaseId, mpsc::Sender<Command>>>,
+    /// States of databases with an actor; the row's is older.
+    live: Mutex<HashMap<DatabaseId, (State, Option<String>)>>,
+    changes: broadcast::Sender<Change>,
+    closing: AtomicBool,
+    /// Told whenever an actor ends.
+    ended: Notify,
+}
+
+/// The host manager. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<Inner>,
+}
+
+/// Changes an event stream may lag behind before it is told to read everything again.
+const CHANGES_KEPT: usize = 1024;
+
+impl Host {
+    /// Binds the manager to its folder and metadata. Nothing is started; see [`Host::reconcile`].
+    pub fn new(settings: &Settings, metadata: Metadata, journal: StateJournal) -> std::io::Result<Host> {
+        let vmm_program = match &settings.vmm_program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe()?,
+        };
+        Ok(Host {
+            inner: Arc::new(Inner {
+                home: Home::new(settings.home.clone()),
+                vmm_program,
+                limits: Limits {
+                    wake_timeout: settings.wake_timeout,
+                    suspend_wait: settings.suspend_wait,
+                    wake_queue: settings.wake_queue,
+                    console_log_limit: settings.console_log_limit,
+                },
+                permits: Arc::new(Semaphore::new(settings.wakes_at_once)),
+                since: std::time::SystemTime::now(),
+                plans: settings.plans.clone(),
+                metadata,
+                journal,
+                sessions: OnceLock::new(),
+                actors: Mutex::default(),
+                live: Mutex::default(),
+                changes: broadcast::Sender::new(CHANGES_KEPT),
+                closing: AtomicBool::new(false),
+                ended: Notify::new(),
+            }),
+        })
+    }
+
+    /// Gives the host its pooler, once, before the first wake. Without one, sessions are nobody's.
+    pub fn attach(&self, sessions: Arc<dyn Sessions>) {
+        // A second pooler would be a second owner of the same sessions; the first stays.
+        if self.inner.sessions.set(sessions).is_err() {
+            tracing::error!("a pooler is attached already");
+        }
+    }
+
+    pub fn home(&self) -> &Home {
+        &self.inner.home
+    }
+
+    pub fn metadata(&self) -> &Metadata {
+        &self.inner.metadata
+    }
+
+    /// The limits of a plan, if the settings have it.
+    pub fn plan(&self, name: &str) -> Option<&Plan> {
+        self.inner.plans.get(name)
+    }
+
+    /// Wakes a database, or finds it awake. May be dropped before it is done.
+    pub async fn wake(&self, id: &DatabaseId) -> Result<Awake, WakeError> {
+        if self.inner.closing.load(Ordering::Acquire) {
+            return Err(WakeError::ShuttingDown);
+        }
+        let (reply, answer) = oneshot::channel();
+        match self.send(id, Command::Wake(reply), false).await {
+            Ok(()) => {}
+            Err(SendError::NotFound) => return Err(WakeError::NotFound),
+            Err(SendError::Deleting) => return Err(WakeError::Deleting),
+            Err(SendError::Full) => return Err(WakeError::QueueFull),
+            Err(SendError::Metadata(e)) => return Err(WakeError::Metadata(e.to_string())),
+        }
+        answer.await.unwrap_or(Err(WakeError::ShuttingDown))
+    }
+
+    /// A held client spoke while its database was about to sleep. Never waits.
+    pub fn client_spoke(&self, id: &DatabaseId) {
+        if let Some(actor) = self.inner.lock_actors().get(id) {
+            // A full queue has others in it that call the suspend off.
+            let _ = actor.try_send(Command::Spoke);
+        }
+    }
+
+    /// Suspends a database; waits for a running statement as long as the settings say.
+    pub async fn suspend(&self, id: &DatabaseId) -> Result<(), SuspendError> {
+        let (reply, answer) = oneshot::channel();
+        match self.send(id, Command::Suspend(reply), false).await {
+            Ok(()) => {}
+            Err(SendError::NotFound) => return Err(SuspendError::NotFound),
+            Err(SendError::Deleting) => return Err(SuspendError::Deleting),
+            Err(SendError::Full) => return Err(SuspendError::QueueFull),
+            Err(SendError::Metadata(e)) => return Err(SuspendError::Metadata(e.to_string())),
+        }
+        answer.await.unwrap_or(Err(SuspendError::Deleting))
+    }
+
+    /// Deletes a database with all it has. From the first moment on nobody can log in to it, and a crash at any
+    /// step is finished at the next start.
+    pub async fn delete(&self, id: &DatabaseId) -> Result<(), DeleteError> {
+        let inner = &self.inner;
+        if inner.metadata.database(id).await.map_err(Arc::new)?.is_none() {
+            return Err(DeleteError::NotFound);
+        }
+        inner.metadata.set_state(id, State::Deleting, None).await.map_err(Arc::new)?;
+        let (reply, answer) = oneshot::channel();
+        match self.send(id, Command::Delete(reply), true).await {
+            Ok(()) => {}
+            // Deleted by another request in between: it is gone, as asked.
+            Err(SendError::NotFound | SendError::Deleting) => return Ok(()),
+            Err(SendError::Full) => return Err(DeleteError::QueueFull),
+            Err(SendError::Metadata(e)) => return Err(DeleteError::Metadata(Arc::new(e))),
+        }
+        answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Sets a database's cool-down (ms), or gives it back to its plan.
+    pub async fn set_cool_down(&self, row: &DatabaseRow, ms: Option<u64>) -> Result<(), MetadataError> {
+        self.inner.metadata.set_cool_down(&row.id, ms).await?;
+        let ms = ms.unwrap_or_else(|| self.inner.plan_of(&row.plan).cool_down_ms);
+        if let Some(actor) = self.inner.lock_actors().get(&row.id) {
+            let _ = actor.try_send(Command::CoolDown(ms));
+        }
+        Ok(())
+    }
+
+    /// The states newer than the rows'. Take it before reading rows, so that no state is older than the answer
+    /// to an earlier request.
+    pub fn overlay(&self) -> Overlay {
+        Overlay { live: self.inner.lock_live().clone(), journal: self.inner.journal.clone() }
+    }
+
+    /// Every change of state from now on.
+    pub fn changes(&self) -> broadcast::Receiver<Change> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Databases with something under way, or awake.
+    pub fn at_work(&self) -> usize {
+        self.inner.lock_actors().len()
+    }
+
+    /// Suspends everything and waits until nothing is left awake. Statements are waited for as long as the
+    /// settings say; what then still runs is shut down cleanly.
+    pub async fn shut_down(&self) {
+        self.inner.closing.store(true, Ordering::Release);
+        let actors: Vec<_> = self.inner.lock_actors().values().cloned().collect();
+        for actor in actors {
+            // An actor that has just ended is at rest.
+            let _ = actor.send(Command::ShutDown).await;
+        }
+        loop {
+            let ended = self.inner.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if self.inner.lock_actors().is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Kills every VM that is still there. Nothing committed is lost; they start cold.
+    pub fn cut(&self) {
+        for actor in self.inner.lock_actors().values() {
+            let _ = actor.try_send(Command::Cut);
+        }
+    }
+
+    /// Sends to the database's actor, starting it if there is none.
+    async fn send(&self, id: &DatabaseId, command: Command, deleting: bool) -> Result<(), SendError> {
+        let command = match self.inner.offer(id, command) {
+            Offer::Taken => return Ok(()),
+            Offer::Full => return Err(SendError::Full),
+            Offer::NoActor(command) => command,
+        };
+        // The journal before the row: what is no longer pending has been written.
+        let pending = self.inner.journal.pending(id);
+        let row = self.inner.metadata.database(id).await.map_err(SendError::Metadata)?;
+        let row = row.ok_or(SendError::NotFound)?;
+        match row.state {
+            State::Deleting if !deleting => return Err(SendError::Deleting),
+            State::Creating if !deleting => return Err(SendError::NotFound),
+            _ => {}
+        }
+        let (state, message) = pending.unwrap_or((row.state, row.message.clone()));
+        let rest = match state {
+            State::Suspended => Rest::Suspended,
+            State::Error | State::Deleting => Rest::Error,
+            _ => Rest::Stopped,
+        };
+        match self.inner.start_actor(&row, Phase::Rest(rest), message, None, Some(command)) {
+            true => Ok(()),
+            false => Err(SendError::Full),
+        }
+    }
+}
+
+enum SendError {
+    NotFound,
+    Deleting,
+    Full,
+    Metadata(MetadataError),
+}
+
+enum Offer {
+    Taken,
+    Full,
+    NoActor(Command),
+}
+
+impl Inner {
+    pub(crate) fn sessions(&self) -> &dyn Sessions {
+        match self.sessions.get() {
+            Some(sessions) => sessions.as_ref(),
+            None => &NoSessions,
+        }
+    }
+
+    fn lock_actors(&self) -> MutexGuard<'_, HashMap<DatabaseId, mpsc::Sender<Command>>> {
+        // The map is whole whenever the lock is free, also after a panic elsewhere.
+        self.actors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_live(&self) -> MutexGuard<'_, HashMap<DatabaseId, (State, Option<String>)>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A plan that has left the settings keeps its databases usable, with the default plan's limits.
+    pub(crate) fn plan_of(&self, name: &str) -> Plan {
+        let plan = self.plans.get(name).or_else(|| self.plans.get(crate::settings::DEFAULT_PLAN));
+        plan.cloned().unwrap_or(Plan { databases: 0, memory_mib: 256, storage_mib: 1024, connections: 50, cool_down_ms: 1000 })
+    }
+
+    fn offer(&self, id: &DatabaseId, command: Command) -> Offer {
+        let actors = self.lock_actors();
+        let Some(actor) = actors.get(id) else { return Offer::NoActor(command) };
+        match actor.try_send(command) {
+            Ok(()) => Offer::Taken,
+            Err(mpsc::error::TrySendError::Full(_)) => Offer::Full,
+            // It removes itself from the map before it drops its end: not seen here.
+            Err(mpsc::error::TrySendError::Closed(command)) => Offer::NoActor(command),
+        }
+    }
+
+    /// Starts an actor with its first command, or gives the command to one that came first. `false`: its queue
+    /// is full.
+    fn start_actor(
+        self: &Arc<Self>,
+        row: &DatabaseRow,
+        start: Phase,
+        message: Option<String>,
+        adopted: Option<(UnixStream, Process)>,
+        command: Option<Command>,
+    ) -> bool {
+        let plan = self.plan_of(&row.plan);
+        let facts = Facts {
+            id: row.id.clone(),
+            tenant: row.tenant.clone(),
+            tenant_name: row.tenant_name.clone(),
+            name: row.name.clone(),
+            image: row.image.clone(),
+            memory_mib: plan.memory_mib,
+            cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
+        };
+        let mut actors = self.lock_actors();
+        if let Some(actor) = actors.get(&row.id) {
+            return command.is_none_or(|command| actor.try_send(command).is_ok());
+        }
+        // Room for the waiters, and for the words that must get through beside them.
+        let (sender, commands) = mpsc::channel(self.limits.wake_queue + 64);
+        let taken = command.is_none_or(|command| sender.try_send(command).is_ok());
+        actors.insert(row.id.clone(), sender);
+        let state = machine::Machine::new(start).state();
+        self.lock_live().insert(row.id.clone(), (state, message.clone()));
+        tokio::spawn(Actor::new(self.clone(), facts, start, message, commands).run(adopted));
+        taken
+    }
+
+    /// Lets an actor at rest go, unless someone asks for something. Under the lock under which commands are sent.
+    pub(crate) fn let_go(&self, id: &DatabaseId, commands: &mut mpsc::Receiver<Command>) -> bool {
+        let mut actors = self.lock_actors();
+        if !commands.is_empty() {
+            return false;
+        }
+        actors.remove(id);
+        self.lock_live().remove(id);
+        drop(actors);
+        self.ended.notify_waiters();
+        true
+    }
+
+    pub(crate) fn publish(&self, facts: &Facts, state: Option<State>, message: Option<String>) {
+        let mut live = self.lock_live();
+        match state {
+            Some(state) => {
+                live.insert(facts.id.clone(), (state, message.clone()));
+                self.journal.record(&facts.id, state, message.clone());
+            }
+            None => {
+                live.remove(&facts.id);
+            }
+        }
+        drop(live);
+        self.announce(facts, state, message);
+    }
+
+    /// Tells the listeners. That there are none is no error.
+    fn announce(&self, facts: &Facts, state: Option<State>, message: Option<String>) {
+        let _ = self.changes.send(Change {
+            id: facts.id.clone(),
+            tenant: facts.tenant.clone(),
+            tenant_name: facts.tenant_name.clone(),
+            name: facts.name.clone(),
+            state,
+            message,
+        });
+    }
+
+    /// Removes a database's files, then its row. The row says `deleting` already, so a crash in between leaves
+    /// something that the reconciler finishes.
+    pub(crate) async fn remove_database(&self, id: &DatabaseId) -> Result<(), String> {
+        let folders = [self.home.database(id), self.home.run_of(id)];
+        let removed = tokio::task::spawn_blocking(move || {
+            folders.iter().try_for_each(|folder| match std::fs::remove_dir_all(folder) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", folder.display())),
+                _ => Ok(()),
+            })
+        })
+        .await;
+        removed.map_err(|e| e.to_string())??;
+        self.metadata.remove_database(id).await.map_err(|e| e.to_string())
+    }
+}
+
+/// States newer than the rows'.
+pub struct Overlay {
+    live: HashMap<DatabaseId, (State, Option<String>)>,
+    journal: StateJournal,
+}
+
+impl Overlay {
+    /// Brings a row that was read after this overlay was taken up to date.
+    pub fn apply(&self, row: &mut DatabaseRow) {
+        // A row being deleted was marked by whoever deletes it.
+        if row.state == State::Deleting {
+            return;
+        }
+        if let Some((state, message)) = self.live.get(&row.id).cloned().or_else(|| self.journal.pending(&row.id)) {
+            row.state = state;
+            row.message = message;
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! A VMM's process: starting it, knowing when it is gone, killing it, and adopting one left by another server.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+
+use super::layout::Home;
+use crate::identity::DatabaseId;
+
+/// What a VMM is started with.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    pub id: DatabaseId,
+    pub image: String,
+    pub memory_mib: u64,
+}
+
+/// Exit statuses of a VMM (`docs/interfaces.md`).
+pub mod status {
+    pub const NO_KVM: i32 = 69;
+    pub const LOCKED: i32 = 73;
+}
+
+/// A VMM's process, ours or adopted.
+pub enum Process {
+    Child(Child),
+    Adopted { pid: u32, pidfd: AsyncFd<OwnedFd> },
+}
+
+impl Process {
+    /// Starts a VMM, in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and the
+    /// VM must outlive a server that crashes.
+    pub fn spawn(program: &PathBuf, home: &Home, spec: &Spec) -> io::Result<Process> {
+        fs::create_dir_all(home.run_of(&spec.id))?;
+        let log = fs::OpenOptions::new().create(true).append(true).open(home.vmm_log(&spec.id))?;
+        let child = Command::new(program)
+            .arg("vmm")
+            .args(["--database", spec.id.as_str()])
+            .arg("--home")
+            .arg(home.root())
+            .args(["--image", &spec.image])
+            .args(["--memory-mib", &spec.memory_mib.to_string()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        Ok(Process::Child(child))
+    }
+
+    /// The process behind a control socket, if it is the VMM of this database.
+    pub fn adopt(stream: &UnixStream, id: &DatabaseId) -> io::Result<Process> {
+        let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))?;
+        Process::adopt_pid(pid as u32, id)
+    }
+
+    /// Likewise, by its number. The descriptor is taken before the look at the command line, so the number
+    /// cannot have passed to another process in between.
+    pub fn adopt_pid(pid: u32, id: &DatabaseId) -> io::Result<Process> {
+        // SAFETY: pidfd_open takes two integers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, libc::PIDFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let words = command_line(pid)?;
+        let names_it = words.windows(2).any(|w| w[0] == "--database" && w[1] == id.as_str());
+        if !names_it {
+            return Err(io::Error::other(format!("process {pid} is not the VMM of {id}")));
+        }
+        // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.
+        let pidfd = unsafe { AsyncFd::register(fd)? };
+        Ok(Process::Adopted { pid, pidfd })
+    }
+
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Process::Child(child) => child.id(),
+            Process::Adopted { pid, .. } => Some(*pid),
+        }
+    }
+
+    /// Waits until the process is gone. The exit status of one that is not our child is not known. Cancel-safe.
+    pub async fn gone(&mut self) -> Option<std::process::ExitStatus> {
+        match self {
+            Process::Child(child) => child.wait().await.ok(),
+            Process::Adopted { pidfd, .. } => {
+                // Readable once the process has ended; an error means that it cannot be watched any more.
+                let _ = pidfd.readable().await;
+                None
+            }
+        }
+    }
+
+    /// Kills it at once. Nothing committed is lost: the data directory is what Postgres flushed.
+    pub fn kill(&mut self) {
+        match self {
+            // An error means that it has already ended.
+            Process::Child(child) => drop(child.start_kill()),
+            Process::Adopted { pidfd, .. } => {
+                let fd = pidfd.get_ref().as_raw_fd();
+                // SAFETY: a descriptor we own, a signal number, no siginfo, no flags.
+                unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, std::ptr::null::<libc::siginfo_t>(), 0) };
+            }
+        }
+    }
+}
+
+fn command_line(pid: u32) -> io::Result<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
+    Ok(bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect())
+}
+
+/// All VMMs of this home that run, by `/proc`: also those whose sockets are not there (yet).
+pub fn running(home: &Home) -> Vec<(u32, DatabaseId)> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let root = home.root().to_string_lossy();
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let words = command_line(pid).ok()?;
+            if words.get(1).map(String::as_str) != Some("vmm") {
+                return None;
+            }
+            let value = |flag: &str| words.windows(2).find(|w| w[0] == flag).map(|w| w[1].as_str());
+            (value("--home")? == root).then_some(())?;
+            Some((pid, DatabaseId::parse(value("--database")?)?))
+        })
+        .collect()
+}
+
+/// The last line a VMM left in its log past `mark` (the log's length when it was started), as its reason.
+pub fn last_words(home: &Home, id: &DatabaseId, mark: u64) -> Option<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = fs::File::open(home.vmm_log(id)).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(mark.max(length.saturating_sub(4096)))).ok()?;
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
+    Some(line.trim().to_string())
+}
+
+/// Starts a log anew when it has grown past its limit, keeping one old file.
+pub fn rotate(path: &std::path::Path, limit: u64) {
+    if fs::metadata(path).is_ok_and(|m| m.len() > limit) {
+        let old = path.with_extension("log.1");
+        if let Err(error) = fs::rename(path, &old) {
+            tracing::warn!(path = %path.display(), %error, "log could not be rotated");
+        }
+    }
+}

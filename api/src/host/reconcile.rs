@@ -1,0 +1,121 @@
+//! At the server's start: what the last one left.
+//!
+//! | found | done |
+//! |---|---|
+//! | a VM that answers on `vm.ctl`, its database known | adopted: it goes on as if nothing had happened, but for the sessions, whose clients are gone |
+//! | a VM that does not answer, or whose database is unknown or being deleted | killed; the data directory is the truth |
+//! | a row `creating` | undone: nobody was told its password |
+//! | a row `deleting` | finished |
+//! | a row in any other state of work, without a VM | at rest, as its files say |
+//! | a folder without a row | reported, not touched: it may be a restore under way |
+
+use std::fs;
+use std::time::Duration;
+
+use tokio::net::UnixStream;
+
+use super::machine::{Phase, Rest};
+use super::process::{Process, running};
+use super::socket::connect;
+use super::{Host, State};
+use crate::identity::DatabaseId;
+use crate::metadata::{DatabaseRow, MetadataError};
+
+/// What was done, for the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reconciled {
+    pub adopted: usize,
+    pub killed: usize,
+    pub undone: usize,
+    pub deleted: usize,
+    pub rested: usize,
+}
+
+/// How long a killed VM may take to go. SIGKILL needs no consent; this bounds a machine in trouble.
+const KILL_TIME: Duration = Duration::from_secs(10);
+
+impl Host {
+    /// Brings rows, processes and files back together. Call once, before anything is woken.
+    pub async fn reconcile(&self) -> Result<Reconciled, MetadataError> {
+        let mut done = Reconciled::default();
+        for (pid, id) in self.vms_left() {
+            self.settle_vm(pid, &id, &mut done).await?;
+        }
+        for row in self.inner.metadata.databases_at_work().await? {
+            self.settle_row(&row, &mut done).await?;
+        }
+        self.report_strays().await?;
+        Ok(done)
+    }
+
+    fn vms_left(&self) -> Vec<(u32, DatabaseId)> {
+        running(&self.inner.home)
+    }
+
+    async fn settle_vm(&self, pid: u32, id: &DatabaseId, done: &mut Reconciled) -> Result<(), MetadataError> {
+        let row = self.inner.metadata.database(id).await?;
+        let wanted = row.filter(|row| !matches!(row.state, State::Creating | State::Deleting));
+        if let Some(row) = wanted
+            && let Some(adopted) = self.reach(pid, id).await
+        {
+            tracing::info!(database = %id, pid, "adopted a running VM");
+            self.inner.start_actor(&row, Phase::Resuming, None, Some(adopted), None);
+            done.adopted += 1;
+            return Ok(());
+        }
+        if let Ok(mut process) = Process::adopt_pid(pid, id) {
+            tracing::warn!(database = %id, pid, "killing a VM that is nobody's or does not answer");
+            process.kill();
+            if tokio::time::timeout(KILL_TIME, process.gone()).await.is_err() {
+                tracing::error!(database = %id, pid, "killed, and still there");
+            }
+            done.killed += 1;
+        }
+        Ok(())
+    }
+
+    /// The VM's control connection, if it is that process that answers.
+    async fn reach(&self, pid: u32, id: &DatabaseId) -> Option<(UnixStream, Process)> {
+        let stream = connect(&self.inner.home.run_of(id), "vm.ctl").await.ok()?;
+        let process = Process::adopt(&stream, id).ok()?;
+        (process.pid() == Some(pid)).then_some((stream, process))
+    }
+
+    async fn settle_row(&self, row: &DatabaseRow, done: &mut Reconciled) -> Result<(), MetadataError> {
+        let inner = &self.inner;
+        match row.state {
+            State::Creating | State::Deleting => {
+                match inner.remove_database(&row.id).await {
+                    Ok(()) if row.state == State::Creating => done.undone += 1,
+                    Ok(()) => done.deleted += 1,
+                    Err(reason) => {
+                        tracing::error!(database = %row.id, reason, "could not be removed; `delete` tries again");
+                        inner.metadata.set_state(&row.id, State::Deleting, Some(&reason)).await?;
+                    }
+                }
+                return Ok(());
+            }
+            _ if inner.lock_actors().contains_key(&row.id) => return Ok(()),
+            _ => {}
+        }
+        let rest = inner.home.rest(&row.id, &row.image, inner.plan_of(&row.plan).memory_mib);
+        let (state, message) = match rest {
+            Rest::Suspended => (State::Suspended, None),
+            _ => (State::Stopped, Some("the server ended while it was awake; its next use starts cold")),
+        };
+        inner.metadata.set_state(&row.id, state, message).await?;
+        done.rested += 1;
+        Ok(())
+    }
+
+    async fn report_strays(&self) -> Result<(), MetadataError> {
+        let Ok(entries) = fs::read_dir(self.inner.home.databases()) else { return Ok(()) };
+        for entry in entries.flatten() {
+            let Some(id) = entry.file_name().to_str().and_then(DatabaseId::parse) else { continue };
+            if self.inner.metadata.database(&id).await?.is_none() {
+                tracing::warn!(database = %id, folder = %entry.path().display(), "a folder of no known database; left alone");
+            }
+        }
+        Ok(())
+    }
+}

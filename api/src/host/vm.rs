@@ -1,0 +1,354 @@
+//! One life of a VMM process: started or adopted, spoken to by `vm.ctl`, watched to its end.
+//!
+//! A task per awake database. It owns the process and the control connection and turns both into [`VmEvent`]s;
+//! the actor sends it [`VmCommand`]s. It always ends with [`VmEvent::Exited`], after the process is gone.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
+use super::layout::Home;
+use super::process::{Process, Spec, last_words, rotate, status};
+use super::socket::{connect, connect_when_there};
+
+/// What the actor asks of a VM.
+#[derive(Debug)]
+pub enum VmCommand {
+    Suspend(Vec<SessionCounts>),
+    /// Call the suspend off.
+    Cancel,
+    /// Shut Postgres down cleanly.
+    Stop,
+    CoolDown(u64),
+    Kill,
+}
+
+/// What the actor hears of a VM.
+#[derive(Debug)]
+pub enum VmEvent {
+    /// `existing`: the sessions in its guest, if some may be from before this server.
+    Ready { epoch: String, existing: Vec<SessionCounts> },
+    Idle,
+    /// The suspend's answer.
+    Suspended(Result<(), String>),
+    /// The process is gone: the reason, unless it ended cleanly.
+    Exited { reason: Option<String> },
+}
+
+/// How long a VMM may take to end after it has said goodbye or lost its control connection.
+const GOODBYE: Duration = Duration::from_secs(10);
+/// Size at which a VMM's own log is rotated, in bytes. It has a few lines per life.
+const VMM_LOG_LIMIT: u64 = 1 << 20;
+
+/// What a VM's task needs from the host.
+pub struct VmContext {
+    pub home: Home,
+    pub program: PathBuf,
+    pub spec: Spec,
+    pub console_log_limit: u64,
+    /// One permit per VM being started.
+    pub permits: Arc<Semaphore>,
+    /// When this server started: a snapshot from before may have sessions that nobody holds any more.
+    pub since: SystemTime,
+}
+
+/// Starts a VM's task. Events go to `events`; dropping the sender of commands leaves the VM running.
+pub fn start(
+    context: VmContext,
+    adopted: Option<(UnixStream, Process)>,
+    events: impl Fn(VmEvent) + Send + Sync + 'static,
+) -> mpsc::UnboundedSender<VmCommand> {
+    let (sender, commands) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let old = adopted.is_some() || snapshot_is_older(&context);
+        let mut life =
+            Life { context, commands, events, permit: None, log_mark: 0, started: Instant::now(), old, ready: None };
+        let reason = life.run(adopted).await;
+        drop(life.permit.take());
+        (life.events)(VmEvent::Exited { reason });
+    });
+    sender
+}
+
+struct Life<F> {
+    context: VmContext,
+    commands: mpsc::UnboundedReceiver<VmCommand>,
+    events: F,
+    permit: Option<OwnedSemaphorePermit>,
+    log_mark: u64,
+    started: Instant,
+    /// It may have sessions from before this server.
+    old: bool,
+    /// The epoch of a VM that is ready, until its sessions are known.
+    ready: Option<String>,
+}
+
+/// Whether what it wakes from was saved before this server started.
+fn snapshot_is_older(context: &VmContext) -> bool {
+    let saved = std::fs::metadata(context.home.snapshot(&context.spec.id)).and_then(|m| m.modified());
+    saved.is_ok_and(|saved| saved < context.since)
+}
+
+/// Why the conversation over `vm.ctl` ended.
+enum Over {
+    /// The process is gone.
+    Exited(Option<std::process::ExitStatus>),
+    /// The connection is lost, or the VMM said that it ends.
+    Lost,
+    Kill,
+    /// The server ends and leaves the VM to another.
+    Left,
+}
+
+impl<F: Fn(VmEvent)> Life<F> {
+    /// Returns the reason of the end, `None` for a clean one.
+    async fn run(&mut self, adopted: Option<(UnixStream, Process)>) -> Option<String> {
+        let (stream, mut process) = match adopted {
+            Some(adopted) => adopted,
+            None => match self.spawn().await {
+                Ok(Some(both)) => both,
+                Ok(None) => return Some("called off before it was started".into()),
+                Err(reason) => return Some(reason),
+            },
+        };
+        let (lines, sender) = split(stream);
+        let over = self.converse(lines, sender, &mut process).await;
+        self.permit = None;
+        match over {
+            Over::Exited(status) => self.reason(status),
+            Over::Left => None,
+            Over::Kill => {
+                process.kill();
+                process.gone().await;
+                Some("killed".into())
+            }
+            Over::Lost => match tokio::time::timeout(GOODBYE, process.gone()).await {
+                Ok(status) => self.reason(status),
+                Err(_) => {
+                    tracing::warn!(database = %self.context.spec.id, pid = process.pid(), "VMM lost its control connection and did not end; killing it");
+                    process.kill();
+                    process.gone().await;
+                    Some("lost its control connection".into())
+                }
+            },
+        }
+    }
+
+    fn reason(&self, status: Option<std::process::ExitStatus>) -> Option<String> {
+        let status = status?;
+        if status.success() {
+            return None;
+        }
+        let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark);
+        let words = words.map(|w| format!(": {w}")).unwrap_or_default();
+        Some(match status.code() {
+            Some(status::NO_KVM) => format!(
+                "/dev/kvm cannot be used{words}. Load the KVM modules and give this user read and write access to /dev/kvm"
+            ),
+            Some(code) if (10..=14).contains(&code) => format!("the guest ended with code {}{words}", code - 10),
+            Some(code) => format!("the VMM ended with status {code}{words}"),
+            None => format!("the VMM was killed ({status}){words}"),
+        })
+    }
+
+    /// Starts the process and connects to it. `None`: killed meanwhile.
+    async fn spawn(&mut self) -> Result<Option<(UnixStream, Process)>, String> {
+        let permits = self.context.permits.clone();
+        let id = self.context.spec.id.clone();
+        tokio::select! {
+            permit = permits.acquire_owned() => self.permit = permit.ok(),
+            () = killed(&mut self.commands) => return Ok(None),
+        }
+        let home = self.context.home.clone();
+        rotate(&home.console_log(&id), self.context.console_log_limit);
+        rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
+        let image = home.image(&self.context.spec.image);
+        if !image.join("image.json").exists() {
+            return Err(format!(
+                "its image {} is gone: put the folder back to {} (from a copy, or by building that version again)",
+                self.context.spec.image,
+                image.display()
+            ));
+        }
+        self.log_mark = std::fs::metadata(home.vmm_log(&id)).map(|m| m.len()).unwrap_or(0);
+        self.started = Instant::now();
+        let mut process = Process::spawn(&self.context.program, &home, &self.context.spec)
+            .map_err(|e| format!("the VMM {} cannot be started: {e}", self.context.program.display()))?;
+        let folder = home.run_of(&id);
+        // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
+        tokio::select! {
+            biased;
+            stream = connect_when_there(&folder, "vm.ctl") => match stream {
+                Ok(stream) => Ok(Some((stream, process))),
+                Err(e) => {
+                    process.kill();
+                    process.gone().await;
+                    Err(format!("the VMM's control socket cannot be reached: {e}"))
+                }
+            },
+            status = process.gone() => self.ended_early(status).await,
+            () = killed(&mut self.commands) => {
+                process.kill();
+                process.gone().await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// The process ended before it could be spoken to: if another VMM holds the layer, that one is ours.
+    async fn ended_early(&self, exit: Option<std::process::ExitStatus>) -> Result<Option<(UnixStream, Process)>, String> {
+        let spec = &self.context.spec;
+        if exit.and_then(|s| s.code()) == Some(status::LOCKED)
+            && let Ok(stream) = connect(&self.context.home.run_of(&spec.id), "vm.ctl").await
+            && let Ok(process) = Process::adopt(&stream, &spec.id)
+        {
+            tracing::warn!(database = %spec.id, pid = process.pid(), "its layer is in use by a running VMM; adopting that one");
+            return Ok(Some((stream, process)));
+        }
+        Err(self.reason(exit).unwrap_or_else(|| "the VMM ended before it was ready".into()))
+    }
+
+    async fn converse(&mut self, mut lines: Lines, mut sender: Sender, process: &mut Process) -> Over {
+        // Requests sent and not yet answered; answers come in their order.
+        let mut open: VecDeque<Open> = VecDeque::new();
+        loop {
+            tokio::select! {
+                message = lines.next() => match message {
+                    Ok(Some(message)) => {
+                        if self.heard(message, &mut open) {
+                            return Over::Lost;
+                        }
+                        if self.ready.is_some() && !open.contains(&Open::Status) {
+                            open.push_back(Open::Status);
+                            if sender.send(&Request::Status).await.is_err() {
+                                return Over::Lost;
+                            }
+                        }
+                    }
+                    Ok(None) => return Over::Lost,
+                    Err(error) => {
+                        tracing::warn!(database = %self.context.spec.id, %error, "vm.ctl");
+                        return Over::Lost;
+                    }
+                },
+                status = process.gone() => {
+                    // What it said last may still be in the socket, such as that the suspend is committed.
+                    while let Ok(Ok(Some(message))) = tokio::time::timeout(GOODBYE, lines.next()).await {
+                        self.heard(message, &mut open);
+                    }
+                    return Over::Exited(status);
+                }
+                command = self.commands.recv() => {
+                    let (request, kind) = match command {
+                        None => return Over::Left,
+                        Some(VmCommand::Kill) => return Over::Kill,
+                        Some(VmCommand::Cancel) => {
+                            // By a connection of its own: on this one its answer could not be told from the
+                            // suspend's, which is the one that counts.
+                            tokio::spawn(cancel(self.context.home.clone(), self.context.spec.id.clone()));
+                            continue;
+                        }
+                        Some(VmCommand::Suspend(sessions)) => (Request::Suspend { sessions }, Open::Suspend),
+                        Some(VmCommand::Stop) => (Request::Stop, Open::Stop),
+                        Some(VmCommand::CoolDown(ms)) => (Request::CoolDown { ms }, Open::Other),
+                    };
+                    open.push_back(kind);
+                    if let Err(error) = sender.send(&request).await {
+                        tracing::debug!(database = %self.context.spec.id, %error, "vm.ctl");
+                        return Over::Lost;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes a message on. `true`: the VMM is about to end.
+    fn heard(&mut self, message: Message, open: &mut VecDeque<Open>) -> bool {
+        match message {
+            Message::Event(Event::Ready { epoch, cold, trace }) => {
+                self.permit = None;
+                let ms = self.started.elapsed().as_secs_f64() * 1e3;
+                tracing::info!(database = %self.context.spec.id, epoch, cold, ms, %trace, "awake");
+                if cold {
+                    let why = last_words(&self.context.home, &self.context.spec.id, self.log_mark);
+                    tracing::info!(database = %self.context.spec.id, why, "started cold; sessions held from before end with 57P01");
+                }
+                if self.old && !cold {
+                    self.ready = Some(epoch);
+                } else {
+                    (self.events)(VmEvent::Ready { epoch, existing: Vec::new() });
+                }
+            }
+            Message::Event(Event::Idle { .. }) => (self.events)(VmEvent::Idle),
+            Message::Event(Event::Unknown) => {}
+            Message::Answer(answer) => match open.pop_front() {
+                Some(Open::Suspend) => {
+                    let done = answer.is_ok();
+                    (self.events)(VmEvent::Suspended(answer.map(drop)));
+                    return done;
+                }
+                Some(Open::Status) => {
+                    let existing = answer.unwrap_or_default();
+                    if let Some(epoch) = self.ready.take() {
+                        (self.events)(VmEvent::Ready { epoch, existing });
+                    }
+                }
+                Some(Open::Stop) => match answer {
+                    Ok(_) => return true,
+                    Err(error) => tracing::warn!(database = %self.context.spec.id, error, "clean stop refused"),
+                },
+                Some(Open::Other) | None => {
+                    if let Err(error) = answer {
+                        tracing::warn!(database = %self.context.spec.id, error, "vm.ctl");
+                    }
+                }
+            },
+        }
+        false
+    }
+}
+
+/// A request that waits for its answer.
+#[derive(PartialEq)]
+enum Open {
+    Status,
+    Suspend,
+    Stop,
+    Other,
+}
+
+/// Completes when the actor says `Kill`; what it says otherwise before there is a VM has no meaning yet.
+async fn killed(commands: &mut mpsc::UnboundedReceiver<VmCommand>) {
+    loop {
+        match commands.recv().await {
+            Some(VmCommand::Kill) => return,
+            Some(_) => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
+async fn cancel(home: Home, id: crate::identity::DatabaseId) {
+    let asked: io::Result<()> = async {
+        let (mut lines, mut sender) = split(connect(&home.run_of(&id), "vm.ctl").await?);
+        sender.send(&Request::Cancel).await?;
+        while let Some(message) = lines.next().await? {
+            if let Message::Answer(answer) = message {
+                tracing::debug!(database = %id, ?answer, "suspend called off");
+                break;
+            }
+        }
+        Ok(())
+    }
+    .await;
+    if let Err(error) = asked {
+        // The suspend's own answer says what became of it.
+        tracing::debug!(database = %id, %error, "cancel");
+    }
+}

@@ -1,0 +1,229 @@
+//! Databases.
+
+use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
+
+use super::{Metadata, MetadataError, now_ms};
+use crate::host::State;
+use crate::identity::{DatabaseId, TenantId};
+
+/// A database as kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseRow {
+    pub seq: i64,
+    pub id: DatabaseId,
+    pub tenant: TenantId,
+    pub tenant_name: String,
+    pub name: String,
+    /// The last state written; the host knows a newer one while the database is at work.
+    pub state: State,
+    pub plan: String,
+    pub image: String,
+    /// The database's own cool-down, in ms; its plan's otherwise.
+    pub cool_down_ms: Option<u64>,
+    pub message: Option<String>,
+    /// ms since 1970.
+    pub created_at: i64,
+}
+
+/// What a create writes, in one transaction, in state `creating`.
+#[derive(Clone, Debug)]
+pub struct NewDatabase<'a> {
+    pub id: &'a DatabaseId,
+    pub tenant: &'a TenantId,
+    pub name: &'a str,
+    pub plan: &'a str,
+    /// Databases of the plan a tenant may have.
+    pub plan_databases: u64,
+    pub image: &'a str,
+    pub cool_down_ms: Option<u64>,
+    pub role: &'a str,
+    pub verifier: &'a str,
+}
+
+/// Why a database was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    #[error("a database of this name exists")]
+    NameTaken,
+    #[error("the plan allows no more databases")]
+    PlanFull,
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+}
+
+/// Which databases a list has.
+#[derive(Clone, Debug, Default)]
+pub struct DatabaseFilter<'a> {
+    /// Only this tenant's.
+    pub tenant: Option<&'a TenantId>,
+    /// Only those of this name.
+    pub name: Option<&'a str>,
+}
+
+/// A page of a list: rows after this `seq`, at most so many.
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    pub after: i64,
+    pub limit: i64,
+}
+
+/// The columns of a [`DatabaseRow`].
+const SELECT: &str = "SELECT d.seq, d.id, d.tenant_id, t.name AS tenant_name, d.name, d.state, d.plan, d.image, \
+                             d.cool_down_ms, d.message, d.created_at \
+                      FROM databases d JOIN tenants t ON t.id = d.tenant_id ";
+
+impl Metadata {
+    /// Inserts the row in state `creating` and its role. The plan's count is checked in the same transaction,
+    /// so two creates at once cannot both take the last place.
+    pub async fn create_database(&self, new: &NewDatabase<'_>) -> Result<DatabaseRow, CreateError> {
+        let mut tx = self.writer.begin().await.map_err(MetadataError::from)?;
+        let have: i64 = sqlx::query("SELECT count(*) AS n FROM databases WHERE tenant_id = ? AND plan = ?")
+            .bind(new.tenant.as_str())
+            .bind(new.plan)
+            .fetch_one(&mut *tx)
+            .await
+            .and_then(|row| row.try_get("n"))
+            .map_err(MetadataError::from)?;
+        let sql = "INSERT INTO databases (id, tenant_id, name, state, plan, image, cool_down_ms, created_at) \
+                   VALUES (?, ?, ?, 'creating', ?, ?, ?, ?)";
+        let inserted = sqlx::query(sql)
+            .bind(new.id.as_str())
+            .bind(new.tenant.as_str())
+            .bind(new.name)
+            .bind(new.plan)
+            .bind(new.image)
+            .bind(new.cool_down_ms.map(|ms| ms as i64))
+            .bind(now_ms())
+            .execute(&mut *tx)
+            .await;
+        match inserted {
+            Ok(_) => {}
+            Err(e) if e.as_database_error().is_some_and(|e| e.is_unique_violation()) => return Err(CreateError::NameTaken),
+            Err(e) => return Err(CreateError::Metadata(e.into())),
+        }
+        // After the insert, so that a taken name is told from a full plan.
+        if have as u64 >= new.plan_databases {
+            return Err(CreateError::PlanFull);
+        }
+        sqlx::query("INSERT INTO roles (database_id, role, verifier) VALUES (?, ?, ?)")
+            .bind(new.id.as_str())
+            .bind(new.role)
+            .bind(new.verifier)
+            .execute(&mut *tx)
+            .await
+            .map_err(MetadataError::from)?;
+        let row = sqlx::query(&format!("{SELECT} WHERE d.id = ?"))
+            .bind(new.id.as_str())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(MetadataError::from)?;
+        let row = read(&row)?;
+        tx.commit().await.map_err(MetadataError::from)?;
+        Ok(row)
+    }
+
+    pub async fn database(&self, id: &DatabaseId) -> Result<Option<DatabaseRow>, MetadataError> {
+        let row = sqlx::query(&format!("{SELECT} WHERE d.id = ?"))
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.as_ref().map(read).transpose()
+    }
+
+    /// Databases after `page.after`, oldest first.
+    pub async fn list_databases(&self, filter: DatabaseFilter<'_>, page: Page) -> Result<Vec<DatabaseRow>, MetadataError> {
+        let mut sql = format!("{SELECT} WHERE d.seq > ?");
+        if filter.tenant.is_some() {
+            sql.push_str(" AND d.tenant_id = ?");
+        }
+        if filter.name.is_some() {
+            sql.push_str(" AND d.name = ?");
+        }
+        sql.push_str(" ORDER BY d.seq LIMIT ?");
+        let mut query = sqlx::query(&sql).bind(page.after);
+        if let Some(tenant) = filter.tenant {
+            query = query.bind(tenant.as_str());
+        }
+        if let Some(name) = filter.name {
+            query = query.bind(name);
+        }
+        let rows = query.bind(page.limit).fetch_all(&self.readers).await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// The rows that a crash may have left in the middle of something.
+    pub async fn databases_at_work(&self) -> Result<Vec<DatabaseRow>, MetadataError> {
+        let sql = format!("{SELECT} WHERE d.state NOT IN ('suspended', 'stopped', 'error') ORDER BY d.seq");
+        let rows = sqlx::query(&sql).fetch_all(&self.readers).await?;
+        rows.iter().map(read).collect()
+    }
+
+    /// Writes a state that must be on disk before what it announces begins.
+    pub async fn set_state(&self, id: &DatabaseId, state: State, message: Option<&str>) -> Result<(), MetadataError> {
+        sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ?")
+            .bind(state.as_str())
+            .bind(message)
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Sets or, with none, gives back to the plan the database's cool-down.
+    pub async fn set_cool_down(&self, id: &DatabaseId, ms: Option<u64>) -> Result<(), MetadataError> {
+        sqlx::query("UPDATE databases SET cool_down_ms = ? WHERE id = ?")
+            .bind(ms.map(|ms| ms as i64))
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes the row and, with it, its roles.
+    pub async fn remove_database(&self, id: &DatabaseId) -> Result<(), MetadataError> {
+        sqlx::query("DELETE FROM databases WHERE id = ?")
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await?;
+        Ok(())
+    }
+
+    /// Images that a database still needs.
+    pub async fn images_in_use(&self) -> Result<Vec<String>, MetadataError> {
+        let rows = sqlx::query("SELECT DISTINCT image FROM databases ORDER BY image")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| Ok(row.try_get("image")?)).collect()
+    }
+
+    /// How many databases there are in each state, as last written.
+    pub async fn count_by_state(&self) -> Result<Vec<(String, u64)>, MetadataError> {
+        let rows = sqlx::query("SELECT state, count(*) AS n FROM databases GROUP BY state")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter()
+            .map(|row| Ok((row.try_get("state")?, row.try_get::<i64, _>("n")? as u64)))
+            .collect()
+    }
+}
+
+fn read(row: &SqliteRow) -> Result<DatabaseRow, MetadataError> {
+    let id: String = row.try_get("id")?;
+    let wrong = |what: String| MetadataError::Row { id: id.clone(), what };
+    let tenant: String = row.try_get("tenant_id")?;
+    let state: String = row.try_get("state")?;
+    Ok(DatabaseRow {
+        seq: row.try_get("seq")?,
+        id: DatabaseId::parse(&id).ok_or_else(|| wrong("no database id".into()))?,
+        tenant: TenantId::parse(&tenant).ok_or_else(|| wrong(format!("the tenant {tenant:?}")))?,
+        tenant_name: row.try_get("tenant_name")?,
+        name: row.try_get("name")?,
+        state: State::parse(&state).ok_or_else(|| wrong(format!("the state {state:?}")))?,
+        plan: row.try_get("plan")?,
+        image: row.try_get("image")?,
+        cool_down_ms: row.try_get::<Option<i64>, _>("cool_down_ms")?.map(|ms| ms.max(0) as u64),
+        message: row.try_get("message")?,
+        created_at: row.try_get("created_at")?,
+    })
+}

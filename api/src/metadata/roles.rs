@@ -1,0 +1,51 @@
+//! Roles: who may log in to a database.
+
+use sqlx::Row;
+
+use super::{Metadata, MetadataError, now_ms};
+use crate::identity::DatabaseId;
+
+/// What a login needs to know of a role and its database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleRow {
+    /// In the form of `pg_authid.rolpassword`.
+    pub verifier: String,
+    pub plan: String,
+}
+
+impl Metadata {
+    /// The role's verifier, unless it has expired or the database is being made or deleted.
+    pub async fn role(&self, database: &DatabaseId, role: &str) -> Result<Option<RoleRow>, MetadataError> {
+        let sql = "SELECT r.verifier, d.plan FROM roles r JOIN databases d ON d.id = r.database_id \
+                   WHERE r.database_id = ? AND r.role = ? AND (r.expires_at IS NULL OR r.expires_at > ?) \
+                     AND d.state NOT IN ('creating', 'deleting')";
+        let row = sqlx::query(sql)
+            .bind(database.as_str())
+            .bind(role)
+            .bind(now_ms())
+            .fetch_optional(&self.readers)
+            .await?;
+        row.map(|row| {
+            Ok(RoleRow { verifier: row.try_get("verifier")?, plan: row.try_get("plan")? })
+        })
+        .transpose()
+    }
+
+    /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired.
+    pub async fn add_role(&self, database: &DatabaseId, role: &str, verifier: &str, expires_at: i64) -> Result<(), MetadataError> {
+        let mut tx = self.writer.begin().await?;
+        sqlx::query("DELETE FROM roles WHERE database_id = ? AND expires_at <= ?")
+            .bind(database.as_str())
+            .bind(now_ms())
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query("INSERT INTO roles (database_id, role, verifier, expires_at) VALUES (?, ?, ?, ?)")
+            .bind(database.as_str())
+            .bind(role)
+            .bind(verifier)
+            .bind(expires_at)
+            .execute(&mut *tx)
+            .await?;
+        Ok(tx.commit().await?)
+    }
+}

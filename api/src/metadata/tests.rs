@@ -1,0 +1,99 @@
+use super::*;
+use crate::host::State;
+use crate::identity::{DatabaseId, TenantId};
+
+async fn fresh() -> (tempfile::TempDir, Metadata) {
+    let dir = tempfile::tempdir().unwrap();
+    let metadata = Metadata::open(&dir.path().join("dormouse.db")).await.unwrap();
+    (dir, metadata)
+}
+
+async fn create(m: &Metadata, tenant: &TenantId, name: &str, limit: u64) -> Result<DatabaseRow, CreateError> {
+    let id = DatabaseId::random().unwrap();
+    let new = NewDatabase {
+        id: &id,
+        tenant,
+        name,
+        plan: "free",
+        plan_databases: limit,
+        image: "0123456789abcdef",
+        cool_down_ms: None,
+        role: "app",
+        verifier: "SCRAM-SHA-256$4096:x$y:z",
+    };
+    m.create_database(&new).await
+}
+
+#[test]
+fn every_migration_file_is_run() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../migrations");
+    let files = std::fs::read_dir(folder)
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().path().extension().is_some_and(|e| e == "sql"))
+        .count();
+    assert_eq!(files, MIGRATIONS.len());
+}
+
+#[tokio::test]
+async fn names_are_unique_per_tenant_and_plans_are_counted() {
+    let (_dir, m) = fresh().await;
+    let one = TenantId::default_tenant();
+    let two = m.create_tenant(&TenantId::random().unwrap(), "two", &[2; 32]).await.unwrap().id;
+    create(&m, &one, "a", 2).await.unwrap();
+    assert!(matches!(create(&m, &one, "a", 2).await, Err(CreateError::NameTaken)));
+    create(&m, &two, "a", 2).await.unwrap();
+    let b = create(&m, &one, "b", 2).await.unwrap();
+    assert!(matches!(create(&m, &one, "c", 2).await, Err(CreateError::PlanFull)));
+    m.remove_database(&b.id).await.unwrap();
+    assert_eq!(m.role(&b.id, "app").await.unwrap(), None);
+    create(&m, &one, "c", 2).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_role_opens_nothing_while_the_database_is_made_or_deleted_or_after_its_time() {
+    let (_dir, m) = fresh().await;
+    let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();
+    assert_eq!(m.role(&db.id, "app").await.unwrap(), None);
+    m.set_state(&db.id, State::Suspended, None).await.unwrap();
+    assert!(m.role(&db.id, "app").await.unwrap().is_some());
+    assert_eq!(m.role(&db.id, "postgres").await.unwrap(), None);
+    m.add_role(&db.id, "past", "v", now_ms() - 1).await.unwrap();
+    m.add_role(&db.id, "soon", "v", now_ms() + 60_000).await.unwrap();
+    assert_eq!(m.role(&db.id, "past").await.unwrap(), None);
+    assert!(m.role(&db.id, "soon").await.unwrap().is_some());
+    m.set_state(&db.id, State::Deleting, None).await.unwrap();
+    assert_eq!(m.role(&db.id, "app").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_journal_writes_the_newest_state_and_leaves_deleting_alone() {
+    let (_dir, m) = fresh().await;
+    let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();
+    let gone = create(&m, &TenantId::default_tenant(), "b", 9).await.unwrap();
+    m.set_state(&gone.id, State::Deleting, None).await.unwrap();
+    let (journal, task) = StateJournal::start(m.clone());
+    for state in [State::Resuming, State::Running, State::Suspending, State::Suspended] {
+        journal.record(&db.id, state, None);
+        journal.record(&gone.id, state, None);
+    }
+    assert_eq!(journal.pending(&db.id), Some((State::Suspended, None)));
+    journal.close();
+    task.await.unwrap();
+    assert_eq!(journal.pending(&db.id), None);
+    assert_eq!(m.database(&db.id).await.unwrap().unwrap().state, State::Suspended);
+    assert_eq!(m.database(&gone.id).await.unwrap().unwrap().state, State::Deleting);
+    let at_work = m.databases_at_work().await.unwrap();
+    assert_eq!(at_work.iter().map(|d| &d.id).collect::<Vec<_>>(), [&gone.id]);
+}
+
+#[tokio::test]
+async fn metadata_of_a_newer_server_is_refused() {
+    let (dir, m) = fresh().await;
+    sqlx::query("INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'x', 1, x'00', 0)")
+        .execute(&m.writer)
+        .await
+        .unwrap();
+    m.close().await;
+    let error = Metadata::open(&dir.path().join("dormouse.db")).await.unwrap_err();
+    assert!(matches!(error, MetadataError::Newer), "{error}");
+}

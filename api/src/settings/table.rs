@@ -1,0 +1,50 @@
+//! The table of settings. Order is the order of `dormouse config show` and of `docs/settings.md`.
+
+/// One setting: its key in `dormouse.toml` (`section.name`), from which the flag and the variable follow.
+#[derive(Debug)]
+pub struct Setting {
+    pub key: &'static str,
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The flag without dashes: `api.listen` is `--api-listen`.
+    pub fn flag(&self) -> String {
+        self.key.replace(['.', '_'], "-")
+    }
+
+    /// The variable: `api.listen` is `DORMOUSE_API_LISTEN`.
+    pub fn variable(&self) -> String {
+        format!("DORMOUSE_{}", self.key.replace('.', "_").to_uppercase())
+    }
+}
+
+const fn s(key: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { key, default, help }
+}
+
+/// All settings but the plans.
+pub const SETTINGS: &[Setting] = &[
+    s("home", ".dormouse", "Folder of all state"),
+    s("api.listen", "127.0.0.1:8080", "Address of the REST API and the console"),
+    s("api.body_limit_kib", "64", "Largest request body, in KiB"),
+    s("api.event_streams", "256", "Event streams open at once"),
+    s("api.session_minutes", "60", "Life of a console session, in minutes"),
+    s("console.path", "", "Folder of a console build to serve instead of the built-in one"),
+    s("pooler.listen", "127.0.0.1:5432", "Address Postgres clients connect to"),
+    s("pooler.public", "", "HOST:PORT written in connection strings, if not the listen address"),
+    s("pooler.tls_certificate", "", "PEM certificate chain of the pooler"),
+    s("pooler.tls_key", "", "PEM private key of the pooler"),
+    s("pooler.max_clients", "10000", "Client connections at once"),
+    s("host.vmm_program", "", "Program run as the VMM, if not this one"),
+    s("host.wake_timeout_ms", "30000", "Longest a wake may take, in ms"),
+    s("host.suspend_wait_ms", "30000", "Longest a suspend waits for a running statement, in ms"),
+    s("host.wakes_at_once", "8", "VMs being started at once"),
+    s("host.wake_queue", "1000", "Requests that may wait for one database's wake"),
+    s("host.console_log_mib", "16", "Size at which a guest's console log is rotated at its next wake, in MiB"),
+    s("log.level", "info", "off, error, warn, info, debug or trace"),
+    s("log.format", "auto", "Lines on stderr: text, json, or auto (text on a terminal)"),
+    s("log.file_mib", "16", "Size at which the log file is rotated, in MiB"),
+    s("log.files", "5", "Rotated log files kept"),
+];
