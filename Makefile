@@ -66,7 +66,7 @@ test-rust: ## the workspace's tests, with those on real KVM (loadtest/tests) las
 
 .PHONY: test-kernel
 test-kernel: ## the kernel's unit tests
-	@$(STEP) "kernel tests" $(MAKE) -C images/kernel test
+	@$(STEP) "kernel tests" cargo test --release --manifest-path images/kernel/fs-tests/Cargo.toml --features layer --target-dir target/kernel-tests
 
 .PHONY: test-console
 test-console: console ## the console's tests, the last of them in headless Chromium

@@ -38,7 +38,7 @@ pub fn have_kvm() -> bool {
     false
 }
 
-fn top() -> PathBuf {
+pub fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
         .canonicalize()
