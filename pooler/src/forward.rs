@@ -66,7 +66,7 @@ pub(crate) struct Forward {
     /// The TLS layer may hold bytes for the client.
     unflushed: bool,
     counted_as_held: bool,
-    _place: Place,
+    place: Option<Place>,
     _slot: Slot,
 }
 
@@ -95,7 +95,7 @@ impl Forward {
             guest_deaf: false,
             unflushed: false,
             counted_as_held: false,
-            _place: place,
+            place: Some(place),
             _slot: slot,
         }
     }
@@ -309,6 +309,8 @@ impl Forward {
         // From here on it is no session any more: its key is void and a database can sleep without it.
         self.shared.keys.remove(&self.session);
         self.shared.registry.leave(&self.session);
+        self.place = None;
+        self.uncount_held();
     }
 }
 
