@@ -56,6 +56,8 @@ impl fmt::Debug for DatabaseId {
 pub struct Route {
     /// `SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey`, as [`crate::verifier::make`] makes it.
     pub verifier: String,
+    /// The role that the session has in the guest: several logins may lead to one.
+    pub guest_role: String,
     /// Client connections to this database at one time, held ones included.
     pub connection_limit: u32,
     /// Whether the database can be used at all.

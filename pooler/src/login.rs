@@ -250,10 +250,10 @@ async fn log_in(
             return Err(LoginError::NoDatabaseInUser(request.user.clone()));
         };
         let route = password::check(shared, line, &request.user, role, database).await?;
-        Ok((role, database, route))
+        Ok((database, route))
     };
-    let (role, database, route) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
-    open(shared, line, &request, role, database, &route, slot).await.map(Some)
+    let (database, route) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
+    open(shared, line, &request, database, &route, slot).await.map(Some)
 }
 
 /// What a connection turns out to be.
@@ -326,7 +326,6 @@ async fn open(
     shared: &Arc<Shared>,
     line: &mut Line,
     request: &Request,
-    role: &str,
     database: DatabaseId,
     route: &Route,
     slot: Slot,
@@ -349,7 +348,7 @@ async fn open(
         Some(name) if *name != request.user => name,
         _ => &shared.settings.default_database,
     };
-    let packet = startup::for_guest(role, name, &request.parameters)?;
+    let packet = startup::for_guest(&route.guest_role, name, &request.parameters)?;
     let queued = registry
         .queue(database, shared.settings.max_waiting)
         .map_err(|_| over(LoginError::TooManyWaiting(database)))?;

@@ -100,6 +100,7 @@ impl World {
         let sessions = Sessions::new();
         let route = Route {
             verifier: verifier::make(PASSWORD, ITERATIONS).unwrap(),
+            guest_role: "app".to_owned(),
             connection_limit: 100,
             availability: Availability::Usable,
         };
