@@ -19,6 +19,9 @@ check_program() {
 link_program() {
     if begin program "$server_key" "$musl_key" "$here/link.sh" "$here/link" "$here/dormouse.c"; then
         mkdir "$out/parts" "$out/modules"
+        # For who links another program from the same parts (regress.sh).
+        echo "$musl" > "$out/parts/musl"
+        echo "$pg_source" > "$out/parts/source"
         # shellcheck disable=SC2086 # lists of words
         logged "$musl/bin/musl-gcc" $server_cflags -fvisibility=default -Wall -I "$server/build/src/include" \
             -I "$pg_source/src/include" -D_GNU_SOURCE -c -o "$out/parts/dormouse.o" "$here/dormouse.c"

@@ -37,3 +37,9 @@ ln -s "$server/root" "$new/root"
 rm -rf "$cache/out"
 mv "$new" "$cache/out"
 say "results in $cache/out"
+
+# What no run has used for a week.
+find "$cache" -mindepth 2 -maxdepth 2 -name .done -mtime +7 -printf '%h\n' | while read -r old; do
+    say "removing $(basename "$old"), unused for a week"
+    rm -rf "$old"
+done

@@ -34,14 +34,22 @@ build_server() {
     if begin server "$(basename "$pg_source")" "$musl_key" "$server_cflags" "$server_answers" "$server_switches" \
         "$modules" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h"; then
         mkdir "$out/build"
+        # The compiler, but where a makefile links a shared module: that becomes a relocatable object (module.sh).
+        cat > "$out/cc" <<END
+#!/bin/sh
+for word; do
+    [ "\$word" != -shared ] || exec "$here/link/module.sh" "\$@"
+done
+exec "$musl/bin/musl-gcc" "\$@"
+END
+        chmod 755 "$out/cc"
         cd "$out/build"
         # shellcheck disable=SC2086 # lists of words
-        logged env $server_answers "$pg_source/configure" $server_switches CC="$musl/bin/musl-gcc" \
+        logged env $server_answers "$pg_source/configure" $server_switches CC="$out/cc" \
             CFLAGS="$server_cflags" LDFLAGS="-static"
         say "$step_name: configured"
-        # The linker's part is done by link/program.sh: modules become relocatable objects, and no executable may
-        # export its symbols (that breaks static thread-local storage).
-        set -- LINK.shared="$here/link/module.sh" LDFLAGS_EX_BE=
+        # The server as its makefile links it is not used (link/program.sh does that), but must not fail.
+        set -- LDFLAGS_EX_BE=
         include="-include $here/link/returns_twice.h"
         logged make -j "$jobs" -C src/backend generated-headers
         for part in src/common src/port src/timezone; do

@@ -27,6 +27,7 @@ begin() {
     key=$(key_of "$@")
     out=$cache/$step_name-$key
     if [ -f "$out/.done" ]; then
+        touch "$out/.done"
         say "$step_name: as before"
         return 1
     fi

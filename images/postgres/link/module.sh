@@ -1,7 +1,6 @@
 #!/bin/sh
-# Stands where PostgreSQL's makefiles call the linker for a shared module (LINK.shared): joins the module's objects
-# into one relocatable object of that name instead, which the program is later linked with. Libraries are left to
-# that link.
+# Stands where PostgreSQL's makefiles call the compiler to link a shared module: joins the module's objects into one
+# relocatable object of that name instead, which the program is later linked with. Libraries are left to that link.
 set -eu
 out=
 objects=

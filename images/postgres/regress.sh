@@ -1,0 +1,90 @@
+#!/bin/sh
+# Runs PostgreSQL's own regression tests against the program as linked for Linux: the same objects as the guest's,
+# with start, modules and processes as in the guest, on another kernel. What fails here is not the guest kernel's
+# fault. Run recipe.sh and oracle.sh before.
+#
+# Usage: regress.sh CACHE [TEST...]; without tests, the whole parallel schedule.
+#        regress.sh CACHE --isolation
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+cache=$(cd "$1" && pwd)
+shift
+export LC_ALL=C
+. "$here/steps.sh"
+. "$here/server.sh"
+. "$here/link.sh"
+. "$here/template.sh"
+oracle=$(realpath "$cache/oracle")
+regress=$oracle/regress
+out_now=$cache/out
+server=$(dirname "$(realpath "$out_now/root")")
+program=$(dirname "$(realpath "$out_now/postgres.elf")")
+musl=$(cat "$program/parts/musl")
+
+# The tests' own modules are part of no image; a program with them is linked apart.
+if begin regress "$program" "$oracle" "$here/regress.sh"; then
+    mkdir "$out/modules" "$out/parts"
+    cp "$program/modules/"*.so "$out/modules/"
+    for part in src/test/regress contrib/spi; do
+        case $part in src/test/*) targets=regress.so ;; *) targets="autoinc.so refint.so" ;; esac
+        # shellcheck disable=SC2086 # a list of words
+        logged make -C "$server/build/$part" $targets
+        for module in $targets; do cp "$server/build/$part/$module" "$out/modules/"; done
+    done
+    logged "$here/link/modules.sh" "$out/parts" "$out/modules/"*.so
+    logged "$musl/bin/musl-gcc" -c -o "$out/parts/modules.a.o" "$out/parts/modules.S"
+    objects=$(server_objects "$server")
+    cd "$server/build/src/backend"
+    # shellcheck disable=SC2086 # lists of words
+    logged "$here/link/program.sh" "$musl" "$out/parts/postgres" linux $objects "$out/parts/"*.o "$server/libpq.o"
+    cd - > /dev/null
+    finish
+fi
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-regress.XXXXXX")
+postmaster=
+stop() {
+    if [ -n "$postmaster" ]; then
+        kill -INT "$postmaster" 2> /dev/null || true
+        wait "$postmaster" 2> /dev/null || true
+    fi
+    rm -rf "$work"
+}
+trap stop EXIT
+runnable_root "$work"
+cp "$out/parts/postgres" "$work/pg/bin/postgres"
+cp -r "$(realpath "$out_now/template")" "$work/data"
+cp -r "$regress" "$work/regress"
+for module in "$out/modules/"*.so; do touch "$work/pg/lib/postgresql/$(basename "$module")"; done
+mkdir "$work/run" "$work/output" "$work/tablespace"
+chmod 755 "$work"
+[ "$(id -u)" != 0 ] || chown -R 65534:65534 "$work"
+# Without the module that refuses passwords, which many tests set.
+unprivileged "$work/pg/bin/postgres" -D "$work/data" -c unix_socket_directories="$work/run" \
+    -c shared_preload_libraries= -c max_prepared_transactions=2 -c max_connections=100 -c fsync=off > "$work/log" 2>&1 &
+postmaster=$!
+until "$oracle/bin/pg_isready" -q -h "$work/run"; do
+    kill -0 "$postmaster" || { cat "$work/log" >&2; exit 1; }
+done
+runner=pg_regress
+list="--schedule=$work/regress/parallel_schedule --max-concurrent-tests=20"
+input=$work/regress
+if [ "${1:-}" = --isolation ]; then
+    runner=pg_isolation_regress
+    input=$work/isolation
+    cp -r "$(cat "$program/parts/source")/src/test/isolation" "$input"
+    list="--schedule=$input/isolation_schedule"
+elif [ $# -gt 0 ]; then
+    list="test_setup $*"
+fi
+cd "$work/output"
+status=0
+# shellcheck disable=SC2086 # a list of words
+unprivileged "$work/regress/$runner" --inputdir="$input" --outputdir="$work/output" --dlpath="$work/pg/lib/postgresql" \
+    --bindir="$oracle/bin" --host="$work/run" --user=postgres $list || status=$?
+if [ $status != 0 ]; then
+    mkdir -p "$cache/log"
+    cp "$work/output/regression.diffs" "$work/log" "$cache/log/" 2> /dev/null || true
+    say "differences in $cache/log/regression.diffs, the server's log in $cache/log/log"
+fi
+exit $status
