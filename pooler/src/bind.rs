@@ -76,15 +76,17 @@ fn short_path(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
 /// Asks the host, and counts it.
 pub(crate) async fn wake(shared: &Shared, database: DatabaseId) -> Result<Awake, WakeError> {
     shared.metrics.wakes.add(1);
-    let woken = shared.host.wake(database).await;
-    match &woken {
-        Ok(_) => shared.registry.settled(database).await,
-        Err(error) => {
+    loop {
+        let woken = shared.host.wake(database).await;
+        if let Err(error) = &woken {
             shared.metrics.wake_errors.add(1);
             tracing::info!(%database, %error, "database could not be woken");
+        } else if shared.registry.settled(database).await {
+            // A suspend began after the host had answered, so the answer may be of a life that is over.
+            continue;
         }
+        return woken;
     }
-    woken
 }
 
 /// Wakes the database, unless it is known to be `awake`, and binds a held session again. A connection refused by a VMM

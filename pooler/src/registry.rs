@@ -191,13 +191,15 @@ impl Registry {
         })
     }
 
-    /// Waits out a suspend under way.
-    pub async fn settled(&self, id: DatabaseId) {
+    /// Waits out a suspend under way; says whether there was one.
+    pub async fn settled(&self, id: DatabaseId) -> bool {
+        let mut waited = false;
         loop {
             let notify = self.with(id, |database| {
                 database.quiesced.then(|| database.settled.get_or_insert_default().clone())
             });
-            let Some(notify) = notify else { return };
+            let Some(notify) = notify else { return waited };
+            waited = true;
             let notified = notify.notified();
             tokio::pin!(notified);
             // Registered before the second look, so that no word is missed between the two.

@@ -182,9 +182,10 @@ impl Session {
                 state.phase = Phase::Held;
                 state.track.shrink();
             }
-            Phase::Held => {}
+            // One that was held before may be waiting for this to end before it is bound again.
+            Phase::Held | Phase::Binding => {}
             // It was not asked, so bytes may be lost with the memory that was kept: better no session than a wrong one.
-            Phase::Open | Phase::Binding => state.order = Some(Box::new(Order::End(End::vanished()))),
+            Phase::Open => state.order = Some(Box::new(Order::End(End::vanished()))),
         }
         state.wake_task();
     }

@@ -443,6 +443,28 @@ async fn drain_loses_patience() {
 }
 
 #[tokio::test]
+async fn a_held_client_that_speaks_into_another_suspend_waits_for_its_end() {
+    let w = World::new().await;
+    let client = Arc::new(w.connect().await);
+    ask(&client, "set kept").await;
+    w.suspend().await;
+    held(&w, 1).await;
+    // The host has woken it for a reason of its own, and puts it to sleep again.
+    w.vm().wake();
+    let counts = w.quiesce().await;
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { ask(&client, "get").await }
+    });
+    w.host.wake_seen.notified().await;
+    w.until("it to bind", || w.sessions.active(w.host.database).starting == 1).await;
+    w.vm().suspend(&counts).unwrap();
+    w.sessions.suspended(w.host.database);
+    assert_eq!(asked.await.unwrap(), "kept");
+    assert_eq!(w.sessions.metrics().lost.get(), 0);
+}
+
+#[tokio::test]
 async fn a_suspend_nobody_agreed_to_ends_the_sessions() {
     let w = World::new().await;
     let mut raw = raw_session(&w).await;

@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod raw;
+pub mod relay;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ pub struct TestHost {
     /// While set, a wake waits for it.
     pub wake_gate: Mutex<Option<Arc<Notify>>>,
     pub wake_seen: Notify,
+    /// Where the database is when it is not the fake one.
+    pub elsewhere: Mutex<Option<Awake>>,
     pub spoke: AtomicUsize,
     pub spoke_seen: Notify,
     pub lookups: Mutex<Vec<(DatabaseId, String)>>,
@@ -58,7 +61,7 @@ impl Host for TestHost {
             }
             match self.wake_error.lock().unwrap().clone() {
                 Some(error) => Err(error),
-                None => Ok(self.vm.wake()),
+                None => Ok(self.elsewhere.lock().unwrap().clone().unwrap_or_else(|| self.vm.wake())),
             }
         })
     }
@@ -113,6 +116,7 @@ impl World {
             wake_error: Mutex::new(None),
             wake_gate: Mutex::new(None),
             wake_seen: Notify::new(),
+            elsewhere: Mutex::new(None),
             spoke: AtomicUsize::new(0),
             spoke_seen: Notify::new(),
             lookups: Mutex::new(vec![]),
