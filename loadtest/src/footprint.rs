@@ -97,10 +97,14 @@ fn one(
     let id = created.database.id.as_str();
     let folder = home.join("databases").join(id);
     let asleep = || -> Result<Asleep, FootprintError> {
-        let bytes = disk_usage(&folder).map_err(|source| FootprintError::Io {
-            path: folder.display().to_string(),
-            source,
-        })?;
+        let bytes = match disk_usage(&folder) {
+            // Never written, so it owns nothing yet.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            other => other.map_err(|source| FootprintError::Io {
+                path: folder.display().to_string(),
+                source,
+            })?,
+        };
         Ok((bytes, rest::vm_processes(id).len()))
     };
     rest.wait_asleep(id)?;

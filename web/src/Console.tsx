@@ -31,6 +31,9 @@ export function Console({
   const [working, setWorking] = useState<ReadonlySet<string>>(new Set());
   const [now, setNow] = useState(() => new Date());
   const live = useRef<Live | null>(null);
+  /** The list as last set: events come between renders. */
+  const shown = useRef<Database[]>([]);
+  const [more, setMore] = useState(false);
 
   const fail = useCallback(
     (error: unknown) => {
@@ -45,6 +48,10 @@ export function Console({
   );
 
   useEffect(() => {
+    const show = (changed: Database[]) => {
+      shown.current = changed;
+      setList(changed);
+    };
     const current = new Live({
       open: () => new EventSource("/v1/events"),
       onMode: setMode,
@@ -52,9 +59,17 @@ export function Console({
         const timer = setTimeout(what, ms);
         return () => clearTimeout(timer);
       },
+      change: ({ id, state, message }) => {
+        const known = shown.current.some((database) => database.id === id);
+        show(shown.current.map((database) => (database.id === id ? { ...database, state, message } : database)));
+        return known;
+      },
+      deleted: (id) => show(shown.current.filter((database) => database.id !== id)),
       refresh: async () => {
         try {
-          setList(inOrder(await databases.list()));
+          const page = await databases.list();
+          show(inOrder(page.databases));
+          setMore(page.next_cursor !== null);
           setUnreachable(false);
         } catch (error) {
           // Said once, in the status line, and gone when the server is back.
@@ -95,7 +110,7 @@ export function Console({
         <span className={`link ${status.replace(" ", "-")}`} role="status">
           {status}
         </span>
-        <span className="who">{session.tenant ?? session.role ?? ""}</span>
+        <span className="who">{session.role === "admin" ? "operator" : session.tenant}</span>
         <button onClick={onSignOut}>Sign out</button>
       </header>
       <main>
@@ -136,6 +151,11 @@ export function Console({
           )}
           {list !== null && list.length > 0 && (
             <DatabaseTable list={list} working={working} now={now} onAction={(action, database) => (action === "delete" ? setDeleting(database) : act(action, database))} />
+          )}
+          {more && (
+            <p className="quiet">
+              These are the first {list?.length}. <code>dormouse db list</code> lists them all.
+            </p>
           )}
         </section>
       </main>

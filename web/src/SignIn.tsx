@@ -11,8 +11,7 @@ export function SignIn({ reason, onOpen }: { reason: string | null; onOpen: (ope
     event.preventDefault();
     setBusy(true);
     try {
-      await session.open(key.trim());
-      onOpen(await session.show());
+      onOpen(await session.open(key.trim()));
     } catch (error) {
       const refused = error instanceof ApiError && error.status === 401;
       setFault(refused ? "The server does not know this key." : String((error as Error).message));

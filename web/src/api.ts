@@ -46,26 +46,28 @@ async function call(method: string, path: string, body?: unknown): Promise<unkno
 
 /** Who is signed in. */
 export interface Session {
-  role?: string;
-  tenant?: string | null;
+  role: "admin" | "tenant";
+  /** The tenant's name. */
+  tenant: string;
 }
 
 export const session = {
   show: () => call("GET", "/v1/session") as Promise<Session>,
-  open: (key: string) => call("POST", "/v1/session", { key }) as Promise<Session | null>,
+  open: (key: string) => call("POST", "/v1/session", { key }) as Promise<Session>,
   close: () => call("DELETE", "/v1/session"),
 };
 
 const at = (id: string) => `/v1/databases/${encodeURIComponent(id)}`;
 
-/** All pages of the list. */
-async function list(): Promise<Database[]> {
-  const answer = await call("GET", "/v1/databases");
-  return Array.isArray(answer) ? (answer as Database[]) : (answer as { databases: Database[] }).databases;
+/** A page of databases. */
+export interface Page {
+  databases: Database[];
+  /** Null on the last. */
+  next_cursor: string | null;
 }
 
 export const databases = {
-  list,
+  list: () => call("GET", "/v1/databases?limit=1000") as Promise<Page>,
   create: (name: string) => call("POST", "/v1/databases", { name }) as Promise<CreatedDatabase>,
   suspend: (id: string) => call("POST", `${at(id)}/suspend`),
   resume: (id: string) => call("POST", `${at(id)}/resume`),

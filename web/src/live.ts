@@ -1,8 +1,16 @@
 // Keeps the list fresh: the server's events while there is a stream, polling while there is none.
+import type { State } from "./databases";
+
+/** What the server says when a database's state changes. */
+export interface Change {
+  id: string;
+  state: State;
+  message: string | null;
+}
 
 /** As much of EventSource as is used; tests give their own. */
 export interface Source {
-  addEventListener(name: string, listener: () => void): void;
+  addEventListener(name: string, listener: (event: { data?: unknown }) => void): void;
   close(): void;
 }
 
@@ -10,6 +18,9 @@ export interface LiveParts {
   open(): Source;
   /** Loads the list; whatever fails is the caller's to show. */
   refresh(): Promise<void>;
+  /** Puts a change into the list; false if the database is not in it. */
+  change(change: Change): boolean;
+  deleted(id: string): void;
   /** Runs something later, and gives the way to call it off. */
   later(what: () => void, ms: number): () => void;
   onMode(mode: Mode): void;
@@ -18,12 +29,21 @@ export interface LiveParts {
 export type Mode = "live" | "polling";
 
 export const pollMs = 2000;
-/** Names of the server's events, and the one without a name. */
-export const eventNames = ["database", "deleted", "message"];
+
+/** Reads an event's data; null if it makes no sense. */
+export function read<T>(data: unknown): T | null {
+  if (typeof data !== "string") return null;
+  try {
+    const value: unknown = JSON.parse(data);
+    return typeof value === "object" && value !== null && "id" in value ? (value as T) : null;
+  } catch {
+    return null;
+  }
+}
 
 /**
- * Any event means "look again": the list is small, and a state that was missed while the stream was down needs no
- * bookkeeping. Events that come while a load is under way make for one more, however many they are.
+ * The stream tells of changes, not of what was before it, so the list is loaded whenever it opens; a change that
+ * comes while a load is under way may be newer than the answer, which is then asked for once more.
  */
 export class Live {
   private readonly source: Source;
@@ -45,7 +65,19 @@ export class Live {
       parts.onMode("polling");
       this.poll();
     });
-    for (const name of eventNames) this.source.addEventListener(name, () => this.look());
+    this.source.addEventListener("database", (event) => {
+      const change = read<Change>(event.data);
+      if (change === null || !parts.change(change)) this.look();
+      else this.again ||= this.loading;
+    });
+    this.source.addEventListener("deleted", (event) => {
+      const gone = read<{ id: string }>(event.data);
+      if (gone === null) return this.look();
+      parts.deleted(gone.id);
+      this.again ||= this.loading;
+    });
+    // The server has left something out.
+    this.source.addEventListener("refresh", () => this.look());
     this.look();
     this.poll();
   }

@@ -1,9 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { Live, type Mode, type Source, pollMs } from "../src/live";
+import { type Change, Live, type Mode, type Source, pollMs, read } from "../src/live";
 
 /** Everything that Live is given, by hand. */
 class Stage {
-  listeners = new Map<string, () => void>();
+  listeners = new Map<string, (event: { data?: unknown }) => void>();
+  known = new Set(["db_1"]);
+  changes: Change[] = [];
+  gone: string[] = [];
   closed = false;
   timers: { what: () => void; ms: number; off: boolean }[] = [];
   modes: Mode[] = [];
@@ -25,6 +28,11 @@ class Stage {
         this.timers.push(timer);
         return () => void (timer.off = true);
       },
+      change: (change) => {
+        this.changes.push(change);
+        return this.known.has(change.id);
+      },
+      deleted: (id) => void this.gone.push(id),
       refresh: () => {
         this.loads++;
         return new Promise((resolve) => this.finish.push(resolve));
@@ -36,8 +44,8 @@ class Stage {
     this.finish.shift()!();
     await new Promise((resolve) => setImmediate(resolve));
   }
-  event(name: string) {
-    this.listeners.get(name)!();
+  event(name: string, data?: unknown) {
+    this.listeners.get(name)!({ data: JSON.stringify(data) });
   }
   /** Lets the time of the next timer come. */
   tick() {
@@ -47,6 +55,13 @@ class Stage {
     return due.length;
   }
 }
+
+describe("read", () => {
+  it("takes objects with an id alone", () => {
+    expect(read('{"id":"db_1"}')).toEqual({ id: "db_1" });
+    for (const data of [undefined, "", "null", "7", "{}", "{"]) expect(read(data)).toBeNull();
+  });
+});
 
 describe("Live", () => {
   it("loads at once and polls until the stream is open", async () => {
@@ -82,10 +97,36 @@ describe("Live", () => {
     expect(stage.tick()).toBe(1);
   });
 
-  it("makes one more load of many events", async () => {
+  it("puts a change into the list without a load", async () => {
     const stage = new Stage();
     stage.start();
-    for (let n = 0; n < 10; n++) stage.event("message");
+    await stage.answer();
+    stage.event("database", { id: "db_1", state: "suspended", message: null });
+    stage.event("deleted", { id: "db_1" });
+    expect(stage.changes).toEqual([{ id: "db_1", state: "suspended", message: null }]);
+    expect(stage.gone).toEqual(["db_1"]);
+    expect(stage.loads).toBe(1);
+  });
+
+  it("loads for a database it does not know, when it is told to, and when it understands nothing", async () => {
+    const stage = new Stage();
+    stage.start();
+    await stage.answer();
+    stage.event("database", { id: "db_new", state: "creating", message: null });
+    expect(stage.loads).toBe(2);
+    await stage.answer();
+    stage.event("refresh", {});
+    expect(stage.loads).toBe(3);
+    await stage.answer();
+    stage.event("deleted", "what?");
+    expect(stage.loads).toBe(4);
+  });
+
+  it("makes one more load of many reasons, also of a change that came during a load", async () => {
+    const stage = new Stage();
+    stage.start();
+    for (let n = 0; n < 10; n++) stage.event("database", { id: "db_1", state: "running", message: null });
+    stage.event("refresh", {});
     expect(stage.loads).toBe(1);
     await stage.answer();
     expect(stage.loads).toBe(2);
