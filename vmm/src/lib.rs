@@ -1,1 +1,70 @@
-//! dormouse-vmm
+//! The virtual machine monitor: one process per awake database.
+//!
+//! ```text
+//!   vm.sock, vm.ctl ──▶ monitor ◀──────────────▶ guest ──▶ machine (KVM, one vCPU)
+//!                       sessions, control        doorbell      ▲
+//!                       virtio::vsock            virtio::{files, rng, console}
+//!                                                  │           │
+//!                                 layer ◀── fs ◀───┘       boot │ snapshot
+//! ```
+//!
+//! - [`settings`], [`image`], [`start`]: from the command line to a running guest;
+//! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`]: suspend and restore;
+//! - [`guest`]: the vCPU thread; [`monitor`]: what it shares with the I/O thread; [`reactor`]: what both wait on;
+//! - [`virtio`]: the devices; [`sessions`], [`control`]: the two sockets;
+//! - [`fs`] and [`layer`]: the data directory.
+//!
+//! Promises: a guest's memory, once suspended, is used once, and never with a data directory it does not belong
+//! to; a guest can harm nobody but itself. Refuses: a layer that another VMM has, a host without KVM.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod boot;
+pub mod clock;
+pub mod codec;
+pub mod control;
+pub mod fs;
+pub mod guest;
+pub mod image;
+pub mod layer;
+pub mod machine;
+pub mod monitor;
+pub mod reactor;
+pub mod sessions;
+pub mod settings;
+pub mod shared;
+pub mod sockets;
+pub mod start;
+pub mod virtio;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+/// The whole program: reads `args` (the first is the program's name), runs the guest, and returns the exit status
+/// of `docs/interfaces.md`.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let started = Instant::now();
+    let settings = match settings::Settings::try_parse_from(args) {
+        Ok(settings) => settings,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(64) } else { ExitCode::SUCCESS };
+        }
+    };
+    log_to_stderr();
+    let result = start::run(&settings, started);
+    match &result {
+        Ok(end) => tracing::info!(?end, "the guest has left"),
+        Err(error) => tracing::error!(error = %error, "the database cannot go on"),
+    }
+    start::exit_code(&result)
+}
+
+/// One JSON object a line; `DORMOUSE_LOG` sets the level.
+fn log_to_stderr() {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| "info".into());
+    let _ = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

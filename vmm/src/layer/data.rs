@@ -236,7 +236,7 @@ impl Layer {
     }
 
     /// Counts the disk that the object's file takes now.
-    fn account(&mut self, id: u64) -> Result<(), Errno> {
+    pub(super) fn account(&mut self, id: u64) -> Result<(), Errno> {
         let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
         if let Some(file) = object.file_mut()
             && let Some(upper) = &file.upper
@@ -384,6 +384,29 @@ impl Layer {
     pub(super) fn reopen(&mut self, id: u64) -> Result<(), Errno> {
         self.load(id)?;
         self.open_upper(id)
+    }
+
+    /// The first byte from `at` on that may not be zero, or the file's end.
+    pub(super) fn skip_hole(&mut self, id: u64, at: u64) -> Result<u64, Errno> {
+        self.load(id)?;
+        let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+        let size = file.size.unwrap_or(0);
+        let (stop, template) = file.source(at, size);
+        if template || at >= size {
+            return Ok(at.min(size));
+        }
+        if file.own == Own::No {
+            return Ok(stop);
+        }
+        self.open_upper(id)?;
+        let Some(upper) = self.object(id)?.file().and_then(|f| f.upper.as_ref()) else { return Err(Errno(libc::EIO)) };
+        // SAFETY: a plain call on a descriptor we own; all other I/O on it names its offset.
+        let data = unsafe { libc::lseek(upper.file.as_raw_fd(), at as i64, libc::SEEK_DATA) };
+        match data {
+            0.. => Ok(stop.min(data as u64)),
+            _ if io::Error::last_os_error().raw_os_error() == Some(libc::ENXIO) => Ok(stop),
+            _ => Ok(at),
+        }
     }
 
     /// Reads into host memory.

@@ -140,13 +140,15 @@ impl Layer {
         self.files_created = false;
         file.dirty = false;
         self.dirty.remove(&id);
+        let mut op = None;
         if recorded && file.map_changed {
             file.map_changed = false;
             file.recorded = RecordedData { any: true, visible: file.visible, map: file.map.clone(), cut: None };
-            let op = Op::Data { id, visible: file.visible, map: file.map.to_bytes() };
-            self.push(&[op])?;
+            op = Some(Op::Data { id, visible: file.visible, map: file.map.to_bytes() });
         }
-        Ok(())
+        // The host may have found only now what a scattered file's own bookkeeping takes.
+        self.account(id)?;
+        op.map_or(Ok(()), |op| self.push(&[op]))
     }
 
     /// Makes everything durable.

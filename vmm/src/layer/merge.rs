@@ -82,6 +82,11 @@ impl Layer {
         let mut buffer = vec![0; CHUNK];
         let mut at = 0;
         while at < attributes.size {
+            let next = self.skip_hole(id, at)?;
+            if next > at {
+                at = next;
+                continue;
+            }
             let n = self.read_host(id, at, &mut buffer)?;
             if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());

@@ -1,0 +1,202 @@
+//! The lock, the identity, the gate, the storage limit, and what an empty layer owns.
+
+use super::client::Client;
+use super::{HASH, folders};
+use crate::fs::{FsDevice, FsError, FsOptions};
+use crate::layer;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+#[test]
+fn a_second_device_on_a_layer_is_refused() {
+    let f = folders();
+    let first = FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap();
+    let second = FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH));
+    assert!(matches!(second, Err(FsError::LayerLocked(path)) if path == f.layer));
+    let saved = first.save();
+    let second = FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved);
+    assert!(matches!(second, Err(FsError::LayerLocked(_))));
+    let out = f.temp.path().join("out");
+    assert!(matches!(layer::merge(&f.layer, &f.template, HASH, &out), Err(FsError::LayerLocked(_))));
+    drop(first);
+    assert!(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).is_ok());
+}
+
+#[test]
+fn another_template_is_refused() {
+    let f = folders();
+    let device = FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap();
+    let saved = device.save();
+    drop(device);
+    let other = || FsOptions::new("ffff");
+    for result in [
+        FsDevice::open(&f.layer, &f.template, other()),
+        FsDevice::restore(&f.layer, &f.template, other(), &saved),
+    ] {
+        assert!(matches!(result, Err(FsError::OtherTemplate { recorded, given }) if recorded == HASH && given == "ffff"));
+    }
+}
+
+#[test]
+fn reading_leaves_a_layer_empty_and_the_gate_shut() {
+    let f = folders();
+    let mut device = FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let count = calls.clone();
+    device.set_gate(Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }));
+    let mut client = Client::new(device);
+    let node = client.walk("base/5/100").unwrap().node;
+    client.read(node, 0, 8192).unwrap();
+    client.names(1, 4096, true).unwrap();
+    assert_eq!(client.unlink(1, b"not there"), Err(libc::ENOENT));
+    assert_eq!(client.write(node, 0, b""), Ok(0));
+    assert_eq!(calls.load(Ordering::Relaxed), 0);
+    assert!(client.device.is_empty() && !client.device.has_changed());
+    let names: Vec<_> = super::tree(&f.layer).into_iter().map(|(p, (_, c))| (p, c.len())).collect();
+    assert_eq!(names, [("journal".into(), 40), ("lock".into(), 0)]);
+    assert!(layer::is_empty(&f.layer).unwrap());
+    client.write(node, 0, b"x").unwrap();
+    client.write(node, 0, b"y").unwrap();
+    client.mkdir(1, b"d").unwrap();
+    client.syncfs().unwrap();
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    assert!(!client.device.is_empty() && client.device.has_changed());
+    drop(client);
+    assert!(!layer::is_empty(&f.layer).unwrap());
+}
+
+#[test]
+fn a_gate_that_fails_holds_the_change_back() {
+    let f = folders();
+    let mut device = FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap();
+    let mut first = true;
+    device.set_gate(Box::new(move || {
+        if std::mem::take(&mut first) { Err(std::io::ErrorKind::Other.into()) } else { Ok(()) }
+    }));
+    let mut client = Client::new(device);
+    assert_eq!(client.mkdir(1, b"d"), Err(libc::EIO));
+    assert_eq!(client.lookup(1, b"d"), Err(libc::ENOENT));
+    assert!(client.mkdir(1, b"d").is_ok());
+}
+
+#[test]
+fn a_snapshot_fits_no_layer_that_changed_since() {
+    let f = folders();
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let node = client.walk("base/5/100").unwrap().node;
+    client.write(node, 0, &[1; 8192]).unwrap();
+    client.syncfs().unwrap();
+    let saved = client.device.save();
+    drop(client);
+    // One overwrite in place, which changes neither names nor maps.
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let node = client.walk("base/5/100").unwrap().node;
+    client.write(node, 0, &[2; 8192]).unwrap();
+    client.syncfs().unwrap();
+    drop(client);
+    let stale = FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved);
+    assert!(matches!(stale, Err(FsError::SnapshotStale { .. })));
+}
+
+#[test]
+fn a_clone_starts_from_the_saved_state_of_an_empty_layer() {
+    let f = folders();
+    let mut golden = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let node = golden.walk("base/5/100").unwrap().node;
+    let content = golden.read(node, 0, 8192).unwrap();
+    let saved = golden.device.save();
+    let other = f.temp.path().join("other");
+    std::fs::create_dir(&other).unwrap();
+    let clone = FsDevice::restore(&other, &f.template, FsOptions::new(HASH), &saved).unwrap();
+    let mut clone = Client::new(clone);
+    assert_eq!(clone.read(node, 0, 8192).unwrap(), content);
+    clone.write(node, 0, &[3; 8192]).unwrap();
+    clone.syncfs().unwrap();
+    assert_eq!(golden.read(node, 0, 8192).unwrap(), content);
+    assert_eq!(clone.read(node, 0, 8192).unwrap(), [3; 8192]);
+}
+
+#[test]
+fn the_storage_limit_is_enospc_until_something_is_deleted() {
+    let f = folders();
+    let mut options = FsOptions::new(HASH);
+    options.storage_limit = Some(1 << 20);
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, options).unwrap());
+    let a = client.create(1, b"a", 0o600, 0).unwrap().node;
+    let block = [1; 8192];
+    let n = (0..1000).take_while(|i| client.write(a, i * 8192, &block).is_ok()).count() as u64;
+    assert!((100..128).contains(&n), "{n}");
+    assert_eq!(client.write(a, n * 8192, &block), Err(libc::ENOSPC));
+    // What is there can be written again, flushed, and cut; template files can be read but not copied up.
+    assert_eq!(client.write(a, 0, &[2; 8192]), Ok(8192));
+    assert_eq!(client.fsync(a), Ok(()));
+    let rel = client.walk("base/5/101").unwrap().node;
+    assert_eq!(client.write(rel, 0, &[2; 90_000]), Err(libc::ENOSPC));
+    assert_eq!(client.read(rel, 0, 8192).unwrap().len(), 8192);
+    assert!(client.device.disk_bytes() <= 1 << 20);
+    client.unlink(1, b"a").unwrap();
+    assert_eq!(client.write(rel, 0, &[2; 90_000]), Err(libc::ENOSPC));
+    client.forget(a);
+    assert_eq!(client.write(rel, 0, &[2; 90_000]), Ok(90_000));
+    client.syncfs().unwrap();
+    assert_eq!(std::fs::read_dir(f.layer.join("files")).unwrap().count(), 1);
+}
+
+#[test]
+fn the_object_limit_is_enospc() {
+    let f = folders();
+    let mut options = FsOptions::new(HASH);
+    options.object_limit = 50;
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, options).unwrap());
+    let made = (0..100).take_while(|i| client.create(1, format!("f{i}").as_bytes(), 0o600, 0).is_ok()).count();
+    assert!((40..50).contains(&made), "{made}");
+    let a = client.lookup(1, b"f0").unwrap().node;
+    assert_eq!(client.link(a, 1, b"one more"), Err(libc::ENOSPC));
+    client.unlink(1, b"f1").unwrap();
+    let f1 = made as u64; // Still referenced, so still counted.
+    assert!(f1 > 0 && client.create(1, b"again", 0o600, 0).is_err());
+}
+
+#[test]
+fn the_journal_is_made_anew_when_most_of_it_is_history() {
+    let f = folders();
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let dir = client.walk("base/5").unwrap().node;
+    let rel = client.walk("base/5/100").unwrap().node;
+    client.write(rel, 8192, &[9; 8192]).unwrap();
+    client.rename(dir, b"101", dir, b"moved", 0).unwrap();
+    client.unlink(dir, b"100_fsm").unwrap();
+    for i in 0..3000 {
+        let name = format!("pgsql_tmp{i}");
+        let node = client.create(dir, name.as_bytes(), 0o600, 0).unwrap().node;
+        client.unlink(dir, name.as_bytes()).unwrap();
+        client.forget(node);
+        if i % 20 == 0 {
+            client.fsyncdir(dir).unwrap();
+        }
+    }
+    client.syncfs().unwrap();
+    assert!(f.layer.join("journal").metadata().unwrap().len() < 128 << 10);
+    drop(client);
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let dir = client.walk("base/5").unwrap().node;
+    let names = client.names(dir, 4096, false).unwrap();
+    assert_eq!(names, [&b"100"[..], b"PG_VERSION", b"empty", b"moved"]);
+    let rel = client.walk("base/5/100").unwrap().node;
+    assert_eq!(client.read(rel, 8192, 8192).unwrap(), [9; 8192]);
+    let moved = client.walk("base/5/moved").unwrap();
+    assert_eq!((moved.size, moved.links), (100_000, 1));
+}
+
+#[test]
+fn a_template_is_named_by_what_is_in_it() {
+    let f = folders();
+    let hash = layer::template_hash(&f.template).unwrap();
+    assert_eq!(hash.len(), 64);
+    assert_eq!(layer::template_hash(&f.copy).unwrap(), hash);
+    std::fs::write(f.copy.join("PG_VERSION"), "18\n").unwrap();
+    assert_ne!(layer::template_hash(&f.copy).unwrap(), hash);
+}

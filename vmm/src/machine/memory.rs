@@ -1,0 +1,187 @@
+//! Guest memory: one contiguous, 2 MiB-aligned mapping at guest-physical 0.
+//!
+//! It is one mapping of address space but not one of backing: a restore lays parts of the golden file over it
+//! (`MAP_FIXED`) before the guest runs, which is why this module owns the mapping and hands vm-memory a view.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use dormouse_abi::{LARGE_PAGE, RAM_MAX};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// Why guest memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Guest memory must be a whole number of 2 MiB pages between 16 MiB and the ABI's limit.
+    #[error("{0} bytes cannot be guest memory: it must be whole 2 MiB pages, at least 16 MiB and at most 32 GiB")]
+    Size(u64),
+    /// The host would not give the address space.
+    #[error("cannot map {bytes} bytes of guest memory: {source}")]
+    Map { bytes: u64, source: io::Error },
+    /// vm-memory refused the mapping.
+    #[error("cannot describe guest memory: {0}")]
+    Describe(String),
+}
+
+/// The reservation, unmapped when the last user is gone.
+#[derive(Debug)]
+struct Reservation {
+    start: *mut libc::c_void,
+    len: usize,
+}
+
+// SAFETY: the reservation is only an address and a length; access to the memory goes through vm-memory's
+// volatile slices or atomics.
+unsafe impl Send for Reservation {}
+// SAFETY: as above.
+unsafe impl Sync for Reservation {}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: start and len are what mmap returned; every view holds an `Arc` of this value.
+        unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+/// Guest memory. Cloning it clones the view, not the memory.
+#[derive(Clone, Debug)]
+pub struct Ram {
+    view: GuestMemoryMmap,
+    base: usize,
+    len: u64,
+    _reservation: Arc<Reservation>,
+}
+
+impl Ram {
+    /// Maps `len` bytes of zeroes, in huge pages where the host has them.
+    pub fn new(len: u64) -> Result<Self, MemoryError> {
+        if !len.is_multiple_of(LARGE_PAGE) || !(16 << 20..=RAM_MAX).contains(&len) {
+            return Err(MemoryError::Size(len));
+        }
+        let whole = (len + LARGE_PAGE) as usize;
+        // SAFETY: a fresh anonymous mapping at an address of the kernel's choosing.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                whole,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(MemoryError::Map { bytes: len, source: io::Error::last_os_error() });
+        }
+        let reservation = Arc::new(Reservation { start, len: whole });
+        let base = (start as usize).next_multiple_of(LARGE_PAGE as usize);
+        // SAFETY: within the reservation. Failure (no huge pages on this host) costs speed only.
+        unsafe { libc::madvise(base as *mut libc::c_void, len as usize, libc::MADV_HUGEPAGE) };
+        // SAFETY: as above; a core dump of the VMM must not hold a tenant's data.
+        unsafe { libc::madvise(base as *mut libc::c_void, len as usize, libc::MADV_DONTDUMP) };
+        // SAFETY: `base..base+len` lies within the reservation, which the returned value keeps alive.
+        let region: MmapRegion = unsafe {
+            MmapRegion::build_raw(
+                base as *mut u8,
+                len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            )
+        }
+        .map_err(|error| MemoryError::Describe(error.to_string()))?;
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or(MemoryError::Size(len))?;
+        let view = GuestMemoryMmap::from_regions(vec![region])
+            .map_err(|error| MemoryError::Describe(error.to_string()))?;
+        Ok(Self { view, base, len, _reservation: reservation })
+    }
+
+    /// The view through which all guest memory is read and written.
+    pub fn view(&self) -> &GuestMemoryMmap {
+        &self.view
+    }
+
+    /// Bytes of RAM.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never true: a guest has memory.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Host address of guest-physical 0.
+    pub fn host_base(&self) -> usize {
+        self.base
+    }
+
+    /// Lays `[offset, offset + len)` of `file` over the same guest-physical range, copy-on-write.
+    ///
+    /// Only before the guest runs: what was there is gone.
+    pub fn map_file(&self, file: &std::fs::File, offset: u64, len: u64) -> io::Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= self.len);
+        if end.is_none() || !offset.is_multiple_of(LARGE_PAGE) || !len.is_multiple_of(LARGE_PAGE) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        let at = (self.base as u64 + offset) as *mut libc::c_void;
+        // SAFETY: the range lies within this RAM's own reservation, checked above, so MAP_FIXED replaces nothing
+        // of anyone else's. The file is a golden memory file, which is never changed once it is named.
+        let mapped = unsafe {
+            libc::mmap(
+                at,
+                len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset as libc::off_t,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the mapping just made. Failure costs speed only.
+        unsafe {
+            libc::madvise(at, len as usize, libc::MADV_HUGEPAGE);
+            libc::madvise(at, len as usize, libc::MADV_DONTDUMP);
+        }
+        Ok(())
+    }
+
+    /// The bytes of a guest-physical range, for reading while no vCPU and no device runs.
+    ///
+    /// # Safety
+    /// Nothing may write the range while the slice lives: the vCPU is out of the guest and devices are stopped.
+    pub unsafe fn frozen(&self, offset: u64, len: u64) -> Option<&[u8]> {
+        offset.checked_add(len).filter(|end| *end <= self.len)?;
+        // SAFETY: in range of the reservation; the caller promises that nobody writes.
+        Some(unsafe { std::slice::from_raw_parts((self.base as u64 + offset) as *const u8, len as usize) })
+    }
+
+    /// The bytes of a guest-physical range, for filling before the guest's first instruction.
+    ///
+    /// # Safety
+    /// Nothing else may access the range while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn thawing(&self, offset: u64, len: u64) -> Option<&mut [u8]> {
+        offset.checked_add(len).filter(|end| *end <= self.len)?;
+        // SAFETY: in range of the reservation; the caller promises exclusive access.
+        Some(unsafe { std::slice::from_raw_parts_mut((self.base as u64 + offset) as *mut u8, len as usize) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn memory_is_aligned_for_huge_pages_and_refuses_odd_sizes() {
+        let ram = Ram::new(16 << 20).unwrap();
+        assert_eq!(ram.host_base() % LARGE_PAGE as usize, 0);
+        ram.view().write_obj(7u64, GuestAddress((16 << 20) - 8)).unwrap();
+        assert!(ram.view().write_obj(7u64, GuestAddress((16 << 20) - 7)).is_err());
+        assert!(matches!(Ram::new((16 << 20) + 4096), Err(MemoryError::Size(_))));
+        assert!(matches!(Ram::new(2 << 20), Err(MemoryError::Size(_))));
+    }
+}

@@ -1,0 +1,106 @@
+//! The command line, and the paths it stands for.
+
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+
+/// Runs one database's virtual machine until it has been suspended or has ended.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "dormouse vmm", version)]
+pub struct Settings {
+    /// The database's id.
+    #[arg(long, value_name = "DBID")]
+    pub database: String,
+    /// The folder that holds all of Dormouse's state.
+    #[arg(long, value_name = "DIR")]
+    pub home: PathBuf,
+    /// The image to run.
+    #[arg(long, value_name = "IMAGE", required_unless_present_all = ["kernel", "postgres", "boot", "template"])]
+    pub image: Option<String>,
+    /// Guest memory in MiB, a multiple of 2.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub memory_mib: u64,
+    /// Boot, whatever snapshot there is.
+    #[arg(long)]
+    pub cold: bool,
+    /// With --golden: how many connections to open and park before the snapshot is taken.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub park: usize,
+    /// Boot, and write the suspended guest to this folder as a golden snapshot.
+    #[arg(long, value_name = "DIR")]
+    pub golden: Option<PathBuf>,
+    /// The most processes the guest may have at once; each takes 2 MiB of its memory.
+    #[arg(long, value_name = "N", default_value_t = 96)]
+    pub processes: u32,
+    /// How often a running guest's timers are looked at, in milliseconds.
+    #[arg(long, value_name = "MS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub tick_ms: u64,
+    /// Suspend by itself when idle this long with no client at all, in seconds; 0 for never.
+    #[arg(long, value_name = "S", default_value_t = 10)]
+    pub unattended_s: u64,
+    /// The most bytes of disk that the database's layer may take.
+    #[arg(long, value_name = "BYTES")]
+    pub storage_bytes: Option<u64>,
+    /// Copy the guest's console to stderr.
+    #[arg(long)]
+    pub foreground: bool,
+    /// The kernel, instead of the image's.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Postgres, instead of the image's.
+    #[arg(long, value_name = "FILE")]
+    pub postgres: Option<PathBuf>,
+    /// The boot archive, instead of the image's.
+    #[arg(long, value_name = "FILE")]
+    pub boot: Option<PathBuf>,
+    /// The template's folder, instead of the image's.
+    #[arg(long, value_name = "DIR")]
+    pub template: Option<PathBuf>,
+    /// Arguments of the guest's first process, instead of the image's.
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    pub postgres_arg: Vec<String>,
+    /// Environment of the guest's first process, instead of the image's: NAME=value.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub postgres_env: Vec<String>,
+}
+
+impl Settings {
+    /// What a path on disk is made of: ids and image names must not climb out of their folders.
+    pub fn check(&self) -> Result<(), String> {
+        let plain = |name: &str| {
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        };
+        if !plain(&self.database) {
+            return Err(format!("{:?} is not a database id", self.database));
+        }
+        if let Some(image) = &self.image
+            && !plain(image)
+        {
+            return Err(format!("{image:?} is not an image's name"));
+        }
+        if self.park > 0 && self.golden.is_none() {
+            return Err("--park is only for --golden".to_owned());
+        }
+        Ok(())
+    }
+
+    /// `databases/DBID`.
+    pub fn database_dir(&self) -> PathBuf {
+        self.home.join("databases").join(&self.database)
+    }
+
+    /// `run/DBID`.
+    pub fn run_dir(&self) -> PathBuf {
+        self.home.join("run").join(&self.database)
+    }
+
+    /// `images/IMAGE`, if an image is named.
+    pub fn image_dir(&self) -> Option<PathBuf> {
+        self.image.as_ref().map(|image| self.home.join("images").join(image))
+    }
+}
+
+/// Makes a folder and its parents.
+pub fn make_dir(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)
+}

@@ -1,0 +1,104 @@
+//! virtio-console, transmit only: the guest's messages go to `console.log`, which is capped and rotated once.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use virtio_queue::Queue;
+use vm_memory::GuestMemoryMmap;
+
+use super::{give_back, pop};
+
+/// Size in bytes at which `console.log` becomes `console.log.1`, replacing the one before.
+const CAP: u64 = 1 << 20;
+
+/// Where the guest's console goes.
+pub struct Console {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    foreground: bool,
+    // Single bytes of the doorbell, until a line is whole.
+    line: Vec<u8>,
+}
+
+impl Console {
+    /// Opens the log for appending; `foreground` copies it to stderr.
+    pub fn open(path: &Path, foreground: bool) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let len = file.metadata()?.len();
+        Ok(Self { path: path.to_owned(), file, len, foreground, line: Vec::new() })
+    }
+
+    /// Writes bytes from the guest. A full disk loses console output, nothing else.
+    pub fn write(&mut self, bytes: &[u8]) {
+        if self.foreground {
+            let _ = io::stderr().write_all(bytes);
+        }
+        if self.len >= CAP {
+            self.rotate();
+        }
+        match self.file.write_all(bytes) {
+            Ok(()) => self.len += bytes.len() as u64,
+            Err(error) => tracing::warn!(%error, "cannot write the guest's console"),
+        }
+    }
+
+    fn rotate(&mut self) {
+        let mut old = self.path.clone().into_os_string();
+        old.push(".1");
+        let renamed = std::fs::rename(&self.path, &old)
+            .and_then(|()| OpenOptions::new().create(true).append(true).open(&self.path));
+        match renamed {
+            Ok(file) => (self.file, self.len) = (file, 0),
+            Err(error) => tracing::warn!(%error, "cannot rotate the guest's console"),
+        }
+    }
+
+    /// One byte of the doorbell.
+    pub fn put(&mut self, byte: u8) {
+        self.line.push(byte);
+        if byte == b'\n' || self.line.len() >= 256 {
+            self.flush();
+        }
+    }
+
+    /// Writes what [`Console::put`] still holds.
+    pub fn flush(&mut self) {
+        if !self.line.is_empty() {
+            let line = std::mem::take(&mut self.line);
+            self.write(&line);
+        }
+    }
+
+    /// Drains the queue.
+    pub fn serve(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) {
+        while let Some(chain) = pop(queue, memory) {
+            for slice in &chain.readable {
+                let mut bytes = vec![0; slice.len().min(64 << 10)];
+                slice.copy_to(&mut bytes);
+                self.write(&bytes);
+            }
+            give_back(queue, memory, chain.head, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chatty_guest_fills_two_files_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut console = Console::open(&path, false).unwrap();
+        let block = vec![b'x'; 100 << 10];
+        for _ in 0..50 {
+            console.write(&block);
+        }
+        let total: u64 = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        assert!(total <= 2 * (CAP + block.len() as u64), "{total}");
+    }
+}

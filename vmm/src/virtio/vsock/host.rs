@@ -1,0 +1,165 @@
+//! The host's end of a connection: a unix stream, read and written straight from guest memory.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use vm_memory::VolatileSlice;
+
+/// A stream watched edge-triggered: what epoll said last, until a call finds otherwise.
+#[derive(Debug)]
+pub struct HostEnd {
+    stream: UnixStream,
+    pub readable: bool,
+    pub writable: bool,
+    /// The other side is gone in both directions.
+    pub hung_up: bool,
+    write_closed: bool,
+}
+
+/// What a read found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Read {
+    Bytes(usize),
+    Nothing,
+    Ended,
+}
+
+fn vectors(slices: &[VolatileSlice], mut most: usize) -> Vec<libc::iovec> {
+    let mut vectors = Vec::with_capacity(slices.len());
+    for slice in slices {
+        let len = slice.len().min(most);
+        if len > 0 {
+            vectors.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len });
+            most -= len;
+        }
+    }
+    vectors
+}
+
+impl HostEnd {
+    /// Takes a stream that is non-blocking and watched.
+    pub fn new(stream: UnixStream) -> Self {
+        Self { stream, readable: true, writable: true, hung_up: false, write_closed: false }
+    }
+
+    /// Reads at most `most` bytes into guest memory.
+    pub fn read(&mut self, slices: &[VolatileSlice], most: usize) -> Read {
+        let vectors = vectors(slices, most);
+        let room: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        if room == 0 {
+            return Read::Nothing;
+        }
+        // SAFETY: the vectors point into guest memory that the slices keep mapped; the guest may change it at any
+        // time, which is why nothing here forms a reference to it.
+        let got = unsafe { libc::readv(self.stream.as_raw_fd(), vectors.as_ptr(), vectors.len() as libc::c_int) };
+        self.judge_read(got, room)
+    }
+
+    /// Reads at most `most` bytes into a buffer of the VMM's.
+    pub fn read_buffered(&mut self, buffer: &mut VecDeque<u8>, most: usize) -> Read {
+        let mut bytes = vec![0u8; most.min(64 << 10)];
+        // SAFETY: pointer and length are those of `bytes`.
+        let got = unsafe { libc::read(self.stream.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+        let read = self.judge_read(got, bytes.len());
+        if let Read::Bytes(count) = read {
+            buffer.extend(&bytes[..count]);
+        }
+        read
+    }
+
+    fn judge_read(&mut self, got: isize, room: usize) -> Read {
+        match got {
+            0 => {
+                self.readable = false;
+                Read::Ended
+            }
+            got if got > 0 => {
+                // A short read has emptied the stream, unless its end is behind it: then the next read says so.
+                self.readable = got as usize == room || self.hung_up;
+                Read::Bytes(got as usize)
+            }
+            _ => match io::Error::last_os_error().kind() {
+                io::ErrorKind::Interrupted => Read::Nothing,
+                io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    Read::Nothing
+                }
+                _ => {
+                    self.readable = false;
+                    self.hung_up = true;
+                    Read::Ended
+                }
+            },
+        }
+    }
+
+    /// Writes guest memory to the stream; returns how many bytes it took.
+    pub fn write(&mut self, slices: &[VolatileSlice], most: usize) -> usize {
+        let vectors = vectors(slices, most);
+        let len: usize = vectors.iter().map(|vector| vector.iov_len).sum();
+        if len == 0 || !self.writable {
+            return 0;
+        }
+        let message = libc::msghdr {
+            msg_name: std::ptr::null_mut(),
+            msg_namelen: 0,
+            msg_iov: vectors.as_ptr().cast_mut(),
+            msg_iovlen: vectors.len(),
+            msg_control: std::ptr::null_mut(),
+            msg_controllen: 0,
+            msg_flags: 0,
+        };
+        // SAFETY: as in `read`; the message and its vectors outlive the call.
+        let put = unsafe { libc::sendmsg(self.stream.as_raw_fd(), &message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+        self.judge_write(put, len)
+    }
+
+    /// Writes what is buffered; returns how many bytes the stream took, which are gone from the buffer.
+    pub fn write_buffered(&mut self, buffer: &mut VecDeque<u8>) -> usize {
+        let mut total = 0;
+        while self.writable && !buffer.is_empty() {
+            let bytes = buffer.as_slices().0;
+            // SAFETY: pointer and length are those of `bytes`.
+            let put = unsafe {
+                libc::send(
+                    self.stream.as_raw_fd(),
+                    bytes.as_ptr().cast(),
+                    bytes.len(),
+                    libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT,
+                )
+            };
+            let put = self.judge_write(put, bytes.len());
+            buffer.drain(..put);
+            total += put;
+        }
+        total
+    }
+
+    fn judge_write(&mut self, put: isize, len: usize) -> usize {
+        if put >= 0 {
+            self.writable = put as usize == len;
+            return put as usize;
+        }
+        match io::Error::last_os_error().kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => self.writable = false,
+            _ => {
+                self.writable = false;
+                self.hung_up = true;
+                self.readable = true;
+            }
+        }
+        0
+    }
+
+    /// Tells the other side that the guest will send no more.
+    pub fn end_writing(&mut self) {
+        if !self.write_closed {
+            self.write_closed = true;
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+    }
+}

@@ -1,0 +1,476 @@
+//! Tiny guests in assembly, one per behaviour, and what runs them as a real VMM process.
+//!
+//! The first byte of the first process' first argument chooses the behaviour, so one "kernel" serves all tests.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::mem::offset_of;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use dormouse_abi as abi;
+
+const SHARED: u64 = abi::SYSTEM + abi::system::SHARED;
+const ARGUMENT: u64 = abi::SYSTEM + abi::system::BOOT_INFO + offset_of!(abi::BootInfo, strings) as u64;
+/// Memory that no test loads anything into: flags and buffers of the guests.
+pub const SCRATCH: u64 = abi::KERNEL + (3 << 20);
+const RX: u64 = abi::SYSTEM + abi::system::QUEUES;
+const TX: u64 = RX + abi::system::QUEUE_STRIDE;
+
+std::arch::global_asm!(
+    r#"
+    .pushsection .rodata
+    .globl dormouse_guest_start, dormouse_guest_end
+dormouse_guest_start:
+    .quad {magic}
+    .long {version}, 0
+    .quad {kernel} + (10f - dormouse_guest_start)       /* entry */
+    .quad {kernel}
+    .quad {kernel} + (20f - dormouse_guest_start)       /* vectors */
+    .quad {kernel} + 0x10000
+
+    /* ring-0 stubs: vector 0x40 sets a flag, all others end the guest with code 0xfa */
+    .balign 16
+20: .rept 64
+    jmp 21f
+    .balign 16
+    .endr
+    movl $1, {scratch}
+    iretq
+    .balign 16
+    .rept 191
+    jmp 21f
+    .balign 16
+    .endr
+21: movabs ${doorbell}, %rax
+    movl $0xfa, 8(%rax)
+    jmp 21b
+
+10: movabs ${doorbell}, %r15
+    movb {argument}, %al
+    cmpb $'d', %al
+    je 30f
+    cmpb $'t', %al
+    je 40f
+    cmpb $'i', %al
+    je 50f
+    cmpb $'s', %al
+    je 60f
+    cmpb $'e', %al
+    je 70f
+    cmpb $'r', %al
+    je 80f
+    cmpb $'x', %al
+    je 90f
+99: movl $1, 8(%r15)                                    /* EXIT 1: the test failed */
+
+    /* d: the doorbell */
+30: movl $'h', 12(%r15)
+    movl $'i', 12(%r15)
+    movl $10, 12(%r15)
+    movl $7, 8(%r15)
+
+    /* t: a halt ends at its deadline, 50 ms on */
+40: movl $1, {ready}
+    mov {mono}, %rax
+    add $50000000, %rax
+    mov %rax, {deadline}
+    movl $0, 4(%r15)
+    movl $0, 8(%r15)
+
+    /* i: an interrupt into a spinning guest */
+50: movl $1, {want_tick}
+    mov $0x1122334455667788, %rbx
+51: cmpl $0, {scratch}
+    je 51b
+    mov $0x1122334455667788, %rax
+    cmp %rax, %rbx
+    jne 99b
+    movl $0, 8(%r15)
+
+    /* s: sleeps; afterwards checks registers, vector state and memory */
+60: lea {scratch} + 0x1000, %rdi
+    xor %ecx, %ecx
+61: mov %rcx, (%rdi, %rcx, 8)
+    inc %rcx
+    cmp $0x8000, %rcx
+    jne 61b
+    movabs $0x0123456789abcdef, %rbx
+    vmovq %rbx, %xmm3
+    vinsertf128 $1, %xmm3, %ymm3, %ymm3
+    mov $0x77, %ebp
+    mov $0x1414, %r14d
+    wrfsbase %rbx
+    mov {restores}, %r13
+    movl $1, {ready}
+62: movl $0, 4(%r15)
+    movl $0, {event}
+    cmpl $0, {shutdown}
+    jne 69f
+    cmp %r13, {restores}
+    je 62b
+    mov {restores}, %r13
+    movabs $0x0123456789abcdef, %rax
+    cmp %rax, %rbx
+    jne 99b
+    rdfsbase %rcx
+    cmp %rax, %rcx
+    jne 99b
+    vextractf128 $1, %ymm3, %xmm4
+    vmovq %xmm4, %rcx
+    cmp %rax, %rcx
+    jne 99b
+    cmp $0x77, %ebp
+    jne 99b
+    cmp $0x1414, %r14d
+    jne 99b
+    lea {scratch} + 0x1000, %rdi
+    xor %ecx, %ecx
+63: cmp %rcx, (%rdi, %rcx, 8)
+    jne 99b
+    inc %rcx
+    cmp $0x8000, %rcx
+    jne 63b
+    lea {scratch} + 0x1000, %rdi                        /* each life changes one word and keeps it right */
+    movq $0, (%rdi)
+    movl $'w', 12(%r15)
+    movl $10, 12(%r15)
+    jmp 62b
+69: movl $0, 8(%r15)
+
+    /* e: echoes every stream. Receive buffers 0-7 of 4 KiB at scratch + 0x10000, sent buffers beside them. */
+70: mov $0, %ecx
+71: mov %ecx, %edx
+    shl $12, %edx
+    add ${scratch} + 0x10000, %edx
+    mov %ecx, %esi
+    shl $4, %esi
+    mov %rdx, {rx}(%rsi)                                /* descriptor: address, length, write */
+    movl $4096, {rx} + 8(%rsi)
+    movw $2, {rx} + 12(%rsi)
+    movw $0, {rx} + 14(%rsi)
+    mov %cx, {rx} + 0x2004(, %rcx, 2)
+    inc %ecx
+    cmp $8, %ecx
+    jne 71b
+    movw $8, {rx} + 0x2002
+    xor %r12d, %r12d                                    /* next used of the receive queue */
+    movl $1, {ready}
+72: movl $0, {event}
+    cmpl $0, {shutdown}
+    jne 69b
+73: movzwl {rx} + 0x3002, %eax
+    cmp %ax, %r12w
+    jne 74f
+    movl $0, 4(%r15)
+    jmp 72b
+74: mov %r12d, %ecx
+    and $127, %ecx
+    mov {rx} + 0x3004(, %rcx, 8), %ebx                  /* head */
+    mov %ebx, %esi
+    shl $12, %esi
+    add ${scratch} + 0x10000, %esi                      /* the packet */
+    movzwl 30(%rsi), %eax
+    cmp $1, %ax
+    jne 75f
+    movw $2, 30(%rsi)                                   /* REQUEST: RESPONSE */
+    jmp 77f
+75: cmp $5, %ax
+    je 77f                                              /* RW: the same back */
+    cmp $4, %ax
+    jne 76f
+    cmpl $3, 32(%rsi)
+    jne 76f
+    movw $3, 30(%rsi)                                   /* SHUTDOWN of both ways: RST */
+    jmp 77f
+76: jmp 78f                                             /* anything else: nothing */
+77: mov (%rsi), %rax                                    /* swap ends */
+    mov 8(%rsi), %rdx
+    mov %rdx, (%rsi)
+    mov %rax, 8(%rsi)
+    mov 16(%rsi), %eax
+    mov 20(%rsi), %edx
+    mov %edx, 16(%rsi)
+    mov %eax, 20(%rsi)
+    mov 24(%rsi), %eax
+    add %eax, {scratch} + 0x100                         /* bytes taken, of the one stream */
+    movl $65536, 36(%rsi)
+    mov {scratch} + 0x100, %edx
+    mov %edx, 40(%rsi)
+    add $44, %eax
+    mov %rsi, {tx}                                      /* transmit descriptor 0: sent before the next is made */
+    mov %eax, {tx} + 8
+    movl $0, {tx} + 12
+    movzwl {tx} + 0x2002, %ecx
+    mov %ecx, %edx
+    and $127, %edx
+    movw $0, {tx} + 0x2004(, %rdx, 2)
+    inc %ecx
+    mov %cx, {tx} + 0x2002
+    movl $2, (%r15)                                     /* NOTIFY */
+78: movzwl {rx} + 0x2002, %ecx                          /* the receive buffer back */
+    mov %ecx, %edx
+    and $127, %edx
+    mov %bx, {rx} + 0x2004(, %rdx, 2)
+    inc %ecx
+    mov %cx, {rx} + 0x2002
+    inc %r12d
+    jmp 73b
+
+    /* r: reads from the doorbell, which is an error with registers in the log */
+80: mov $0xabcdef, %ebx
+    mov (%r15), %eax
+    jmp 99b
+
+    /* x: touches page 0 */
+90: mov 8, %eax
+    jmp 99b
+dormouse_guest_end:
+    .popsection
+    "#,
+    magic = const abi::KERNEL_MAGIC,
+    version = const abi::ABI_VERSION,
+    kernel = const abi::KERNEL,
+    doorbell = const abi::DOORBELL,
+    argument = const ARGUMENT,
+    scratch = const SCRATCH,
+    rx = const RX,
+    tx = const TX,
+    mono = const SHARED + offset_of!(abi::Shared, mono_ns) as u64,
+    deadline = const SHARED + offset_of!(abi::Shared, next_deadline_ns) as u64,
+    want_tick = const SHARED + offset_of!(abi::Shared, want_tick) as u64,
+    ready = const SHARED + offset_of!(abi::Shared, ready) as u64,
+    event = const SHARED + offset_of!(abi::Shared, event) as u64,
+    shutdown = const SHARED + offset_of!(abi::Shared, shutdown) as u64,
+    restores = const SHARED + offset_of!(abi::Shared, restore_count) as u64,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static dormouse_guest_start: u8;
+    static dormouse_guest_end: u8;
+}
+
+fn guest_code() -> &'static [u8] {
+    // SAFETY: both labels are of one contiguous piece of read-only data in this program.
+    unsafe {
+        let start = &raw const dormouse_guest_start;
+        std::slice::from_raw_parts(start, (&raw const dormouse_guest_end).offset_from(start) as usize)
+    }
+}
+
+/// An ELF of type `kind` with segments (address, bytes, memory length, flags).
+fn elf(kind: u16, segments: &[(u64, &[u8], u64, u32)]) -> Vec<u8> {
+    let mut offset = 64 + 56 * segments.len() as u64;
+    let mut head = Vec::new();
+    head.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    head.extend_from_slice(&kind.to_le_bytes());
+    head.extend_from_slice(&62u16.to_le_bytes());
+    head.extend_from_slice(&1u32.to_le_bytes());
+    for word in [0u64, 64, 0] {
+        head.extend_from_slice(&word.to_le_bytes());
+    }
+    head.extend_from_slice(&0u32.to_le_bytes());
+    for half in [64u16, 56, segments.len() as u16, 64, 0, 0] {
+        head.extend_from_slice(&half.to_le_bytes());
+    }
+    let mut body = Vec::new();
+    for (address, bytes, memory, flags) in segments {
+        head.extend_from_slice(&1u32.to_le_bytes());
+        head.extend_from_slice(&flags.to_le_bytes());
+        for word in [offset, *address, *address, bytes.len() as u64, *memory, 4096] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+        offset += bytes.len() as u64;
+        body.extend_from_slice(bytes);
+    }
+    head.extend(body);
+    head
+}
+
+/// False when there is no KVM here; fails in continuous integration, where there must be.
+pub fn has_kvm(test: &str) -> bool {
+    let usable = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
+    if !usable {
+        assert!(std::env::var_os("CI").is_none(), "{test}: no usable /dev/kvm");
+        eprintln!("{test}: skipped, no usable /dev/kvm");
+    }
+    usable
+}
+
+/// A home folder with the parts of an image in it.
+pub struct Home {
+    pub dir: tempfile::TempDir,
+}
+
+pub const DATABASE: &str = "db_aaaaaaaaaaaaaaaaaaaa";
+
+impl Home {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let code = guest_code();
+        std::fs::write(at("kernel.elf"), elf(2, &[(abi::KERNEL, code, 0x10000, 7)])).unwrap();
+        let text = vec![0xc3u8; 4096];
+        let data = b"pristine".to_vec();
+        std::fs::write(
+            at("postgres.elf"),
+            elf(3, &[(0, &text, 4096, 5), ((4 << 20) + (1 << 20), &data, 8192, 6)]),
+        )
+        .unwrap();
+        std::fs::write(at("boot.cpio"), b"").unwrap();
+        std::fs::create_dir(at("template")).unwrap();
+        std::fs::write(at("template/PG_VERSION"), b"17\n").unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run").join(DATABASE)
+    }
+
+    pub fn database_dir(&self) -> PathBuf {
+        self.path("databases").join(DATABASE)
+    }
+
+    /// The VMM with a behaviour.
+    pub fn command(&self, behaviour: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-vmm"));
+        command
+            .args(["--database", DATABASE, "--memory-mib", "64", "--processes", "4", "--postgres-arg", behaviour])
+            .arg("--home")
+            .arg(self.dir.path());
+        for part in ["kernel", "postgres", "boot", "template"] {
+            let name = match part {
+                "boot" => "boot.cpio".to_owned(),
+                "template" => part.to_owned(),
+                _ => format!("{part}.elf"),
+            };
+            command.arg(format!("--{part}")).arg(self.path(&name));
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    }
+
+    pub fn start(&self, behaviour: &str, more: &[&str]) -> Vmm {
+        Vmm { child: self.command(behaviour).args(more).spawn().unwrap(), run_dir: self.run_dir() }
+    }
+
+    pub fn console(&self) -> String {
+        std::fs::read_to_string(self.database_dir().join("console.log")).unwrap_or_default()
+    }
+}
+
+/// A VMM process; killed when dropped.
+pub struct Vmm {
+    pub child: Child,
+    run_dir: PathBuf,
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Vmm {
+    /// Waits for the end; returns the status and what was logged.
+    pub fn end(mut self) -> (ExitStatus, String) {
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        (self.child.wait().unwrap(), log)
+    }
+
+    /// Connects to one of its sockets once it listens.
+    pub fn connect(&self, name: &str) -> UnixStream {
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            match UnixStream::connect(self.run_dir.join(name)) {
+                Ok(stream) => {
+                    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                    return stream;
+                }
+                Err(error) => assert!(Instant::now() < until, "{name}: {error}"),
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn control(&self) -> Ctl {
+        Ctl(BufReader::new(self.connect("vm.ctl")))
+    }
+
+    /// A session: the stream, and its number.
+    pub fn session(&self) -> (UnixStream, u64) {
+        let mut stream = self.connect("vm.sock");
+        let (status, session, ..) = hello(&mut stream, 1, 0, 0, 0);
+        assert_eq!(status, 0);
+        (stream, session)
+    }
+}
+
+/// Says hello; returns status, session, and the VMM's sent and received counts.
+pub fn hello(stream: &mut UnixStream, operation: u32, session: u64, sent: u64, received: u64) -> (u32, u64, u64, u64) {
+    let mut bytes = b"DMS1".to_vec();
+    bytes.extend_from_slice(&operation.to_le_bytes());
+    for word in [session, sent, received] {
+        bytes.extend_from_slice(&word.to_le_bytes());
+    }
+    stream.write_all(&bytes).unwrap();
+    let mut answer = [0; 32];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer[..4], b"DMS1");
+    let word = |at: usize| u64::from_le_bytes(answer[at..at + 8].try_into().unwrap());
+    (u32::from_le_bytes(answer[4..8].try_into().unwrap()), word(8), word(16), word(24))
+}
+
+/// A control client.
+pub struct Ctl(BufReader<UnixStream>);
+
+impl Ctl {
+    pub fn line(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    pub fn say(&mut self, request: &str) {
+        self.0.get_mut().write_all(format!("{request}\n").as_bytes()).unwrap();
+    }
+
+    /// Asks, and returns the answer, passing over events.
+    pub fn ask(&mut self, request: &str) -> serde_json::Value {
+        self.say(request);
+        loop {
+            let line = self.line();
+            if line.get("ok").is_some() {
+                return line;
+            }
+        }
+    }
+
+    /// Waits for an event.
+    pub fn event(&mut self, name: &str) -> serde_json::Value {
+        loop {
+            let line = self.line();
+            if line["event"] == name {
+                return line;
+            }
+        }
+    }
+}
+
+/// A folder's files and their bytes.
+pub fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .map(|entries| entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect())
+        .unwrap_or_default();
+    names.sort();
+    names
+}

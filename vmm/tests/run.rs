@@ -1,0 +1,142 @@
+//! A guest that runs: doorbell, clock, interrupts, sockets, and how it ends.
+
+mod guest;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use guest::{Home, has_kvm, hello};
+
+#[test]
+fn a_guest_writes_to_its_console_and_ends_with_its_code() {
+    if !has_kvm("doorbell") {
+        return;
+    }
+    let home = Home::new();
+    let (status, log) = home.start("d", &[]).end();
+    assert_eq!(status.code(), Some(17), "{log}");
+    assert_eq!(home.console(), "hi\n");
+}
+
+#[test]
+fn a_halt_ends_at_its_deadline() {
+    if !has_kvm("deadline") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("t", &[]);
+    let mut control = vmm.control();
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(control.event("ready")["cold"], true);
+}
+
+#[test]
+fn a_computing_guest_is_interrupted() {
+    if !has_kvm("interrupt") {
+        return;
+    }
+    let home = Home::new();
+    let began = Instant::now();
+    let (status, log) = home.start("i", &[]).end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_session_is_echoed_and_its_end_reaches_the_guest() {
+    if !has_kvm("echo") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("e", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    let (mut stream, session) = vmm.session();
+    stream.write_all(b"hello").unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+
+    // More than the window, in both directions at once.
+    let sent: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let mut writer = stream.try_clone().unwrap();
+    let copy = sent.clone();
+    let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());
+    let mut received = vec![0; sent.len()];
+    stream.read_exact(&mut received).unwrap();
+    writing.join().unwrap();
+    assert!(sent == received, "the echo differs");
+
+    let status = control.ask(r#"{"op":"status"}"#);
+    let total = 5 + sent.len() as u64;
+    assert_eq!(
+        status["sessions"],
+        serde_json::json!([{"session": session, "received": total, "sent": total}]),
+        "{status}"
+    );
+    stream.shutdown(Shutdown::Both).unwrap();
+    drop(stream);
+    let until = Instant::now() + Duration::from_secs(5);
+    while control.ask(r#"{"op":"status"}"#)["sessions"] != serde_json::json!([]) {
+        assert!(Instant::now() < until, "the session is still there");
+    }
+    assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
+    assert_eq!(vmm.end().0.code(), Some(0));
+}
+
+#[test]
+fn an_unknown_session_and_a_bad_hello_are_refused() {
+    if !has_kvm("hello") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("e", &[]);
+    vmm.control().event("ready");
+    let mut stream = vmm.connect("vm.sock");
+    assert_eq!(hello(&mut stream, 2, 99, 0, 0).0, 1);
+    let mut stream = vmm.connect("vm.sock");
+    stream.write_all(&[0xff; 32]).unwrap();
+    assert_eq!(stream.read(&mut [0; 32]).unwrap(), 0);
+}
+
+#[test]
+fn a_guest_that_reads_where_nothing_is_ends_with_its_registers_in_the_log() {
+    if !has_kvm("read") {
+        return;
+    }
+    let (status, log) = Home::new().start("r", &[]).end();
+    assert_eq!(status.code(), Some(74), "{log}");
+    assert!(log.contains("rbx=0xabcdef") && log.contains("rip=0x4"), "{log}");
+}
+
+#[test]
+fn page_zero_faults() {
+    if !has_kvm("page zero") {
+        return;
+    }
+    let (status, log) = Home::new().start("x", &[]).end();
+    assert_eq!(status.code(), Some(255), "{log}");
+}
+
+#[test]
+fn a_second_vmm_on_one_layer_is_refused() {
+    if !has_kvm("second") {
+        return;
+    }
+    let home = Home::new();
+    let first = home.start("e", &[]);
+    first.control().event("ready");
+    let (status, log) = home.start("e", &[]).end();
+    assert_eq!(status.code(), Some(73), "{log}");
+}
+
+#[test]
+fn wrong_arguments_are_usage_errors() {
+    let home = Home::new();
+    for wrong in [&["--memory-mib", "x"][..], &["--park", "3"], &["--image", "../../etc"], &["--database", "a/b"]] {
+        let (status, log) = home.start("d", wrong).end();
+        assert_eq!(status.code(), Some(64), "{wrong:?}: {log}");
+    }
+}
