@@ -380,7 +380,7 @@ pub unsafe fn new_context(entry: u64, stack: u64) -> u64 {
         }
         words.add(2).write(entry);
         words.add(3).write(stack);
-        words.add(6).write(task_start as usize as u64);
+        words.add(6).write(task_start as *const () as usize as u64);
     }
     context
 }

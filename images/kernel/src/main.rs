@@ -74,7 +74,7 @@ extern "C" fn kernel_main(boot: &abi::BootInfo) -> ! {
     unsafe { heap::init(heap_start, abi::KERNEL + abi::KERNEL_LEN) };
     pages::init(boot.pool, boot.ram);
     console::init();
-    random::reseed(&shared().entropy());
+    random::init(&shared().entropy());
     slots::init(boot);
     if let Err(errno) = fs::init(boot) {
         klog!("the file systems cannot be mounted: {:?}", errno);

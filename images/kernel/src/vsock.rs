@@ -416,11 +416,6 @@ impl File for Connection {
     }
 }
 
-/// Connections alive, for the fault dump.
-pub fn count() -> usize {
-    CONNECTIONS.get().borrow().len()
-}
-
 /// Says on the console what is open; part of a dump.
 pub fn dump() {
     for connection in CONNECTIONS.get().borrow().values() {
