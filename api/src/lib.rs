@@ -4,9 +4,16 @@
 //! [`metadata`] remembers, [`host`] wakes and suspends, [`http`] answers, [`server`] puts them together with the
 //! pooler, and [`cli`] is the command.
 
+pub mod cli;
+mod front;
 pub mod host;
 pub mod http;
 pub mod identity;
+pub mod log;
 pub mod metadata;
 pub mod secret;
+pub mod server;
 pub mod settings;
+
+/// Version and build of this program: `0.1.0 (0123456789ab)`.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("DORMOUSE_BUILD"), ")");

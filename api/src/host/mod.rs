@@ -207,6 +207,11 @@ impl Host {
         self.inner.plans.get(name)
     }
 
+    /// The limits of a database's plan; the default plan's, if that plan has left the settings.
+    pub fn plan_or_default(&self, name: &str) -> Plan {
+        self.inner.plan_of(name)
+    }
+
     /// Wakes a database, or finds it awake. May be dropped before it is done.
     pub async fn wake(&self, id: &DatabaseId) -> Result<Awake, WakeError> {
         if self.inner.closing.load(Ordering::Acquire) {

@@ -3,6 +3,7 @@
 use sqlx::Row;
 
 use super::{Metadata, MetadataError, now_ms};
+use crate::host::State;
 use crate::identity::DatabaseId;
 
 /// What a login needs to know of a role and its database.
@@ -11,14 +12,16 @@ pub struct RoleRow {
     /// In the form of `pg_authid.rolpassword`.
     pub verifier: String,
     pub plan: String,
+    /// The database's state as last written.
+    pub state: State,
 }
 
 impl Metadata {
-    /// The role's verifier, unless it has expired or the database is being made or deleted.
+    /// The role's verifier, unless it has expired or the database is being made.
     pub async fn role(&self, database: &DatabaseId, role: &str) -> Result<Option<RoleRow>, MetadataError> {
-        let sql = "SELECT r.verifier, d.plan FROM roles r JOIN databases d ON d.id = r.database_id \
+        let sql = "SELECT r.verifier, d.plan, d.state FROM roles r JOIN databases d ON d.id = r.database_id \
                    WHERE r.database_id = ? AND r.role = ? AND (r.expires_at IS NULL OR r.expires_at > ?) \
-                     AND d.state NOT IN ('creating', 'deleting')";
+                     AND d.state <> 'creating'";
         let row = sqlx::query(sql)
             .bind(database.as_str())
             .bind(role)
@@ -26,7 +29,12 @@ impl Metadata {
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| {
-            Ok(RoleRow { verifier: row.try_get("verifier")?, plan: row.try_get("plan")? })
+            let state: String = row.try_get("state")?;
+            Ok(RoleRow {
+                verifier: row.try_get("verifier")?,
+                plan: row.try_get("plan")?,
+                state: State::parse(&state).unwrap_or(State::Error),
+            })
         })
         .transpose()
     }

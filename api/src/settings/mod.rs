@@ -102,6 +102,8 @@ pub struct Settings {
     /// PEM files; a self-signed certificate is made when both are absent.
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
+    /// Who may connect without TLS.
+    pub pooler_plain: dormouse_pooler::Plain,
     pub pooler_max_clients: usize,
     /// The program that is run as the VMM; this binary when absent.
     pub vmm_program: Option<PathBuf>,
@@ -153,6 +155,7 @@ impl Settings {
             pooler_public: get.text("pooler.public"),
             tls_certificate,
             tls_key,
+            pooler_plain: get.plain("pooler.plain")?,
             pooler_max_clients: get.number("pooler.max_clients", 1, 10_000_000)? as usize,
             vmm_program: get.path("host.vmm_program")?,
             wake_timeout: get.millis("host.wake_timeout_ms", 100, 3_600_000)?,
@@ -230,6 +233,16 @@ impl Typed<'_> {
             .trim()
             .parse()
             .map_err(|_| self.wrong(key, "wanted off, error, warn, info, debug or trace"))
+    }
+
+    fn plain(&self, key: &str) -> Result<dormouse_pooler::Plain, SettingsError> {
+        use dormouse_pooler::Plain;
+        match self.values[key].text.trim() {
+            "loopback" => Ok(Plain::Loopback),
+            "always" => Ok(Plain::Always),
+            "never" => Ok(Plain::Never),
+            _ => Err(self.wrong(key, "wanted loopback, always or never")),
+        }
     }
 
     fn format(&self, key: &str) -> Result<LogFormat, SettingsError> {

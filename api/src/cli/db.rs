@@ -1,0 +1,161 @@
+//! `dormouse db …`
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::client::{Client, ClientError, escape, text};
+use super::{CliError, ServerArgs};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Create a database and print its connection string, which is shown only now
+    Create {
+        name: String,
+        /// A plan of the settings [default: free]
+        #[arg(long)]
+        plan: Option<String>,
+        /// Suspend it when unused for so many ms
+        #[arg(long)]
+        cool_down_ms: Option<u64>,
+        /// Whose it is to be (operator only)
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+    /// List databases
+    List {
+        /// Only this tenant's (operator only)
+        #[arg(long)]
+        tenant: Option<String>,
+    },
+    /// Show a database
+    Show(Which),
+    /// Put a database to sleep now
+    Suspend(Which),
+    /// Wake a database now
+    Resume(Which),
+    /// Suspend a database when unused for so many ms
+    CoolDown {
+        #[command(flatten)]
+        which: Which,
+        /// ms, or `plan` for its plan's
+        ms: String,
+    },
+    /// Delete a database with all its data
+    Delete(Which),
+}
+
+#[derive(clap::Args)]
+pub struct Which {
+    /// Name or id
+    name: String,
+    /// Whose it is, where several tenants have one of this name
+    #[arg(long)]
+    tenant: Option<String>,
+}
+
+impl Which {
+    fn path(&self, client: &Client) -> Result<String, ClientError> {
+        Ok(format!("/v1/databases/{}", client.resolve(&self.name, self.tenant.as_deref())?))
+    }
+}
+
+pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitCode, CliError> {
+    let show = |value: &Value| print_one(value, args.json);
+    match command {
+        Command::Create { name, plan, cool_down_ms, tenant } => {
+            let mut body = json!({ "name": name });
+            let given = [("plan", plan.map(Value::from)), ("cool_down_ms", cool_down_ms.map(Value::from)), ("tenant", tenant.map(Value::from))];
+            for (field, value) in given {
+                if let Some(value) = value {
+                    body[field] = value;
+                }
+            }
+            let created = client.post("/v1/databases", Some(body))?;
+            if args.json {
+                println!("{created}");
+            } else {
+                println!("{}", text(&created, "connection_uri")?);
+                eprintln!("{} is {}; its password is shown only here", name, text(&created, "state")?);
+            }
+        }
+        Command::List { tenant } => list(client, args, tenant)?,
+        Command::Show(which) => show(&client.get(&which.path(client)?)?)?,
+        Command::Suspend(which) => show(&client.post(&format!("{}/suspend", which.path(client)?), None)?)?,
+        Command::Resume(which) => show(&client.post(&format!("{}/resume", which.path(client)?), None)?)?,
+        Command::CoolDown { which, ms } => {
+            let value = match ms.as_str() {
+                "plan" => Value::Null,
+                ms => Value::from(ms.parse::<u64>().map_err(|_| CliError::Said("wanted a number of ms, or `plan`".into()))?),
+            };
+            show(&client.patch(&which.path(client)?, json!({ "cool_down_ms": value }))?)?;
+        }
+        Command::Delete(which) => {
+            client.delete(&which.path(client)?)?;
+            if !args.json {
+                println!("{} is deleted", which.name);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn list(client: &Client, args: &ServerArgs, tenant: Option<String>) -> Result<(), CliError> {
+    let mut all = Vec::new();
+    let mut cursor: Option<String> = None;
+    loop {
+        let mut path = "/v1/databases?limit=1000".to_string();
+        if let Some(tenant) = &tenant {
+            path.push_str(&format!("&tenant={}", escape(tenant)));
+        }
+        if let Some(cursor) = &cursor {
+            path.push_str(&format!("&cursor={}", escape(cursor)));
+        }
+        let mut page = client.get(&path)?;
+        if let Some(rows) = page["databases"].as_array_mut() {
+            all.append(rows);
+        }
+        cursor = page["next_cursor"].as_str().map(str::to_string);
+        if cursor.is_none() {
+            break;
+        }
+    }
+    if args.json {
+        println!("{}", Value::from(all));
+        return Ok(());
+    }
+    let columns = ["name", "state", "id", "plan", "tenant", "created_at"];
+    print_table(&columns, all.iter().map(|row| columns.map(|c| row[c].as_str().unwrap_or_default().to_string())));
+    Ok(())
+}
+
+fn print_one(value: &Value, json: bool) -> Result<(), CliError> {
+    if json {
+        println!("{value}");
+        return Ok(());
+    }
+    for field in ["id", "name", "tenant", "state", "message", "plan", "cool_down_ms", "created_at"] {
+        match &value[field] {
+            Value::Null => {}
+            Value::String(text) => println!("{field:<13} {text}"),
+            other => println!("{field:<13} {other}"),
+        }
+    }
+    Ok(())
+}
+
+/// Prints rows under a head, each column as wide as it must be.
+pub fn print_table<const N: usize>(head: &[&str; N], rows: impl Iterator<Item = [String; N]>) {
+    let rows: Vec<_> = rows.collect();
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).chain([head[i].len()]).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let line = |cells: [&str; N]| {
+        let cells: Vec<String> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    };
+    line(head.map(|h| h));
+    for row in &rows {
+        line(std::array::from_fn(|i| row[i].as_str()));
+    }
+}
