@@ -15,7 +15,7 @@
 mod device;
 mod requests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 pub use crate::layer::{Gate, LayerError as FsError, LayerOptions as FsOptions};

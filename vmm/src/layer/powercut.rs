@@ -1,7 +1,17 @@
 //! Playing power cuts: every change of the layer's host files is written down, and a disk is made of what had been
 //! flushed and a random part of the rest.
+//!
+//! The disk is worse than any real one: it keeps each unflushed 4 KiB of a write, each change of length and each name by
+//! its own coin, in no order. The only things it holds to are that a flush of a file keeps that file's bytes and length,
+//! and a flush of a folder its names.
 
+use super::object::ROOT;
+use super::{Errno, GuestBytes, Kind, Layer, LayerOptions};
+use crate::fs::tests::{Folders, HASH, Random, folders};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use vm_memory::VolatileSlice;
 
 /// One change of the layer's folder. Names are paths below it.
 #[derive(Clone, Debug)]
@@ -23,5 +33,438 @@ pub(crate) struct Recorder(Arc<Mutex<Vec<Event>>>);
 impl Recorder {
     pub fn push(&self, event: Event) {
         self.0.lock().unwrap().push(event);
+    }
+    fn len(&self) -> usize {
+        self.0.lock().unwrap().len()
+    }
+}
+
+/// One file of the played disk.
+#[derive(Clone, Default)]
+struct Inode {
+    durable: Vec<u8>,
+    pending: Vec<Event>,
+}
+
+fn change(bytes: &mut Vec<u8>, event: &Event) {
+    match event {
+        Event::Write { offset, bytes: new, .. } => {
+            let (at, end) = (*offset as usize, *offset as usize + new.len());
+            if bytes.len() < end {
+                bytes.resize(end, 0);
+            }
+            bytes[at..end].copy_from_slice(new);
+        }
+        Event::SetLen { len, .. } => bytes.resize(*len as usize, 0),
+        Event::Extend { len, .. } => bytes.resize(bytes.len().max(*len as usize), 0),
+        _ => unreachable!(),
+    }
+}
+
+/// The played disk: names now, durable names, and name changes in between.
+#[derive(Default)]
+struct Disk {
+    inodes: Vec<Inode>,
+    names: BTreeMap<String, usize>,
+    durable: BTreeMap<String, usize>,
+    pending: Vec<(String, Option<usize>)>,
+}
+
+impl Disk {
+    /// What lies in a real folder, all of it durable.
+    fn of(layer: &Path) -> Disk {
+        let mut disk = Disk::default();
+        for (path, (kind, bytes)) in crate::fs::tests::tree(layer) {
+            if kind == 'f' {
+                disk.names.insert(path.to_str().unwrap().into(), disk.inodes.len());
+                disk.inodes.push(Inode { durable: bytes, pending: Vec::new() });
+            }
+        }
+        disk.durable = disk.names.clone();
+        disk
+    }
+
+    fn set(&mut self, name: &str, inode: Option<usize>) {
+        match inode {
+            Some(inode) => self.names.insert(name.into(), inode),
+            None => self.names.remove(name),
+        };
+        self.pending.push((name.into(), inode));
+    }
+
+    fn play(&mut self, event: &Event) {
+        match event {
+            Event::Create(name) => {
+                self.inodes.push(Inode::default());
+                self.set(name, Some(self.inodes.len() - 1));
+            }
+            Event::Unlink(name) => self.set(name, None),
+            Event::Rename(from, to) => {
+                let inode = self.names[from];
+                // One change of the folder: both names or neither.
+                self.names.remove(from);
+                self.set(to, Some(inode));
+            }
+            Event::SyncFolder(folder) => {
+                let inside = |name: &str| name.starts_with("files/") == (*folder == "files/");
+                for (name, inode) in std::mem::take(&mut self.pending) {
+                    if !inside(&name) {
+                        self.pending.push((name, inode));
+                    } else if let Some(inode) = inode {
+                        self.durable.insert(name, inode);
+                    } else {
+                        self.durable.remove(&name);
+                    }
+                }
+            }
+            Event::Sync(name) => {
+                let inode = &mut self.inodes[self.names[name]];
+                for event in std::mem::take(&mut inode.pending) {
+                    change(&mut inode.durable, &event);
+                }
+            }
+            Event::Write { name, .. } | Event::SetLen { name, .. } | Event::Extend { name, .. } => {
+                let inode = self.names[name];
+                self.inodes[inode].pending.push(event.clone());
+            }
+        }
+    }
+
+    /// What is found after the power comes back.
+    fn cut(&self, random: &mut Random, layer: &Path) {
+        let mut names = self.durable.clone();
+        let percent = *random.pick(&[0, 20, 50, 80, 100]);
+        for (name, inode) in &self.pending {
+            if random.chance(percent) {
+                match inode {
+                    Some(inode) => names.insert(name.clone(), *inode),
+                    None => names.remove(name),
+                };
+            }
+        }
+        std::fs::remove_dir_all(layer).unwrap();
+        std::fs::create_dir_all(layer.join("files")).unwrap();
+        for (name, inode) in names {
+            let inode = &self.inodes[inode];
+            let mut bytes = inode.durable.clone();
+            let percent = *random.pick(&[0, 20, 50, 80, 100]);
+            for event in &inode.pending {
+                let Event::Write { name, offset, bytes: new } = event else {
+                    if random.chance(percent) {
+                        change(&mut bytes, event);
+                    }
+                    continue;
+                };
+                let mut at = 0;
+                while at < new.len() {
+                    let n = (4096 - (*offset as usize + at) % 4096).min(new.len() - at);
+                    if random.chance(percent) {
+                        let bytes_of = new[at..at + n].to_vec();
+                        change(&mut bytes, &Event::Write { name: name.clone(), offset: offset + at as u64, bytes: bytes_of });
+                    }
+                    at += n;
+                }
+            }
+            std::fs::write(layer.join(name), bytes).unwrap();
+        }
+    }
+}
+
+/// A file as the test knows it.
+#[derive(Clone, Default)]
+struct Content {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    /// What it was after each step since it was flushed.
+    since: Vec<Vec<u8>>,
+    /// Where writes since, or whole 4 KiB of them, ended.
+    ends: Vec<usize>,
+}
+
+impl Content {
+    fn step(&mut self) {
+        self.since.push(self.now.clone());
+    }
+    fn flushed(&mut self) {
+        self.durable = self.now.clone();
+        self.since.clear();
+        self.ends.clear();
+    }
+    /// Whether a crash may leave these bytes.
+    fn allows(&self, found: &[u8]) -> Result<(), String> {
+        let sizes = || std::iter::once(&self.durable).chain(&self.since);
+        if !sizes().any(|c| c.len() == found.len()) && !self.ends.contains(&found.len()) {
+            return Err(format!("{} bytes, flushed {}", found.len(), self.durable.len()));
+        }
+        let shortest = sizes().map(Vec::len).min().unwrap_or(0);
+        for (i, &byte) in found.iter().enumerate() {
+            let written = sizes().any(|c| c.get(i) == Some(&byte));
+            if !written && !(byte == 0 && i >= shortest) {
+                return Err(format!("byte {i} is {byte}, flushed {:?}", self.durable.get(i)));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Entry {
+    Dir,
+    File(usize),
+    Link(Vec<u8>),
+}
+
+type Tree = BTreeMap<String, Entry>;
+
+struct Player {
+    layer: Layer,
+    tree: Tree,
+    files: Vec<Content>,
+    /// The tree after each step since the last flush, the flushed one first.
+    trees: Vec<Tree>,
+}
+
+fn full(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.into() } else { format!("{dir}/{name}") }
+}
+
+impl Player {
+    fn walk(&mut self, path: &str) -> Result<u64, Errno> {
+        let mut at = ROOT;
+        for name in path.split('/').filter(|n| !n.is_empty()) {
+            at = self.layer.lookup(at, name.as_bytes())?;
+        }
+        Ok(at)
+    }
+
+    fn load(layer: Layer) -> Player {
+        let mut player = Player { layer, tree: Tree::new(), files: Vec::new(), trees: Vec::new() };
+        let (tree, files) = player.read_all();
+        player.tree = tree.clone();
+        player.trees = vec![tree];
+        player.files =
+            files.into_iter().map(|now| Content { durable: now.clone(), now, ..Content::default() }).collect();
+        player
+    }
+
+    /// The merged tree, each node's bytes once.
+    fn read_all(&mut self) -> (Tree, Vec<Vec<u8>>) {
+        let (mut tree, mut files, mut seen) = (Tree::new(), Vec::new(), BTreeMap::new());
+        let mut todo = vec![String::new()];
+        while let Some(dir) = todo.pop() {
+            let node = self.walk(&dir).unwrap();
+            for entry in self.layer.list(node, 0, usize::MAX).unwrap() {
+                let path = full(&dir, std::str::from_utf8(&entry.name).unwrap());
+                let id = self.walk(&path).unwrap();
+                let what = match entry.kind {
+                    Kind::Dir => {
+                        todo.push(path.clone());
+                        Entry::Dir
+                    }
+                    Kind::Symlink => Entry::Link(self.layer.read_link(id).unwrap().to_vec()),
+                    Kind::File => Entry::File(*seen.entry(id).or_insert_with(|| {
+                        let mut bytes = vec![0; self.layer.attributes(id).unwrap().size as usize];
+                        assert_eq!(self.layer.read_host(id, 0, &mut bytes), Ok(bytes.len()));
+                        files.push(bytes);
+                        files.len() - 1
+                    })),
+                };
+                tree.insert(path, what);
+            }
+        }
+        (tree, files)
+    }
+
+    fn pick(&self, random: &mut Random, of: impl Fn(&Entry) -> bool) -> Option<String> {
+        let all: Vec<&String> = self.tree.iter().filter(|(_, e)| of(e)).map(|(p, _)| p).collect();
+        (!all.is_empty()).then(|| (*random.pick(&all)).clone())
+    }
+
+    fn dir(&self, random: &mut Random) -> String {
+        self.pick(random, |e| *e == Entry::Dir).filter(|_| random.chance(80)).unwrap_or_default()
+    }
+
+    fn all_names_flushed(&mut self) {
+        self.trees.clear();
+    }
+
+    /// One random step, in the layer and in what is known of it.
+    fn step(&mut self, random: &mut Random) {
+        let name = *random.pick(&["100", "101", "a", "b", "c", "pg_control", "0001", "0002"]);
+        match random.below(20) {
+            0..9 => {
+                let Some(path) = self.pick(random, |e| matches!(e, Entry::File(_))) else { return };
+                let Entry::File(file) = self.tree[&path] else { return };
+                let id = self.walk(&path).unwrap();
+                match random.below(12) {
+                    0..5 => {
+                        let (mut at, mut len) = (random.below(12) * 8192, (1 + random.below(3)) * 8192);
+                        if random.chance(40) {
+                            (at, len) = (random.below(90_000), 1 + random.below(20_000));
+                        }
+                        let mut bytes = random.bytes(len as usize);
+                        let content = &mut self.files[file];
+                        change(&mut content.now, &Event::Write { name: path, offset: at, bytes: bytes.clone() });
+                        content.ends.push((at + len) as usize);
+                        content.ends.extend((at / 4096 + 1..=(at + len) / 4096).map(|page| page as usize * 4096));
+                        content.step();
+                        let slices = [VolatileSlice::from(&mut bytes[..])];
+                        assert_eq!(self.layer.write(id, at, GuestBytes::new(&slices)), Ok(len as usize));
+                    }
+                    5..7 => {
+                        let size = random.below(12) * 8192 + random.below(2) * random.below(8192);
+                        let content = &mut self.files[file];
+                        content.now.resize(size as usize, 0);
+                        content.step();
+                        self.layer.set_size(id, size).unwrap();
+                    }
+                    7 => {
+                        let end = 1 + random.below(90_000);
+                        let content = &mut self.files[file];
+                        let len = content.now.len().max(end as usize);
+                        content.now.resize(len, 0);
+                        content.ends.push(end as usize);
+                        content.step();
+                        self.layer.allocate(id, 0, end, false).unwrap();
+                    }
+                    _ => {
+                        self.layer.sync(id).unwrap();
+                        self.files[file].flushed();
+                        self.all_names_flushed();
+                    }
+                }
+            }
+            9..11 => {
+                let dir = self.dir(random);
+                let path = full(&dir, name);
+                let node = self.walk(&dir).unwrap();
+                let made = self.layer.create(node, name.as_bytes(), Kind::File, 0o600, b"");
+                assert_eq!(made.is_ok(), !self.tree.contains_key(&path));
+                if made.is_ok() {
+                    self.tree.insert(path, Entry::File(self.files.len()));
+                    self.files.push(Content::default());
+                }
+            }
+            11 => {
+                let dir = self.dir(random);
+                let path = full(&dir, name);
+                let node = self.walk(&dir).unwrap();
+                let kind = if random.chance(70) { Kind::Dir } else { Kind::Symlink };
+                if self.layer.create(node, name.as_bytes(), kind, 0o700, b"to").is_ok() {
+                    self.tree.insert(path, if kind == Kind::Dir { Entry::Dir } else { Entry::Link(b"to".to_vec()) });
+                }
+            }
+            12..14 => {
+                let Some(path) = self.pick(random, |_| true) else { return };
+                let (dir, name) = path.rsplit_once('/').unwrap_or(("", &path));
+                let node = self.walk(dir).unwrap();
+                let is_dir = self.tree[&path] == Entry::Dir;
+                if self.layer.unlink(node, name.as_bytes(), is_dir).is_ok() {
+                    self.tree.remove(&path);
+                }
+            }
+            14..17 => {
+                let Some(path) = self.pick(random, |_| true) else { return };
+                let (dir, old) = path.rsplit_once('/').unwrap_or(("", &path));
+                let to_dir = self.dir(random);
+                let (from, to) = (self.walk(dir).unwrap(), self.walk(&to_dir).unwrap());
+                let target = full(&to_dir, name);
+                let same = self.tree.get(&target).is_some_and(|e| matches!(e, Entry::File(_)) && *e == self.tree[&path]);
+                if self.layer.rename(from, old.as_bytes(), to, name.as_bytes(), false).is_ok() && !same && path != target {
+                    let moved = self.tree.remove(&path).unwrap();
+                    self.tree.insert(target.clone(), moved);
+                    let below: Vec<String> =
+                        self.tree.keys().filter(|p| p.starts_with(&format!("{path}/"))).cloned().collect();
+                    for old in below {
+                        let entry = self.tree.remove(&old).unwrap();
+                        self.tree.insert(format!("{target}{}", &old[path.len()..]), entry);
+                    }
+                }
+            }
+            17 => {
+                let Some(path) = self.pick(random, |e| matches!(e, Entry::File(_))) else { return };
+                let dir = self.dir(random);
+                let (id, node) = (self.walk(&path).unwrap(), self.walk(&dir).unwrap());
+                if self.layer.link(id, node, name.as_bytes()).is_ok() {
+                    let entry = self.tree[&path].clone();
+                    self.tree.insert(full(&dir, name), entry);
+                }
+            }
+            18 => {
+                self.layer.sync_names().unwrap();
+                self.all_names_flushed();
+            }
+            _ => {
+                self.layer.sync_all().unwrap();
+                self.files.iter_mut().for_each(Content::flushed);
+                self.all_names_flushed();
+            }
+        }
+        self.trees.push(self.tree.clone());
+    }
+}
+
+fn open(folders: &Folders) -> (Layer, Recorder) {
+    let mut layer = Layer::open(&folders.layer, &folders.template, LayerOptions::new(HASH)).unwrap();
+    let recorder = Recorder::default();
+    layer.host.recorder = Some(recorder.clone());
+    (layer, recorder)
+}
+
+#[test]
+fn what_was_flushed_is_there_after_a_power_cut() {
+    for case in 0..crate::fs::tests::cases(12) {
+        let folders = folders();
+        let mut random = Random::new(case);
+        for _round in 0..6 {
+            let (layer, recorder) = open(&folders);
+            let mut disk = Disk::of(&folders.layer);
+            let mut player = Player::load(layer);
+            for _ in 0..1 + random.below(60) {
+                player.step(&mut random);
+            }
+            // The power goes at some moment of one more step: what that step changes may be there or not.
+            let before = (player.trees.clone(), player.files.clone(), recorder.len());
+            player.step(&mut random);
+            let at = before.2 + random.below((recorder.len() - before.2) as u64 + 1) as usize;
+            let (mut trees, mut files) = (player.trees.clone(), player.files.clone());
+            if at < recorder.len() {
+                trees = before.0;
+                trees.push(player.tree.clone());
+                for (file, was) in files.iter_mut().zip(&before.1) {
+                    let mut both = was.clone();
+                    both.since.push(file.now.clone());
+                    both.ends.extend(&file.ends);
+                    *file = both;
+                }
+            }
+            drop(player);
+            for event in &recorder.0.lock().unwrap()[..at] {
+                disk.play(event);
+            }
+            disk.cut(&mut random, &folders.layer);
+
+            let mut after = Player::load(open(&folders).0);
+            let (found, bytes) = after.read_all();
+            // Which of the states since the last flush is it?
+            let matches = |known: &&Tree| {
+                known.len() == found.len()
+                    && known.iter().zip(&found).all(|((p, a), (q, b))| {
+                        p == q && (a == b || matches!((a, b), (Entry::File(_), Entry::File(_))))
+                    })
+            };
+            let candidates: Vec<&Tree> = trees.iter().filter(matches).collect();
+            assert!(!candidates.is_empty(), "no state since the last flush has these names: {:?}", found.keys());
+            let explain = |known: &Tree| {
+                for (path, entry) in known {
+                    if let (Entry::File(was), Entry::File(is)) = (entry, &found[path]) {
+                        files[*was].allows(&bytes[*is]).map_err(|e| format!("{path}: {e}"))?;
+                    }
+                }
+                Ok(())
+            };
+            let verdicts: Vec<Result<(), String>> = candidates.into_iter().map(explain).collect();
+            assert!(verdicts.iter().any(Result::is_ok), "{verdicts:?}");
+        }
     }
 }

@@ -7,6 +7,11 @@ mod model;
 
 use std::path::{Path, PathBuf};
 
+/// Rounds of a random test: `CASES=1000 cargo test …` for a long night.
+pub(crate) fn cases(usual: u64) -> u64 {
+    std::env::var("CASES").ok().and_then(|s| s.parse().ok()).unwrap_or(usual)
+}
+
 /// xorshift64*, with its seed in the test's output: a failure is run again by `SEED=… cargo test …`.
 pub(crate) struct Random(u64);
 

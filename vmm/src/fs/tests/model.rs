@@ -260,7 +260,7 @@ impl Pair {
 
 #[test]
 fn random_requests_do_what_a_plain_folder_does() {
-    for case in 0..12 {
+    for case in 0..super::cases(12) {
         let folders = folders();
         let device = FsDevice::open(&folders.layer, &folders.template, FsOptions::new(HASH)).unwrap();
         let mut pair = Pair { client: Client::new(device), folders, random: Random::new(case), held: Vec::new() };
