@@ -41,6 +41,15 @@ async fn the_guest_sees_the_role_and_the_client_its_own_key() {
 }
 
 #[tokio::test]
+async fn several_logins_can_lead_to_one_role() {
+    let w = World::new().await;
+    w.host.route.lock().unwrap().guest_role = "owner".into();
+    let _client = w.connect().await;
+    w.vm().with(|vm| assert_eq!(vm.sessions[&1].startup["user"], "owner"));
+    assert_eq!(w.host.lookups.lock().unwrap()[0].1, "app");
+}
+
+#[tokio::test]
 async fn a_client_that_names_no_database_gets_the_default_one() {
     let w = World::new().await;
     let user = w.user();
