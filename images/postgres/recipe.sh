@@ -5,6 +5,7 @@
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
+case $cache in *[[:space:]]*) echo "recipe: PostgreSQL's makefiles cannot be run below $cache: no spaces" >&2; exit 1 ;; esac
 jobs=${JOBS:-$(nproc)}
 unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C

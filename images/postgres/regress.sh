@@ -59,9 +59,8 @@ for module in "$out/modules/"*.so; do touch "$work/pg/lib/postgresql/$(basename 
 mkdir "$work/run" "$work/output" "$work/tablespace"
 chmod 755 "$work"
 [ "$(id -u)" != 0 ] || chown -R 65534:65534 "$work"
-# Without the module that refuses passwords, which many tests set.
 unprivileged "$work/pg/bin/postgres" -D "$work/data" -c unix_socket_directories="$work/run" \
-    -c shared_preload_libraries= -c max_prepared_transactions=2 -c max_connections=100 -c fsync=off > "$work/log" 2>&1 &
+    -c max_prepared_transactions=2 -c max_connections=100 -c fsync=off > "$work/log" 2>&1 &
 postmaster=$!
 until "$oracle/bin/pg_isready" -q -h "$work/run"; do
     kill -0 "$postmaster" || { cat "$work/log" >&2; exit 1; }

@@ -20,8 +20,7 @@ runnable_root() {
 }
 
 single_user() { # database; SQL on stdin
-    unprivileged "$work/pg/bin/postgres" --single -j -D "$work/data" -c log_checkpoints=off \
-        -c shared_preload_libraries= "$1" > "$work/single.log" 2>&1 || { cat "$work/single.log" >&2; return 1; }
+    unprivileged "$work/pg/bin/postgres" --single -j -D "$work/data" "$1" > "$work/single.log" 2>&1 || { cat "$work/single.log" >&2; return 1; }
     cat "$work/single.log"
     # In this mode an error does not change the exit status.
     ! grep -E 'ERROR|FATAL|PANIC' "$work/single.log" >&2

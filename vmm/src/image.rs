@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dormouse_images::manifest::{Manifest, ManifestError, file};
+use dormouse_images::manifest::{FirstProcess, Manifest, ManifestError, file};
 
 use crate::boot::BootImage;
 use crate::settings::Settings;
@@ -70,11 +70,8 @@ impl Image {
         else {
             return Err(ImageError::Unnamed);
         };
-        let arguments = if settings.postgres_arg.is_empty() {
-            vec!["postgres".to_owned(), "-D".to_owned(), dormouse_abi::DATA_MOUNT.to_owned()]
-        } else {
-            settings.postgres_arg.clone()
-        };
+        let first = FirstProcess::postgres();
+        let own = |given: &[String], or: Vec<String>| if given.is_empty() { or } else { given.to_vec() };
         let name = template_dir.file_name().map_or_else(|| "-".into(), |name| name.to_string_lossy().into_owned());
         Ok(Self {
             name: "-".to_owned(),
@@ -85,8 +82,8 @@ impl Image {
                 postgres: postgres.clone(),
                 archive: archive.clone(),
                 slots: settings.processes,
-                arguments,
-                environment: settings.postgres_env.clone(),
+                arguments: own(&settings.postgres_arg, first.arguments),
+                environment: own(&settings.postgres_env, first.environment),
                 prng_state: None,
             },
             golden_dir: None,

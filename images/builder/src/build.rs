@@ -53,15 +53,6 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Arguments and environment of the guest's first process: the postmaster, as a shell would start it.
-fn first_process() -> FirstProcess {
-    let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
-    FirstProcess {
-        arguments: words(&["/pg/bin/postgres", "-D", dormouse_abi::DATA_MOUNT]),
-        environment: words(&["PATH=/pg/bin", "HOME=/pgdata", "PGDATA=/pgdata", "LC_ALL=C", "TZ=UTC"]),
-    }
-}
-
 /// Builds the image of this source, or finds it built, and makes it `current`. Progress goes to standard error.
 ///
 /// # Errors
@@ -95,7 +86,7 @@ fn describe(parts: &Parts) -> Result<Manifest, BuildError> {
         postgres_version: parts.postgres_version.clone(),
         wal_segment_bytes: parts.wal_segment_bytes,
         layout: parts.layout,
-        first_process: first_process(),
+        first_process: FirstProcess::postgres(),
         origin: Origin {
             built_at: SystemTime::now().duration_since(UNIX_EPOCH).map(|age| age.as_secs()).unwrap_or(0),
             builder: env!("CARGO_PKG_VERSION").to_owned(),
@@ -183,7 +174,7 @@ pub(crate) mod tests {
             postgres_version: "postgres (PostgreSQL) 17.0".to_owned(),
             wal_segment_bytes: 1 << 20,
             layout: Layout { shared_end: 0, hot: 0, data: 0, data_end: 0, prng_state: 0 },
-            first_process: first_process(),
+            first_process: FirstProcess::postgres(),
             origin: Origin { built_at: 1, builder: "0".to_owned() },
         };
         manifest.image = name(&manifest);

@@ -1,4 +1,5 @@
-//! `image.json`: what an image is made of and how it is run. Depends on serde alone, so that the VMM can read it.
+//! `image.json`: what an image is made of and how it is run. Depends on serde and the
+//! contract with the kernel alone, so that the VMM can read it.
 
 use std::fs;
 use std::io;
@@ -62,6 +63,27 @@ pub struct FirstProcess {
     pub arguments: Vec<String>,
     /// `NAME=value`.
     pub environment: Vec<String>,
+}
+
+impl FirstProcess {
+    /// The postmaster. What stock PostgreSQL could not do with the same data directory is said here and not in its
+    /// `postgresql.conf`: the socket's folder, which the kernel puts behind vsock, and Dormouse's own module, which
+    /// refuses passwords in SQL.
+    pub fn postgres() -> FirstProcess {
+        let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
+        FirstProcess {
+            arguments: words(&[
+                "/pg/bin/postgres",
+                "-D",
+                dormouse_abi::DATA_MOUNT,
+                "-c",
+                "unix_socket_directories=/run",
+                "-c",
+                "shared_preload_libraries=dormouse",
+            ]),
+            environment: words(&["PATH=/pg/bin", "HOME=/pgdata", "PGDATA=/pgdata", "LC_ALL=C", "TZ=UTC"]),
+        }
+    }
 }
 
 /// Where an image comes from; not part of its identity.
