@@ -150,7 +150,8 @@ pub struct BootInfo {
     /// The read-only boot archive (cpio "newc"): the guest's files outside the data directory.
     pub archive: u64,
     pub archive_len: u64,
-    /// First byte of the page pool, which runs to the end of RAM; aligned to a large page.
+    /// First byte past the slots, aligned to a large page. The page pool runs from `slots` to the end of RAM: the
+    /// hot pages of unused slots are memory like any other.
     pub pool: u64,
     pub program: Program,
     /// NUL-separated, NUL-terminated arguments and environment of the first process.
@@ -230,7 +231,7 @@ pub struct Shared {
     pub ready: u32,
     pub reserved: u32,
     /// Physical address and length in bytes of the page pool's bitmap: bit `i` set means that page
-    /// `pool + i * PAGE` is free, and that its content does not matter.
+    /// `BootInfo::slots + i * PAGE` is free, and that its content does not matter.
     pub free_bitmap: u64,
     pub free_bitmap_len: u64,
     /// Pages of the pool in use, for metering.

@@ -72,7 +72,10 @@ extern "C" fn kernel_main(boot: &abi::BootInfo) -> ! {
     let heap_start = &raw const kernel_end as u64;
     // SAFETY: the rest of the kernel's reserve is nobody else's.
     unsafe { heap::init(heap_start, abi::KERNEL + abi::KERNEL_LEN) };
-    pages::init(boot.pool, boot.ram);
+    if boot.pool != boot.slots + boot.slot_count as u64 * abi::LARGE_PAGE {
+        doorbell_exit(abi::exit::BAD_BOOT);
+    }
+    pages::init(boot.slots, boot.pool, boot.ram);
     console::init();
     random::init(&shared().entropy());
     slots::init(boot);

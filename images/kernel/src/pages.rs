@@ -1,4 +1,8 @@
-//! The page pool: a first-fit bitmap over all memory that is not laid out at boot.
+//! The page pool: a first-fit bitmap over all memory that is not laid out at boot, the hot pages of unused process
+//! slots included.
+//!
+//! Ordinary requests are served past the slots first, and from the slots' end of memory only when there is no other
+//! room, the higher slots before the lower ones; a slot is free for a process when all of its pages are.
 //!
 //! One bit a page, set while the page is free; the VMM reads it, so that free pages never get into a snapshot. A
 //! second bitmap tells which free pages were never used and so are still zero: a large mapping that is never
@@ -14,40 +18,49 @@ struct Pool {
     count: usize,
     free: &'static mut [u64],
     clean: &'static mut [u64],
-    /// Word at which the search starts: everything before it is in use.
+    /// First page past the slots.
+    past_slots: usize,
+    /// Word at which the search past the slots starts: everything between is in use.
     hint: usize,
 }
 
 static POOL: Global<RefCell<Option<Pool>>> = Global::new(RefCell::new(None));
 static USED: Global<Cell<usize>> = Global::new(Cell::new(0));
 
-/// Makes the pool `[base, end)`; its bitmaps take the first pages.
-pub fn init(base: u64, end: u64) {
-    let count = ((end - base) / abi::PAGE) as usize;
+/// Makes the pool `[slots, end)`; its bitmaps take the first pages past the slots, at `past_slots`.
+pub fn init(slots: u64, past_slots: u64, end: u64) {
+    let count = ((end - slots) / abi::PAGE) as usize;
     let words = count.div_ceil(64);
-    let own = (words * 8 * 2).div_ceil(abi::PAGE as usize);
+    let first = ((past_slots - slots) / abi::PAGE) as usize;
+    let own = first..first + (words * 8 * 2).div_ceil(abi::PAGE as usize);
     // SAFETY: the VMM left this memory for the pool, zeroed, and this is its first use.
     let (free, clean) = unsafe {
         (
-            core::slice::from_raw_parts_mut(base as *mut u64, words),
-            core::slice::from_raw_parts_mut((base as *mut u64).add(words), words),
+            core::slice::from_raw_parts_mut(past_slots as *mut u64, words),
+            core::slice::from_raw_parts_mut((past_slots as *mut u64).add(words), words),
         )
     };
-    for page in own..count {
+    for page in (0..count).filter(|page| !own.contains(page)) {
         free[page / 64] |= 1 << (page % 64);
         clean[page / 64] |= 1 << (page % 64);
     }
-    shared().set_free_bitmap(base);
+    shared().set_free_bitmap(past_slots);
     shared().set_free_bitmap_len((words * 8) as u64);
-    *POOL.get().borrow_mut() = Some(Pool { base, count, free, clean, hint: 0 });
-    USED.get().set(own);
-    shared().set_pages_used(own as u64);
+    USED.get().set(own.len());
+    shared().set_pages_used(own.len() as u64);
+    *POOL.get().borrow_mut() = Some(Pool { base: slots, count, free, clean, past_slots: first, hint: first / 64 });
 }
 
 impl Pool {
     /// First run of `count` free pages whose first page is a multiple of `align`.
     fn find(&self, count: usize, align: usize) -> Option<usize> {
-        let mut page = self.hint * 64;
+        let halves = [self.past_slots / 2, 0];
+        self.find_from((self.hint * 64).max(self.past_slots), count, align)
+            .or_else(|| halves.iter().find_map(|&from| self.find_from(from, count, align)))
+    }
+
+    fn find_from(&self, from: usize, count: usize, align: usize) -> Option<usize> {
+        let mut page = from;
         while page + count <= self.count {
             if page % align != 0 {
                 page = page.next_multiple_of(align);
@@ -81,14 +94,19 @@ impl Pool {
         None
     }
 
-    fn take(&mut self, page: usize, count: usize) -> *mut u8 {
+    /// Takes free pages; those that were used before are cleared if `zero`. Returns whether any was.
+    fn take(&mut self, page: usize, count: usize, zero: bool) -> bool {
+        let mut dirty = false;
         for at in page..page + count {
             let bit = 1u64 << (at % 64);
             self.free[at / 64] &= !bit;
             let address = (self.base + at as u64 * abi::PAGE) as *mut u8;
             if self.clean[at / 64] & bit != 0 {
                 self.clean[at / 64] &= !bit;
-            } else {
+                continue;
+            }
+            dirty = true;
+            if zero {
                 // SAFETY: the page was free, so nobody else has it.
                 unsafe { core::ptr::write_bytes(address, 0, abi::PAGE as usize) };
             }
@@ -98,7 +116,7 @@ impl Pool {
         }
         USED.get().set(USED.get().get() + count);
         shared().set_pages_used(USED.get().get() as u64);
-        (self.base + page as u64 * abi::PAGE) as *mut u8
+        dirty
     }
 }
 
@@ -115,7 +133,18 @@ pub fn alloc_aligned(count: usize, align: usize) -> Option<*mut u8> {
         return None;
     }
     let page = pool.find(count, align)?;
-    Some(pool.take(page, count))
+    pool.take(page, count, true);
+    Some((pool.base + page as u64 * abi::PAGE) as *mut u8)
+}
+
+/// Takes the lowest free hot page of a slot, of `slots` slots: its index, and whether it was used before. It is not
+/// cleared.
+pub fn take_slot(slots: usize) -> Option<(usize, bool)> {
+    const PAGES: usize = (abi::LARGE_PAGE / abi::PAGE) as usize;
+    let mut pool = POOL.get().borrow_mut();
+    let pool = pool.as_mut()?;
+    let index = (0..slots).find(|&slot| pool.first_used(slot * PAGES, PAGES).is_none())?;
+    Some((index, pool.take(index * PAGES, PAGES, false)))
 }
 
 /// Takes exactly the pages at `start` if all are free: how a mapping grows in place.
@@ -126,7 +155,7 @@ pub fn alloc_at(start: u64, count: usize) -> bool {
     if page + count > pool.count || pool.first_used(page, count).is_some() {
         return false;
     }
-    pool.take(page, count);
+    pool.take(page, count, true);
     true
 }
 
@@ -141,7 +170,9 @@ pub fn free(start: *mut u8, count: usize) {
         assert!(pool.free[at / 64] & bit == 0, "a page was freed twice");
         pool.free[at / 64] |= bit;
     }
-    pool.hint = pool.hint.min(page / 64);
+    if page >= pool.past_slots {
+        pool.hint = pool.hint.min(page / 64);
+    }
     USED.get().set(USED.get().get() - count);
     shared().set_pages_used(USED.get().get() as u64);
 }

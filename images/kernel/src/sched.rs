@@ -8,6 +8,7 @@ use crate::arch;
 use crate::global::Global;
 use crate::shared::shared;
 use crate::signal;
+use crate::slots::Slot;
 use crate::task::{self, Kind, State, Task, Timer};
 use crate::time;
 use crate::wait::Outcome;
@@ -129,11 +130,23 @@ fn run_next() {
     // SAFETY: `load` was saved by an earlier switch or made by `new_context`; `save` outlives the switch, since a
     // task that has not ended stays in the task table.
     unsafe { arch::switch_context(save, load) };
+    task_begin();
 }
 
-/// First thing a new task does in kernel mode.
+/// The slot of a task that has ended, while its stack may still be the one in use: memory that is free, and so in no
+/// snapshot, must not be run on.
+static GRAVE: Global<RefCell<Option<Slot>>> = Global::new(RefCell::new(None));
+
+/// Frees a slot after the next switch.
+pub fn bury(slot: Slot) {
+    *GRAVE.get().borrow_mut() = Some(slot);
+}
+
+/// What runs first after every switch.
 #[unsafe(no_mangle)]
-extern "C" fn task_begin() {}
+extern "C" fn task_begin() {
+    drop(GRAVE.get().take());
+}
 
 /// Devices, timers and what the VMM asks for; cheap when there is nothing.
 pub fn poll() {

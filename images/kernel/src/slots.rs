@@ -11,39 +11,20 @@
 
 use crate::errno::{Errno, Result};
 use crate::global::Global;
+use crate::pages;
 use crate::random;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 use dormouse_abi as abi;
 
-struct Slots {
-    count: usize,
-    program: abi::Program,
-    /// One entry a slot.
-    state: Vec<SlotState>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum SlotState {
-    /// Never used: its hot page is still zero.
-    Fresh,
-    Used,
-    Free,
-}
-
-static SLOTS: Global<RefCell<Option<Slots>>> = Global::new(RefCell::new(None));
+static SLOTS: Global<Cell<Option<(usize, abi::Program)>>> = Global::new(Cell::new(None));
 static PHYSICAL: Global<Cell<u64>> = Global::new(Cell::new(0));
 static HOT: Global<Cell<u64>> = Global::new(Cell::new(0));
 
 pub fn init(boot: &abi::BootInfo) {
     PHYSICAL.get().set(boot.slots);
     HOT.get().set(boot.program.hot);
-    let count = boot.slot_count as usize;
-    *SLOTS.get().borrow_mut() = Some(Slots {
-        count,
-        program: boot.program,
-        state: alloc::vec![SlotState::Fresh; count],
-    });
+    SLOTS.get().set(Some((boot.slot_count as usize, boot.program)));
 }
 
 /// The physical address of a mapped one; only addresses in slots differ from it. Runs of bytes within one large
@@ -81,13 +62,8 @@ pub struct Slot {
 
 /// Takes a free slot and loads the program's writable segment into it.
 pub fn take() -> Result<Slot> {
-    let mut slots = SLOTS.get().borrow_mut();
-    let slots = slots.as_mut().ok_or(Errno::EAGAIN)?;
-    // The lowest used-before slot first: its memory is there already, and few slots stay hot.
-    let index = (0..slots.count).find(|&i| slots.state[i] != SlotState::Used).ok_or(Errno::EAGAIN)?;
-    let used_before = slots.state[index] == SlotState::Free;
-    slots.state[index] = SlotState::Used;
-    let program = slots.program;
+    let (count, program) = SLOTS.get().get().ok_or(Errno::EAGAIN)?;
+    let (index, used_before) = pages::take_slot(count).ok_or(Errno::EAGAIN)?;
     let base = abi::SLOT_BASE + index as u64 * abi::SLOT_STRIDE;
     let data = base + program.data;
     // SAFETY: the hot page is this slot's alone, and nothing runs in it now.
@@ -118,9 +94,8 @@ pub fn take() -> Result<Slot> {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(slots) = SLOTS.get().borrow_mut().as_mut() {
-            slots.state[self.index] = SlotState::Free;
-        }
+        let start = PHYSICAL.get().get() + self.index as u64 * abi::LARGE_PAGE;
+        pages::free(start as *mut u8, (abi::LARGE_PAGE / abi::PAGE) as usize);
     }
 }
 

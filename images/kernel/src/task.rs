@@ -192,9 +192,10 @@ pub fn exit(status: i32) -> ! {
     me.memory.take().release();
     crate::shm::detach_all(&me);
     me.timer.set(Timer::OFF);
-    // The slot's memory is still this stack; it is free for others from the next switch on, and nothing before
-    // that switch takes a slot.
-    me.slot.take();
+    // The slot's memory is still this stack.
+    if let Some(slot) = me.slot.take() {
+        sched::bury(slot);
+    }
     shared().set_processes(shared().processes() - 1);
     // Children go to nobody: they are reaped when they end.
     for_each(|task| {
