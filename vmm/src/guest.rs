@@ -2,13 +2,14 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dormouse_abi::{DOORBELL, QUEUE_SIZE, VECTOR_EVENT, doorbell, exit, queue};
 use kvm_ioctls::VcpuExit;
 use virtio_queue::Queue;
 
-use crate::machine::{Machine, raw};
-use crate::monitor::{Monitor, Phase};
+use crate::machine::{Machine, MachineError, raw, refused};
+use crate::monitor::{Io, Monitor, Phase};
 use crate::reactor::Events;
 use crate::virtio::console::Console;
 use crate::virtio::files::{self, FileServer};
@@ -62,10 +63,14 @@ pub struct Guest {
 pub trait Suspender {
     /// Writes the snapshot. `Ok` means committed. The error is what the asker is told.
     fn suspend(&mut self, guest: &mut Guest, commit: &crate::monitor::Commit) -> Result<(), String>;
-    /// True if the guest may be saved now; false if it has to run on for a moment first (golden baking opens the
-    /// parked connections here).
-    fn prepare(&mut self, _guest: &mut Guest) -> bool {
-        true
+    /// True if the guest is to be suspended though nobody asks.
+    fn wants(&self, _io: &Io) -> bool {
+        false
+    }
+    /// `None` if the guest may be saved now, else when to look again (golden baking opens the parked connections
+    /// here).
+    fn prepare(&mut self, _monitor: &Monitor, _io: &mut Io) -> Option<Duration> {
+        None
     }
 }
 
@@ -100,6 +105,17 @@ impl Guest {
     /// For the snapshot.
     pub fn positions(&self) -> Positions {
         [position(&self.fs_queue), position(&self.rng_queue), position(&self.console_queue)]
+    }
+
+    /// Completes the exit that the vCPU came out with, without running the guest: its registers are whole then.
+    pub fn complete_exit(&mut self) -> Result<(), MachineError> {
+        self.machine.vcpu.set_kvm_immediate_exit(1);
+        let result = self.machine.vcpu.run().map(|_| ());
+        self.machine.vcpu.set_kvm_immediate_exit(0);
+        match result {
+            Err(error) if error.errno() != libc::EINTR => Err(refused("complete the last exit")(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Runs the guest until it ends or is suspended.
@@ -191,20 +207,23 @@ impl Guest {
                     break Step::Enter;
                 }
                 let look = monitor.idleness(&mut io);
-                if io.suspend.is_some() {
-                    drop(io);
-                    if !suspender.prepare(self) {
-                        monitor.shared.set_event(1);
-                        break Step::Enter;
-                    }
-                    if self.suspend(suspender) {
-                        break Step::End(End::Suspended);
-                    }
-                    continue;
+                if io.suspend.is_none() && suspender.wants(&io) {
+                    io.suspend_unasked();
                 }
-                let closing = io.vsock.deadline().map(|at| at.saturating_duration_since(std::time::Instant::now()));
-                let timer = (deadline != u64::MAX).then(|| std::time::Duration::from_nanos(deadline - now));
-                [look, closing, timer].into_iter().flatten().min()
+                let mut prepared = None;
+                if io.suspend.is_some() {
+                    prepared = suspender.prepare(&monitor, &mut io);
+                    if prepared.is_none() {
+                        drop(io);
+                        if self.suspend(suspender) {
+                            break Step::End(End::Suspended);
+                        }
+                        continue;
+                    }
+                }
+                let closing = io.vsock.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+                let timer = (deadline != u64::MAX).then(|| Duration::from_nanos(deadline - now));
+                [look, closing, timer, prepared].into_iter().flatten().min()
             };
             monitor.reactor.wait(&mut self.events, timeout).map_err(RunError::Wait)?;
             monitor.dispatch(&mut monitor.io(), &self.events);

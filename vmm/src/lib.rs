@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - [`settings`], [`image`], [`start`]: from the command line to a running guest;
-//! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`]: suspend and restore;
+//! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`] and [`sleep`]: suspend and restore;
 //! - [`guest`]: the vCPU thread; [`monitor`]: what it shares with the I/O thread; [`reactor`]: what both wait on;
 //! - [`virtio`]: the devices; [`sessions`], [`control`]: the two sockets;
 //! - [`fs`] and [`layer`]: the data directory.
@@ -22,6 +22,7 @@ pub mod boot;
 pub mod clock;
 pub mod codec;
 pub mod control;
+pub mod crash;
 pub mod fs;
 pub mod guest;
 pub mod image;
@@ -32,6 +33,8 @@ pub mod reactor;
 pub mod sessions;
 pub mod settings;
 pub mod shared;
+pub mod sleep;
+pub mod snapshot;
 pub mod sockets;
 pub mod start;
 pub mod virtio;

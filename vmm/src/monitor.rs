@@ -351,8 +351,7 @@ impl Monitor {
             if alone >= limit {
                 tracing::info!("nobody is connected: the database suspends itself");
                 io.unattended_since = Some(Instant::now());
-                io.suspend =
-                    Some(Suspend { client: None, sessions: None, asked: Instant::now(), commit: Arc::default() });
+                io.suspend_unasked();
             } else {
                 again = Some(again.map_or(limit - alone, |again| again.min(limit - alone)));
             }
@@ -500,6 +499,11 @@ impl Io {
                 monitor.shared.set_event(1);
             }
         }
+    }
+
+    /// Begins a suspend that nobody asked for.
+    pub fn suspend_unasked(&mut self) {
+        self.suspend = Some(Suspend { client: None, sessions: None, asked: Instant::now(), commit: Arc::default() });
     }
 
     /// Answers the suspend that is under way with an error, and forgets it.

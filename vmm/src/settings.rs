@@ -6,7 +6,7 @@ use clap::Parser;
 
 /// Runs one database's virtual machine until it has been suspended or has ended.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "dormouse vmm", version)]
+#[command(name = "dormouse vmm", version, args_override_self = true)]
 pub struct Settings {
     /// The database's id.
     #[arg(long, value_name = "DBID")]

@@ -1,13 +1,19 @@
 //! From the command line to a running guest: which of the three ways a guest begins, and everything around it.
 
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use dormouse_images::manifest::file;
+
 use crate::boot::{self, BootError};
 use crate::clock::Clock;
+use crate::codec::Reader;
+use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
 use crate::image::{Image, ImageError};
@@ -15,6 +21,13 @@ use crate::machine::{Machine, MachineError, MemoryError, Ram};
 use crate::monitor::{Life, Monitor, Pace};
 use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
+use crate::sleep::{Sleeper, Target};
+use crate::snapshot::format::{Extent, Header};
+use crate::snapshot::pages::Base;
+use crate::snapshot::read::{Fit, ReadError, Snapshot};
+use crate::snapshot::spent::{self, Spending};
+use crate::snapshot::write::NAME;
+use crate::snapshot::{State, layer_copy};
 use crate::virtio::console::Console;
 use crate::virtio::files::FileServer;
 use crate::virtio::vsock::Vsock;
@@ -72,14 +85,23 @@ pub(crate) fn new_epoch() -> io::Result<String> {
 }
 
 /// A guest ready for its first instruction in this process, and what is told of it.
-pub(crate) struct Begun {
-    pub machine: Machine,
-    pub files: Box<dyn FileServer>,
-    pub vsock: Vsock,
-    pub clock: Clock,
-    pub positions: crate::guest::Positions,
-    pub epoch: String,
-    pub cold: bool,
+struct Begun {
+    machine: Machine,
+    files: Box<dyn FileServer>,
+    vsock: Vsock,
+    clock: Clock,
+    positions: crate::guest::Positions,
+    epoch: String,
+    cold: bool,
+    base: Option<Base>,
+}
+
+/// Everything a beginning depends on.
+struct Place<'a> {
+    settings: &'a Settings,
+    image: &'a Image,
+    database_dir: PathBuf,
+    layer: PathBuf,
 }
 
 /// Runs the VMM that the settings ask for.
@@ -89,83 +111,266 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let image = Image::find(settings)?;
     let database_dir = settings.database_dir();
     let run_dir = settings.run_dir();
-    for dir in [&database_dir.join("layer"), &run_dir] {
+    let layer = database_dir.join("layer");
+    for dir in [&layer, &run_dir] {
         make_dir(dir).map_err(StartError::io(format!("cannot make {}", dir.display())))?;
     }
-    let options = FsOptions { storage_limit: settings.storage_bytes, ..FsOptions::new(image.template.clone()) };
-    let begun = cold(settings, &image, &database_dir, options, &mut life)?;
-    attend(settings, begun, &database_dir, &run_dir, life)
+    let place = Place { settings, image: &image, database_dir, layer };
+    let begun = place.begin(&mut life)?;
+    place.attend(begun, &run_dir, life)
 }
 
-/// Boots the image.
-fn cold(
-    settings: &Settings,
-    image: &Image,
-    database_dir: &Path,
-    options: FsOptions,
-    life: &mut Life,
-) -> Result<Begun, StartError> {
-    let files = FsDevice::open(&database_dir.join("layer"), &image.template_dir, options)?;
-    life.step("layer");
-    let machine = Machine::new(Ram::new(settings.memory_mib << 20)?)?;
-    life.step("machine");
-    boot::boot(&machine, &image.boot)?;
-    life.step("memory");
-    let shared = SharedPage::new(&machine.ram);
-    shared.set_next_deadline(u64::MAX);
-    Ok(Begun {
-        vsock: Vsock::new(machine.ram.view().clone())?,
-        clock: Clock::new(machine.tsc_khz, 0),
-        files: Box::new(files),
-        positions: Default::default(),
-        epoch: new_epoch().map_err(StartError::io("no random bytes"))?,
-        cold: true,
-        machine,
-    })
+impl Place<'_> {
+    fn machine(&self) -> Result<Machine, StartError> {
+        Ok(Machine::new(Ram::new(self.settings.memory_mib << 20)?)?)
+    }
+
+    fn options(&self) -> FsOptions {
+        FsOptions { storage_limit: self.settings.storage_bytes, ..FsOptions::new(self.image.template.clone()) }
+    }
+
+    fn fit<'a>(&'a self, machine: &'a Machine, database: &'a str) -> Fit<'a> {
+        Fit {
+            database,
+            image: &self.image.name,
+            template: &self.image.template,
+            identity: &machine.identity,
+            memory: machine.ram.len(),
+        }
+    }
+
+    /// The three ways to begin, in order of preference.
+    fn begin(&self, life: &mut Life) -> Result<Begun, StartError> {
+        let machine = self.machine()?;
+        life.step("machine");
+        if self.settings.cold || self.settings.golden.is_some() {
+            return self.boot(machine, life);
+        }
+        let path = self.database_dir.join(NAME);
+        match Snapshot::open(&path) {
+            Ok(None) => {}
+            found => {
+                let result = found.and_then(|snapshot| match snapshot {
+                    Some(snapshot) => self.restore(machine, snapshot, life),
+                    None => Err(ReadError::State),
+                });
+                match result {
+                    Ok(begun) => return Ok(begun),
+                    Err(ReadError::Files(locked @ FsError::LayerLocked(_))) => return Err(locked.into()),
+                    Err(error) => tracing::warn!(%error, "the snapshot cannot be used: the database starts cold"),
+                }
+                return self.boot(self.machine()?, life);
+            }
+        }
+        if let Some(dir) = &self.image.golden_dir
+            && crate::layer::is_empty(&self.layer)?
+        {
+            match self.clone_golden(machine, dir, life) {
+                Ok(Some(begun)) => return Ok(begun),
+                Ok(None) => {}
+                Err(ReadError::Files(locked @ FsError::LayerLocked(_))) => return Err(locked.into()),
+                Err(error) => {
+                    tracing::warn!(%error, "the golden snapshot cannot be used: the database starts cold");
+                }
+            }
+            return self.boot(self.machine()?, life);
+        }
+        self.boot(machine, life)
+    }
+
+    /// Boots the image, after a snapshot that may lie there has been moved out of the way.
+    fn boot(&self, machine: Machine, life: &mut Life) -> Result<Begun, StartError> {
+        let aside = "cannot move the snapshot aside";
+        {
+            let _lock = LayerLock::take(&self.layer)?;
+            spent::refuse(&self.database_dir).map_err(StartError::io(aside))?;
+        }
+        let files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
+        life.step("layer");
+        boot::boot(&machine, &self.image.boot)?;
+        life.step("memory");
+        SharedPage::new(&machine.ram).set_next_deadline(u64::MAX);
+        Ok(Begun {
+            vsock: Vsock::new(machine.ram.view().clone())?,
+            clock: Clock::new(machine.tsc_khz, 0),
+            files: Box::new(files),
+            positions: Default::default(),
+            epoch: new_epoch().map_err(StartError::io("no random bytes"))?,
+            cold: true,
+            base: None,
+            machine,
+        })
+    }
+
+    /// Goes on from the database's own snapshot.
+    fn restore(&self, machine: Machine, snapshot: Snapshot, life: &mut Life) -> Result<Begun, ReadError> {
+        crash::point("restore-begun");
+        snapshot.check(&self.fit(&machine, &self.settings.database))?;
+        let state = State::decode(&snapshot.state)?;
+        let mut files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
+        life.step("layer");
+        let base = match snapshot.header.base.as_str() {
+            "" => None,
+            name => Some(self.golden_base(&machine, name)?),
+        };
+        snapshot.load_memory(&machine.ram, base.as_ref())?;
+        life.step("memory");
+        crash::point("restore-loaded");
+        let spending = Spending::begin(&self.database_dir)?;
+        files.set_gate(Box::new(move || spending.wait()));
+        let epoch = snapshot.header.epoch.clone();
+        tracing::debug!(bytes = snapshot.bytes(), "restored memory");
+        self.resume(machine, &state, files, base, epoch, false, life)
+    }
+
+    /// Makes this database a clone of the golden guest; `None` if there is no golden snapshot.
+    fn clone_golden(&self, machine: Machine, dir: &Path, life: &mut Life) -> Result<Option<Begun>, ReadError> {
+        let Some(golden) = Snapshot::open(&dir.join(file::STATE))? else { return Ok(None) };
+        golden.check(&self.fit(&machine, ""))?;
+        let state = State::decode(&golden.state)?;
+        let base = self.golden_base(&machine, &golden.header.base)?;
+        let seed = dir.join(layer_copy::NAME);
+        if seed.exists() {
+            let _lock = LayerLock::take(&self.layer)?;
+            layer_copy::copy(&seed, &self.layer)?;
+        }
+        let files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
+        life.step("layer");
+        golden.load_memory(&machine.ram, Some(&base))?;
+        life.step("memory");
+        self.resume(machine, &state, files, Some(base), new_epoch()?, true, life).map(Some)
+    }
+
+    fn golden_base(&self, machine: &Machine, name: &str) -> Result<Base, ReadError> {
+        let gone = |why: String| ReadError::Base(why);
+        let dir = self.image.golden_dir.as_ref().ok_or_else(|| gone("no image is named".to_owned()))?;
+        let golden = Snapshot::open(&dir.join(file::STATE))?
+            .ok_or_else(|| gone(format!("there is none in {}", dir.display())))?;
+        if golden.header.base != name {
+            return Err(gone(format!("it is {}, not {name}", golden.header.base)));
+        }
+        let memory = File::open(dir.join(file::MEMORY))?;
+        Ok(Base::new(name.to_owned(), memory, machine.ram.len())?)
+    }
+
+    /// The end of both kinds of restore: CPU and devices, and what the guest is told of its sleep.
+    #[allow(clippy::too_many_arguments)]
+    fn resume(
+        &self,
+        machine: Machine,
+        state: &State,
+        files: FsDevice,
+        base: Option<Base>,
+        epoch: String,
+        clone: bool,
+        life: &mut Life,
+    ) -> Result<Begun, ReadError> {
+        state.cpu.apply(&machine.vcpu)?;
+        life.step("cpu");
+        let shared = SharedPage::new(&machine.ram);
+        shared.set_restore_count(shared.get_restore_count().wrapping_add(1));
+        if clone {
+            shared.set_clone_count(shared.get_clone_count().wrapping_add(1));
+        }
+        shared.set_shutdown(0);
+        shared.set_event(1);
+        let mut from = Reader::new(&state.vsock);
+        let vsock = Vsock::load(machine.ram.view().clone(), &mut from)?;
+        from.end()?;
+        Ok(Begun {
+            vsock,
+            clock: Clock::new(machine.tsc_khz, state.mono_ns),
+            files: Box::new(files),
+            positions: state.positions,
+            epoch,
+            cold: false,
+            base,
+            machine,
+        })
+    }
+
+    /// Opens the sockets and runs the guest to its end.
+    fn attend(&self, begun: Begun, run_dir: &Path, mut life: Life) -> Result<End, StartError> {
+        let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base } = begun;
+        (life.epoch, life.cold) = (epoch, cold);
+        let shared = SharedPage::new(&machine.ram);
+        shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
+        let log = self.database_dir.join("console.log");
+        let console = Console::open(&log, self.settings.foreground)
+            .map_err(StartError::io(format!("cannot open {}", log.display())))?;
+        let listen = |name: &str| {
+            crate::sockets::listen(run_dir, name)
+                .map_err(StartError::io(format!("cannot listen at {}", run_dir.join(name).display())))
+        };
+        let sockets = (listen("vm.sock")?, listen("vm.ctl")?);
+        life.step("listening");
+        tracing::info!(database = self.settings.database, epoch = life.epoch, cold, "guest begins");
+        let mut sleeper = self.sleeper(&machine, &life, base);
+        clock.publish(&shared);
+        let pace = Pace {
+            tick: Duration::from_millis(self.settings.tick_ms),
+            unattended: (self.settings.unattended_s > 0).then(|| Duration::from_secs(self.settings.unattended_s)),
+        };
+        let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
+        let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, immediate_exit)
+            .map_err(StartError::io("cannot watch sockets"))?;
+        let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
+        // A restored guest is ready before it runs.
+        monitor.turn(&mut monitor.io());
+        let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
+        crash::point("restore-entered");
+        let end = guest.run(&mut sleeper);
+        drop(io_thread);
+        Ok(end?)
+    }
+
+    fn sleeper(&self, machine: &Machine, life: &Life, base: Option<Base>) -> Sleeper {
+        Sleeper {
+            target: match &self.settings.golden {
+                Some(dir) => Target::Golden { dir: dir.clone(), park: self.settings.park, opened: false },
+                None => Target::Snapshot(self.database_dir.clone()),
+            },
+            header: Header {
+                database: self.settings.database.clone(),
+                image: self.image.name.clone(),
+                template: self.image.template.clone(),
+                epoch: life.epoch.clone(),
+                identity: machine.identity.clone(),
+                base: String::new(),
+                memory: machine.ram.len(),
+                state: Extent::default(),
+                index: Extent::default(),
+            },
+            base,
+            restored: !life.cold,
+            golden: self.image.golden_dir.clone(),
+            layer: self.layer.clone(),
+        }
+    }
 }
 
-/// Opens the sockets and runs the guest to its end.
-fn attend(
-    settings: &Settings,
-    begun: Begun,
-    database_dir: &Path,
-    run_dir: &Path,
-    mut life: Life,
-) -> Result<End, StartError> {
-    let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold } = begun;
-    (life.epoch, life.cold) = (epoch, cold);
-    let shared = SharedPage::new(&machine.ram);
-    shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
-    let log = database_dir.join("console.log");
-    let console = Console::open(&log, settings.foreground)
-        .map_err(StartError::io(format!("cannot open {}", log.display())))?;
-    let listen = |name: &str| {
-        crate::sockets::listen(run_dir, name)
-            .map_err(StartError::io(format!("cannot listen at {}", run_dir.join(name).display())))
-    };
-    let sockets = (listen("vm.sock")?, listen("vm.ctl")?);
-    life.step("listening");
-    tracing::info!(database = settings.database, epoch = life.epoch, cold, "guest begins");
-    clock.publish(&shared);
-    let pace = Pace {
-        tick: Duration::from_millis(settings.tick_ms),
-        unattended: (settings.unattended_s > 0).then(|| Duration::from_secs(settings.unattended_s)),
-    };
-    let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
-    let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, immediate_exit)
-        .map_err(StartError::io("cannot watch sockets"))?;
-    let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
-    let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
-    let end = guest.run(&mut NoSuspend);
-    drop(io_thread);
-    drop(guest);
-    Ok(end?)
-}
+/// The layer's lock, for what has to happen before the layer is opened. Given up before the file server takes it.
+struct LayerLock(#[allow(dead_code)] File);
 
-struct NoSuspend;
-impl crate::guest::Suspender for NoSuspend {
-    fn suspend(&mut self, _: &mut Guest, _: &crate::monitor::Commit) -> Result<(), String> {
-        Err("not built".to_owned())
+impl LayerLock {
+    fn take(layer: &Path) -> Result<Self, FsError> {
+        let failed = |source| FsError::Io { what: format!("cannot lock the layer {}", layer.display()), source };
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(layer.join("lock"))
+            .map_err(failed)?;
+        // SAFETY: an open descriptor and flags.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(Self(file));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() == io::ErrorKind::WouldBlock {
+            return Err(FsError::LayerLocked(layer.to_owned()));
+        }
+        Err(failed(error))
     }
 }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormouse_abi::{LARGE_PAGE, RAM_MAX};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -50,6 +51,8 @@ pub struct Ram {
     view: GuestMemoryMmap,
     base: usize,
     len: u64,
+    // One bit a large page: the golden file is mapped there.
+    files: Arc<[AtomicBool]>,
     _reservation: Arc<Reservation>,
 }
 
@@ -93,7 +96,8 @@ impl Ram {
         let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or(MemoryError::Size(len))?;
         let view = GuestMemoryMmap::from_regions(vec![region])
             .map_err(|error| MemoryError::Describe(error.to_string()))?;
-        Ok(Self { view, base, len, _reservation: reservation })
+        let files = (0..len / LARGE_PAGE).map(|_| AtomicBool::new(false)).collect();
+        Ok(Self { view, base, len, files, _reservation: reservation })
     }
 
     /// The view through which all guest memory is read and written.
@@ -140,12 +144,20 @@ impl Ram {
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
+        for region in offset / LARGE_PAGE..(offset + len) / LARGE_PAGE {
+            self.files[region as usize].store(true, Ordering::Relaxed);
+        }
         // SAFETY: the mapping just made. Failure costs speed only.
         unsafe {
             libc::madvise(at, len as usize, libc::MADV_HUGEPAGE);
             libc::madvise(at, len as usize, libc::MADV_DONTDUMP);
         }
         Ok(())
+    }
+
+    /// Whether large page `region` is a mapping of the golden file.
+    pub fn is_file(&self, region: usize) -> bool {
+        self.files.get(region).is_some_and(|file| file.load(Ordering::Relaxed))
     }
 
     /// The bytes of a guest-physical range, for reading while no vCPU and no device runs.

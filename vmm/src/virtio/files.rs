@@ -21,6 +21,10 @@ pub trait FileServer: Send {
     fn set_gate(&mut self, gate: Gate);
     /// Bytes of disk that the database's own layer takes.
     fn disk_bytes(&self) -> u64;
+    /// Whether nothing was ever changed.
+    fn is_empty(&self) -> bool;
+    /// Whether anything was changed since the server was made.
+    fn has_changed(&self) -> bool;
 }
 
 /// Serves all requests; true if there was any.
@@ -49,5 +53,11 @@ impl FileServer for crate::fs::FsDevice {
     }
     fn disk_bytes(&self) -> u64 {
         Self::disk_bytes(self)
+    }
+    fn is_empty(&self) -> bool {
+        Self::is_empty(self)
+    }
+    fn has_changed(&self) -> bool {
+        Self::has_changed(self)
     }
 }

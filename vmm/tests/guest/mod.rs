@@ -31,7 +31,7 @@ dormouse_guest_start:
     .quad {kernel} + (20f - dormouse_guest_start)       /* vectors */
     .quad {kernel} + 0x10000
 
-    /* ring-0 stubs: vector 0x40 sets a flag, all others end the guest with code 0xfa */
+    /* ring-0 stubs: vector 0x40 sets a flag, all others end the guest with its registers in the log */
     .balign 16
 20: .rept 64
     jmp 21f
@@ -44,8 +44,11 @@ dormouse_guest_start:
     jmp 21f
     .balign 16
     .endr
-21: movabs ${doorbell}, %rax
-    movl $0xfa, 8(%rax)
+21: mov (%rsp), %rcx                                    /* %rip, or an error code */
+    mov 8(%rsp), %rdx
+    movabs ${doorbell}, %rax
+    mov %rax, {scratch} - 8                             /* not the doorbell: a read there logs the registers */
+    mov (%rax), %eax
     jmp 21b
 
 10: movabs ${doorbell}, %r15
@@ -97,7 +100,7 @@ dormouse_guest_start:
     inc %rcx
     cmp $0x8000, %rcx
     jne 61b
-    movabs $0x0123456789abcdef, %rbx
+    movabs $0x0000123456789abc, %rbx
     vmovq %rbx, %xmm3
     vinsertf128 $1, %xmm3, %ymm3, %ymm3
     mov $0x77, %ebp
@@ -112,7 +115,7 @@ dormouse_guest_start:
     cmp %r13, {restores}
     je 62b
     mov {restores}, %r13
-    movabs $0x0123456789abcdef, %rax
+    movabs $0x0000123456789abc, %rax
     cmp %rax, %rbx
     jne 99b
     rdfsbase %rcx
@@ -324,6 +327,51 @@ impl Home {
         std::fs::create_dir(at("template")).unwrap();
         std::fs::write(at("template/PG_VERSION"), b"17\n").unwrap();
         Self { dir }
+    }
+
+    /// The same parts as an image with a manifest, for golden snapshots; returns its name.
+    pub fn make_image(&self) -> String {
+        use dormouse_images::manifest::{FORMAT, FirstProcess, Layout, Manifest, Origin, Part};
+        let image = "0123456789abcdef".to_owned();
+        let template = "aa".repeat(32);
+        let dir = self.path("images").join(&image);
+        std::fs::create_dir_all(&dir).unwrap();
+        for name in ["kernel.elf", "postgres.elf", "boot.cpio"] {
+            std::fs::copy(self.path(name), dir.join(name)).unwrap();
+        }
+        std::fs::create_dir_all(self.path("templates")).unwrap();
+        std::fs::rename(self.path("template"), self.path("templates").join(&template)).unwrap();
+        let part = Part { sha256: "0".repeat(64), bytes: 0 };
+        let manifest = Manifest {
+            format: FORMAT,
+            image: image.clone(),
+            abi: abi::ABI_VERSION,
+            kernel: part.clone(),
+            postgres: part.clone(),
+            boot: part,
+            template,
+            postgres_version: "17".to_owned(),
+            wal_segment_bytes: 1 << 20,
+            layout: Layout { shared_end: 4096, hot: 4 << 20, data: 5 << 20, data_end: (5 << 20) + 8192, prng_state: 0 },
+            first_process: FirstProcess { arguments: vec!["e".to_owned()], environment: Vec::new() },
+            origin: Origin { built_at: 0, builder: "test".to_owned() },
+        };
+        std::fs::write(dir.join("image.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+        image
+    }
+
+    /// The VMM with the image.
+    pub fn start_image(&self, image: &str, database: &str, more: &[&str]) -> Vmm {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-vmm"));
+        command
+            .args(["--database", database, "--memory-mib", "64", "--processes", "4", "--image", image])
+            .arg("--home")
+            .arg(self.dir.path())
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        Vmm { child: command.spawn().unwrap(), run_dir: self.path("run").join(database) }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -1,0 +1,36 @@
+//! Named steps at which a test has the process kill itself, as a crash of the host would.
+//!
+//! Without the cargo feature `crash-points`, which no shipped build has, a step is nothing at all.
+
+/// Steps of suspend and restore, in order.
+pub const STEPS: &[&str] = &[
+    "suspend-begun",
+    "suspend-flushed",
+    "suspend-written",
+    "suspend-synced",
+    "suspend-renamed",
+    "suspend-committed",
+    "restore-begun",
+    "restore-loaded",
+    "spent-renamed",
+    "spent",
+    "restore-entered",
+];
+
+/// Kills the process if `DORMOUSE_CRASH_AT` names this step.
+#[cfg(feature = "crash-points")]
+pub fn point(step: &'static str) {
+    debug_assert!(STEPS.contains(&step));
+    if std::env::var_os("DORMOUSE_CRASH_AT").is_some_and(|at| at == step) {
+        // SAFETY: kills this process; nothing of it goes on.
+        unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+        loop {
+            std::thread::park();
+        }
+    }
+}
+
+/// Nothing.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub fn point(_step: &'static str) {}

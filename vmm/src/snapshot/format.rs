@@ -1,0 +1,240 @@
+//! The snapshot file (`docs/snapshot.md`): one block of header, the state, the frames of pages, the index.
+//!
+//! ```text
+//! 0          4096             state            frames                            index
+//! | header   | cpu, devices … | zstd | zstd | zstd | …                           | frames, pages |
+//! ```
+//! Every part has a CRC-32C; a frame's covers its compressed bytes, so nothing unchecked reaches the decompressor.
+
+use crate::codec::{Malformed, Reader, Writer};
+
+/// "DMSNAPSH".
+pub const MAGIC: u64 = u64::from_le_bytes(*b"DMSNAPSH");
+/// Bumped by every change that an older reader would misread. There is no reading of older versions: such a
+/// snapshot is refused, and its database starts cold.
+pub const VERSION: u32 = 1;
+/// Bytes of the header's block.
+pub const HEADER_LEN: usize = 4096;
+/// Pages of a frame: 128 KiB, where zstd's ratio and speed are both near their best.
+pub const FRAME_PAGES: usize = 32;
+/// Longest name in a header, bytes.
+const MOST_NAME: usize = 200;
+
+/// A range of the file and the CRC-32C of its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    pub offset: u64,
+    pub len: u64,
+    pub crc: u32,
+}
+
+/// What a snapshot is bound to and where its parts are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The database; empty in a golden snapshot.
+    pub database: String,
+    /// The image's name.
+    pub image: String,
+    /// The template's content hash.
+    pub template: String,
+    /// One life of the guest's memory.
+    pub epoch: String,
+    /// CPU, KVM flavour and host kernel (`machine::cpu::identity`).
+    pub identity: String,
+    /// The golden snapshot whose memory this one's pages differ from; empty for zeroes. In a golden snapshot, its
+    /// own name.
+    pub base: String,
+    /// Guest memory, bytes.
+    pub memory: u64,
+    pub state: Extent,
+    pub index: Extent,
+}
+
+impl Header {
+    /// The block.
+    pub fn encode(&self) -> Result<[u8; HEADER_LEN], Malformed> {
+        let mut out = Writer::default();
+        out.u64(MAGIC);
+        out.u32(VERSION);
+        for name in [&self.database, &self.image, &self.template, &self.epoch, &self.identity, &self.base] {
+            if name.len() > MOST_NAME {
+                return Err(Malformed);
+            }
+            out.bytes(name.as_bytes());
+        }
+        out.u64(self.memory);
+        for extent in [self.state, self.index] {
+            out.u64(extent.offset);
+            out.u64(extent.len);
+            out.u32(extent.crc);
+        }
+        let bytes = out.into_bytes();
+        let mut block = [0; HEADER_LEN];
+        block[4..4 + bytes.len()].copy_from_slice(&bytes);
+        let crc = crc32c::crc32c(&block[4..]);
+        block[..4].copy_from_slice(&crc.to_le_bytes());
+        Ok(block)
+    }
+
+    /// Reads and checks the block.
+    pub fn decode(block: &[u8; HEADER_LEN]) -> Result<Self, Unreadable> {
+        let mut reader = Reader::new(block);
+        let crc = reader.u32()?;
+        if reader.u64()? != MAGIC {
+            return Err(Unreadable::NotASnapshot);
+        }
+        if crc != crc32c::crc32c(&block[4..]) {
+            return Err(Unreadable::Damaged("its header"));
+        }
+        let version = reader.u32()?;
+        if version != VERSION {
+            return Err(Unreadable::OtherVersion(version));
+        }
+        let mut name = || -> Result<String, Unreadable> {
+            String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| Unreadable::Damaged("a name"))
+        };
+        let (database, image, template, epoch, identity, base) =
+            (name()?, name()?, name()?, name()?, name()?, name()?);
+        let memory = reader.u64()?;
+        let mut extent =
+            || Ok::<_, Malformed>(Extent { offset: reader.u64()?, len: reader.u64()?, crc: reader.u32()? });
+        let (state, index) = (extent()?, extent()?);
+        Ok(Self { database, image, template, epoch, identity, base, memory, state, index })
+    }
+}
+
+/// Why bytes are no snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("it is not a snapshot")]
+    NotASnapshot,
+    #[error("{0} is damaged")]
+    Damaged(&'static str),
+    #[error("it has format version {0}, this program reads {VERSION}")]
+    OtherVersion(u32),
+}
+
+impl From<Malformed> for Unreadable {
+    fn from(_: Malformed) -> Self {
+        Self::Damaged("its structure")
+    }
+}
+
+/// How a page is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// As it is.
+    Whole,
+    /// XORed with the base's page.
+    Xor,
+}
+
+/// A page of the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Guest-physical page number.
+    pub number: u32,
+    pub kind: Kind,
+}
+
+/// One zstd frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// Where it is in the file; consecutive in practice, stated so that parts can be read alone.
+    pub at: Extent,
+    /// Its pages, at most [`FRAME_PAGES`], in the order of its content.
+    pub pages: Vec<Page>,
+}
+
+const XOR: u32 = 1 << 31;
+
+/// The index.
+pub fn encode_index(frames: &[Frame]) -> Vec<u8> {
+    let mut out = Writer::default();
+    out.u32(frames.len() as u32);
+    for frame in frames {
+        out.u64(frame.at.offset);
+        out.u32(frame.at.len as u32);
+        out.u32(frame.at.crc);
+        out.u16(frame.pages.len() as u16);
+        for page in &frame.pages {
+            out.u32(page.number | if page.kind == Kind::Xor { XOR } else { 0 });
+        }
+    }
+    out.into_bytes()
+}
+
+/// Reads an index whose bytes have been checked; page numbers are below `pages`.
+pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> {
+    let mut reader = Reader::new(bytes);
+    let mut frames = Vec::new();
+    for _ in 0..reader.u32()? {
+        let at = Extent { offset: reader.u64()?, len: u64::from(reader.u32()?), crc: reader.u32()? };
+        let count = usize::from(reader.u16()?);
+        if count == 0 || count > FRAME_PAGES || at.len > 2 * (FRAME_PAGES as u64 * dormouse_abi::PAGE) {
+            return Err(Unreadable::Damaged("its index"));
+        }
+        let mut list = Vec::with_capacity(count);
+        for _ in 0..count {
+            let word = reader.u32()?;
+            let page = Page { number: word & !XOR, kind: if word & XOR == 0 { Kind::Whole } else { Kind::Xor } };
+            if u64::from(page.number) >= pages {
+                return Err(Unreadable::Damaged("its index"));
+            }
+            list.push(page);
+        }
+        frames.push(Frame { at, pages: list });
+    }
+    reader.end()?;
+    Ok(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> Header {
+        Header {
+            database: "db_a".into(),
+            image: "0123".into(),
+            template: "4567".into(),
+            epoch: "89ab".into(),
+            identity: "cpu".into(),
+            base: String::new(),
+            memory: 256 << 20,
+            state: Extent { offset: 4096, len: 10, crc: 1 },
+            index: Extent { offset: 5000, len: 20, crc: 2 },
+        }
+    }
+
+    #[test]
+    fn a_header_comes_back_and_every_flipped_bit_is_found() {
+        let block = header().encode().unwrap();
+        assert_eq!(Header::decode(&block), Ok(header()));
+        for at in 0..HEADER_LEN {
+            let mut bad = block;
+            bad[at] ^= 1 << (at % 8);
+            assert!(Header::decode(&bad).is_err(), "byte {at}");
+        }
+        let mut newer = block;
+        newer[12] = 2;
+        let crc = crc32c::crc32c(&newer[4..]);
+        newer[..4].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Header::decode(&newer), Err(Unreadable::OtherVersion(2)));
+    }
+
+    #[test]
+    fn an_index_comes_back_and_wild_ones_are_refused() {
+        let frames = vec![Frame {
+            at: Extent { offset: 1, len: 2, crc: 3 },
+            pages: vec![Page { number: 7, kind: Kind::Xor }, Page { number: 9, kind: Kind::Whole }],
+        }];
+        let bytes = encode_index(&frames);
+        assert_eq!(decode_index(&bytes, 10), Ok(frames));
+        assert!(decode_index(&bytes, 9).is_err(), "a page beyond memory");
+        for cut in 0..bytes.len() {
+            assert!(decode_index(&bytes[..cut], 10).is_err(), "cut at {cut}");
+        }
+        assert!(decode_index(&[0xff; 64], 10).is_err());
+    }
+}

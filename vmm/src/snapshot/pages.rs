@@ -1,0 +1,192 @@
+//! Which pages of a guest's memory differ from their base, and which do not matter.
+//!
+//! A page that was never touched, and one that still is the golden file's, is told from `/proc/self/pagemap` without
+//! looking at it: looking would fill it in. All others are compared byte by byte, so a page that was written and is
+//! equal again drops out, and nothing depends on a dirty log that a restore would have to start anew.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use dormouse_abi::{LARGE_PAGE, PAGE};
+
+use crate::machine::Ram;
+use crate::shared::SharedPage;
+
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+/// The page is a file's or shared: in a private mapping, not yet copied.
+const FILE: u64 = 1 << 61;
+
+/// Pages of a large page.
+pub const REGION_PAGES: usize = (LARGE_PAGE / PAGE) as usize;
+
+/// A golden memory file, mapped for reading beside the guest.
+#[derive(Debug)]
+pub struct Base {
+    /// Its name in headers.
+    pub name: String,
+    pub file: File,
+    map: *const u8,
+    len: usize,
+}
+
+// SAFETY: a read-only mapping of a file that never changes.
+unsafe impl Send for Base {}
+
+impl Base {
+    /// Maps `len` bytes of a golden memory file.
+    pub fn new(name: String, file: File, len: u64) -> io::Result<Self> {
+        if file.metadata()?.len() != len {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the golden memory has another size"));
+        }
+        // SAFETY: a fresh read-only mapping at an address of the kernel's choosing.
+        let map = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len as usize,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if map == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { name, file, map: map.cast(), len: len as usize })
+    }
+
+    /// The bytes of a page.
+    pub fn page(&self, number: usize) -> &[u8] {
+        let at = number * PAGE as usize;
+        assert!(at + PAGE as usize <= self.len, "page {number} is beyond the golden memory");
+        // SAFETY: within the mapping, which lives as long as self, of a file that never changes once it is named.
+        unsafe { std::slice::from_raw_parts(self.map.add(at), PAGE as usize) }
+    }
+
+    /// For each large page, whether the file has any data there.
+    pub fn regions(&self) -> io::Result<Vec<bool>> {
+        let mut regions = vec![false; self.len / LARGE_PAGE as usize];
+        let mut at = 0i64;
+        loop {
+            // SAFETY: seeking has no memory effects.
+            let data = unsafe { libc::lseek(self.file.as_raw_fd(), at, libc::SEEK_DATA) };
+            if data < 0 {
+                let error = io::Error::last_os_error();
+                return if error.raw_os_error() == Some(libc::ENXIO) { Ok(regions) } else { Err(error) };
+            }
+            // SAFETY: as above.
+            let hole = unsafe { libc::lseek(self.file.as_raw_fd(), data, libc::SEEK_HOLE) };
+            if hole < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let first = data as u64 / LARGE_PAGE;
+            let last = (hole as u64).div_ceil(LARGE_PAGE).min(regions.len() as u64);
+            for region in first..last {
+                regions[region as usize] = true;
+            }
+            at = hole;
+        }
+    }
+}
+
+impl Drop for Base {
+    fn drop(&mut self) {
+        // SAFETY: what `new` mapped; slices of it borrow self.
+        unsafe { libc::munmap(self.map.cast_mut().cast(), self.len) };
+    }
+}
+
+static ZERO: [u8; PAGE as usize] = [0; PAGE as usize];
+
+/// The content of a page that differs.
+pub enum Content<'a> {
+    /// Never touched, while the base has something there.
+    Zero,
+    Bytes(&'a [u8]),
+}
+
+impl Content<'_> {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Zero => &ZERO,
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// Bit `i` set: page `i` of memory is free in the guest and its content does not matter.
+pub struct Free {
+    pool: u64,
+    bits: Vec<u8>,
+}
+
+impl Free {
+    /// Reads the guest's bitmap. A bitmap that does not lie in memory frees nothing.
+    ///
+    /// # Safety
+    /// The vCPU is out of the guest and no device runs.
+    pub unsafe fn read(ram: &Ram, shared: &SharedPage) -> Self {
+        let (at, len) = (shared.get_free_bitmap(), shared.get_free_bitmap_len());
+        let info = dormouse_abi::SYSTEM + dormouse_abi::system::BOOT_INFO;
+        let pool_at = info + std::mem::offset_of!(dormouse_abi::BootInfo, slots) as u64;
+        // SAFETY: the caller's promise is that of `frozen`.
+        let (pool, bits) = unsafe { (ram.frozen(pool_at, 8), ram.frozen(at, len)) };
+        match (pool.and_then(|pool| pool.try_into().ok()).map(u64::from_le_bytes), bits) {
+            (Some(pool), Some(bits)) if pool % PAGE == 0 => Self { pool: pool / PAGE, bits: bits.to_vec() },
+            _ => Self { pool: 0, bits: Vec::new() },
+        }
+    }
+
+    pub fn has(&self, page: usize) -> bool {
+        let Some(bit) = (page as u64).checked_sub(self.pool) else { return false };
+        self.bits.get((bit / 8) as usize).is_some_and(|byte| byte & (1 << (bit % 8)) != 0)
+    }
+}
+
+/// Calls `each` with every page that differs from the base and matters, in order.
+///
+/// # Safety
+/// The vCPU is out of the guest and no device runs.
+pub unsafe fn differing<E: From<io::Error>>(
+    ram: &Ram,
+    base: Option<&Base>,
+    free: &Free,
+    mut each: impl FnMut(usize, Content<'_>, Option<&[u8]>) -> Result<(), E>,
+) -> Result<(), E> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let in_base = match base {
+        Some(base) => base.regions()?,
+        None => vec![false; (ram.len() / LARGE_PAGE) as usize],
+    };
+    let mut entries = vec![0u8; REGION_PAGES * 8];
+    for (region, in_base) in in_base.into_iter().enumerate() {
+        let first = region * REGION_PAGES;
+        let host = ram.host_base() as u64 + region as u64 * LARGE_PAGE;
+        pagemap.read_exact_at(&mut entries, host / PAGE * 8)?;
+        for (offset, entry) in entries.chunks_exact(8).enumerate() {
+            let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
+            let number = first + offset;
+            let ours = entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & FILE == 0);
+            if free.has(number) {
+                continue;
+            }
+            let base_page = base.filter(|_| in_base).map(|base| base.page(number));
+            if !ours {
+                // Not there: the golden file's page where that is mapped, zero where nothing is.
+                if entry & PRESENT == 0 && base_page.is_some() && !ram.is_file(region) && base_page != Some(&ZERO[..]) {
+                    each(number, Content::Zero, base_page)?;
+                }
+                continue;
+            }
+            // SAFETY: the caller's promise is that of `frozen`; the page lies in memory.
+            let Some(bytes) = (unsafe { ram.frozen(number as u64 * PAGE, PAGE) }) else { continue };
+            if bytes != base_page.unwrap_or(&ZERO) {
+                each(number, Content::Bytes(bytes), base_page)?;
+            }
+        }
+    }
+    Ok(())
+}

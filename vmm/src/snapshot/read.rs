@@ -1,0 +1,209 @@
+//! Reading: which snapshot fits, and memory as it was.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use dormouse_abi::{BootInfo, KERNEL, KERNEL_LEN, LARGE_PAGE, PAGE, SYSTEM, system};
+
+use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Kind, Unreadable};
+use super::pages::{Base, REGION_PAGES};
+use crate::machine::Ram;
+
+/// Why a snapshot cannot be used. Its database starts cold then.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("cannot read it: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
+    /// It belongs to something else.
+    #[error("it was made for {what} {theirs:?}, this is {ours:?}")]
+    Other { what: &'static str, theirs: String, ours: String },
+    /// What it holds of the CPU or the devices does not make sense.
+    #[error("its saved state is damaged")]
+    State,
+    #[error("its golden memory is gone or another: {0}")]
+    Base(String),
+    #[error(transparent)]
+    Machine(#[from] crate::machine::MachineError),
+    #[error("its file system state does not fit the data directory: {0}")]
+    Files(#[from] crate::fs::FsError),
+}
+
+impl From<crate::codec::Malformed> for ReadError {
+    fn from(_: crate::codec::Malformed) -> Self {
+        Self::State
+    }
+}
+
+/// What a snapshot has to fit.
+#[derive(Clone, Copy, Debug)]
+pub struct Fit<'a> {
+    /// Empty for a golden snapshot.
+    pub database: &'a str,
+    pub image: &'a str,
+    pub template: &'a str,
+    pub identity: &'a str,
+    pub memory: u64,
+}
+
+/// An opened snapshot whose header, state and index have been checked.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub header: Header,
+    pub state: Vec<u8>,
+    frames: Vec<Frame>,
+    file: File,
+}
+
+/// How a large page of memory comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    /// Nothing was there: anonymous memory, filled when touched.
+    Nothing,
+    /// The golden file itself, shared with every other guest, copied when written.
+    Map,
+    /// A copy in an anonymous huge page.
+    Copy,
+}
+
+/// The policy, by what is known of a large page. Its measurements are in `docs/snapshot.md`: a page written in a
+/// mapping of the file costs a copy of 4 KiB by a fault of the host's and a small page in the guest's tables for
+/// ever after; copying all 2 MiB beforehand costs as much as some ten such pages.
+fn plan(in_base: bool, differs: bool, written_soon: bool) -> Plan {
+    match (in_base, differs || written_soon) {
+        (false, _) => Plan::Nothing,
+        (true, true) => Plan::Copy,
+        (true, false) => Plan::Map,
+    }
+}
+
+fn read(file: &File, extent: Extent, what: &'static str) -> Result<Vec<u8>, ReadError> {
+    let size = file.metadata()?.len();
+    if extent.offset.checked_add(extent.len).is_none_or(|end| end > size) {
+        return Err(Unreadable::Damaged(what).into());
+    }
+    let mut bytes = vec![0; extent.len as usize];
+    file.read_exact_at(&mut bytes, extent.offset)?;
+    if crc32c::crc32c(&bytes) != extent.crc {
+        return Err(Unreadable::Damaged(what).into());
+    }
+    Ok(bytes)
+}
+
+impl Snapshot {
+    /// Opens a snapshot; `None` if there is none.
+    pub fn open(path: &Path) -> Result<Option<Self>, ReadError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let mut block = [0; HEADER_LEN];
+        match file.read_exact_at(&mut block, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(Unreadable::Damaged("its header").into());
+            }
+            other => other?,
+        }
+        let header = Header::decode(&block)?;
+        let state = read(&file, header.state, "its state")?;
+        let index = read(&file, header.index, "its index")?;
+        let frames = format::decode_index(&index, header.memory / PAGE)?;
+        Ok(Some(Self { header, state, frames, file }))
+    }
+
+    /// Checks that it belongs to this database, image, CPU and host.
+    pub fn check(&self, fit: &Fit) -> Result<(), ReadError> {
+        let memory = (self.header.memory.to_string(), fit.memory.to_string());
+        for (what, theirs, ours) in [
+            ("database", self.header.database.as_str(), fit.database),
+            ("image", &self.header.image, fit.image),
+            ("template", &self.header.template, fit.template),
+            ("CPU and host", &self.header.identity, fit.identity),
+            ("memory size", &memory.0, &memory.1),
+        ] {
+            if theirs != ours {
+                return Err(ReadError::Other { what, theirs: theirs.to_owned(), ours: ours.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// Fills new memory.
+    pub fn load_memory(&self, ram: &Ram, base: Option<&Base>) -> Result<(), ReadError> {
+        let regions = (ram.len() / LARGE_PAGE) as usize;
+        let mut differs = vec![false; regions];
+        for page in self.frames.iter().flat_map(|frame| &frame.pages) {
+            differs[page.number as usize / REGION_PAGES] = true;
+        }
+        if let Some(base) = base {
+            let in_base = base.regions()?;
+            // A clone has no differences to tell by: what golden guests had written before is written again.
+            let clone = self.frames.is_empty();
+            let writable_from = slots(base);
+            let plans: Vec<Plan> = (0..regions)
+                .map(|region| {
+                    let at = region as u64 * LARGE_PAGE;
+                    let soon = clone && (at < KERNEL + KERNEL_LEN || at >= writable_from);
+                    plan(in_base[region], differs[region], soon)
+                })
+                .collect();
+            let mut region = 0;
+            while region < regions {
+                let same = plans[region..].iter().take_while(|plan| **plan == plans[region]).count();
+                let (at, len) = (region as u64 * LARGE_PAGE, same as u64 * LARGE_PAGE);
+                match plans[region] {
+                    Plan::Nothing => {}
+                    Plan::Map => ram.map_file(&base.file, at, len)?,
+                    Plan::Copy => {
+                        // SAFETY: the guest does not run yet, and nothing else knows this memory.
+                        let into = unsafe { ram.thawing(at, len) }.ok_or(ReadError::State)?;
+                        base.file.read_exact_at(into, at)?;
+                    }
+                }
+                region += same;
+            }
+        }
+        self.apply(ram)
+    }
+
+    fn apply(&self, ram: &Ram) -> Result<(), ReadError> {
+        let page_len = PAGE as usize;
+        let mut decompressor = zstd::bulk::Decompressor::new()?;
+        let mut content = vec![0u8; FRAME_PAGES * page_len];
+        for frame in &self.frames {
+            let compressed = read(&self.file, frame.at, "its memory")?;
+            let damaged = || ReadError::from(Unreadable::Damaged("its memory"));
+            let len = decompressor.decompress_to_buffer(&compressed, &mut content).map_err(|_| damaged())?;
+            if len != frame.pages.len() * page_len {
+                return Err(damaged());
+            }
+            for (page, bytes) in frame.pages.iter().zip(content.chunks_exact(page_len)) {
+                // SAFETY: as in `load_memory`; page numbers were checked against memory's length.
+                let into = unsafe { ram.thawing(u64::from(page.number) * PAGE, PAGE) }.ok_or_else(damaged)?;
+                match page.kind {
+                    Kind::Whole => into.copy_from_slice(bytes),
+                    Kind::Xor => into.iter_mut().zip(bytes).for_each(|(to, from)| *to ^= from),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the hot pages of processes begin, after which everything may be written; from the boot information in the
+/// golden memory.
+fn slots(base: &Base) -> u64 {
+    let at = SYSTEM + system::BOOT_INFO + std::mem::offset_of!(BootInfo, slots) as u64;
+    let page = base.page((at / PAGE) as usize);
+    let offset = (at % PAGE) as usize;
+    page[offset..offset + 8].try_into().map_or(0, u64::from_le_bytes)
+}

@@ -1,0 +1,233 @@
+//! Writing: a database's snapshot, and a golden one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use dormouse_abi::PAGE;
+
+use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Kind, Page};
+use super::pages::{self, Base, Free};
+use crate::crash;
+use crate::machine::Ram;
+use crate::monitor::Commit;
+
+/// The snapshot, once it is committed.
+pub const NAME: &str = "snapshot";
+/// The snapshot while it is written. Whatever lies there is nothing.
+pub const TEMPORARY: &str = "snapshot.tmp";
+
+/// zstd's level: the fastest of the ordinary ones. What is gained above it is small, as pages are XORed already.
+const LEVEL: i32 = 1;
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// Somebody needs the database.
+    #[error("cancelled")]
+    Cancelled,
+    #[error("cannot {what} the snapshot: {source}")]
+    Io { what: &'static str, source: io::Error },
+    /// It may be on disk, though it is not committed, and can't be removed: the guest must not go on.
+    #[error("the snapshot could neither be committed nor removed: {0}")]
+    Stuck(io::Error),
+    #[error("a name is too long for the snapshot's header")]
+    Header,
+}
+
+impl From<io::Error> for WriteError {
+    fn from(source: io::Error) -> Self {
+        Self::Io { what: "write", source }
+    }
+}
+
+/// What was written.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    pub pages: usize,
+    pub bytes: u64,
+}
+
+/// The file as it grows.
+struct Growing<'a> {
+    out: io::BufWriter<File>,
+    at: u64,
+    compressor: zstd::bulk::Compressor<'static>,
+    content: Vec<u8>,
+    pages: Vec<Page>,
+    frames: Vec<Frame>,
+    count: usize,
+    commit: &'a Commit,
+}
+
+impl Growing<'_> {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<Extent> {
+        self.out.write_all(bytes)?;
+        let extent = Extent { offset: self.at, len: bytes.len() as u64, crc: crc32c::crc32c(bytes) };
+        self.at += bytes.len() as u64;
+        Ok(extent)
+    }
+
+    fn page(&mut self, number: usize, bytes: &[u8], base: Option<&[u8]>) -> Result<(), WriteError> {
+        let kind = match base {
+            Some(base) if differences(bytes, base) < words(bytes) => {
+                self.content.extend(bytes.iter().zip(base).map(|(a, b)| a ^ b));
+                Kind::Xor
+            }
+            _ => {
+                self.content.extend_from_slice(bytes);
+                Kind::Whole
+            }
+        };
+        self.pages.push(Page { number: number as u32, kind });
+        if self.pages.len() == FRAME_PAGES { self.frame() } else { Ok(()) }
+    }
+
+    fn frame(&mut self) -> Result<(), WriteError> {
+        if self.pages.is_empty() {
+            return Ok(());
+        }
+        if self.commit.cancelled() {
+            return Err(WriteError::Cancelled);
+        }
+        let compressed = self.compressor.compress(&self.content)?;
+        let at = self.append(&compressed)?;
+        self.count += self.pages.len();
+        self.frames.push(Frame { at, pages: std::mem::take(&mut self.pages) });
+        self.content.clear();
+        Ok(())
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_ne_bytes(bytes.try_into().unwrap_or_default())
+}
+
+/// Words that are not zero.
+fn words(bytes: &[u8]) -> usize {
+    bytes.chunks_exact(8).filter(|bytes| word(bytes) != 0).count()
+}
+
+/// Words that differ.
+fn differences(a: &[u8], b: &[u8]) -> usize {
+    a.chunks_exact(8).zip(b.chunks_exact(8)).filter(|(a, b)| word(a) != word(b)).count()
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Writes and commits the snapshot of a guest that stands still. `header` has everything but the extents.
+///
+/// # Safety
+/// The vCPU is out of the guest and no device runs.
+pub unsafe fn snapshot(
+    dir: &Path,
+    mut header: Header,
+    state: &[u8],
+    ram: &Ram,
+    free: &Free,
+    base: Option<&Base>,
+    commit: &Commit,
+) -> Result<Written, WriteError> {
+    let temporary = dir.join(TEMPORARY);
+    let io = |what| move |source| WriteError::Io { what, source };
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .open(&temporary)
+        .map_err(io("create"))?;
+    let mut growing = Growing {
+        out: io::BufWriter::with_capacity(1 << 20, file),
+        at: HEADER_LEN as u64,
+        compressor: zstd::bulk::Compressor::new(LEVEL)?,
+        content: Vec::with_capacity(FRAME_PAGES * PAGE as usize),
+        pages: Vec::with_capacity(FRAME_PAGES),
+        frames: Vec::new(),
+        count: 0,
+        commit,
+    };
+    growing.out.seek(io::SeekFrom::Start(HEADER_LEN as u64))?;
+    header.state = growing.append(state)?;
+    // SAFETY: the caller's promise.
+    unsafe {
+        pages::differing(ram, base, free, |number, content, base| growing.page(number, content.bytes(), base))?;
+    }
+    growing.frame()?;
+    header.index = growing.append(&format::encode_index(&growing.frames))?;
+    let written = Written { pages: growing.count, bytes: growing.at };
+    let file = growing.out.into_inner().map_err(|error| WriteError::from(error.into_error()))?;
+    file.write_all_at(&header.encode().map_err(|_| WriteError::Header)?, 0)?;
+    crash::point("suspend-written");
+    file.sync_all().map_err(io("flush"))?;
+    crash::point("suspend-synced");
+    if !commit.commit() {
+        let _ = std::fs::remove_file(&temporary);
+        return Err(WriteError::Cancelled);
+    }
+    std::fs::rename(&temporary, dir.join(NAME)).map_err(io("name"))?;
+    crash::point("suspend-renamed");
+    if let Err(source) = sync_dir(dir) {
+        // The name may or may not last: with the guest going on it must not.
+        std::fs::remove_file(dir.join(NAME)).and_then(|()| sync_dir(dir)).map_err(WriteError::Stuck)?;
+        return Err(WriteError::Io { what: "commit", source });
+    }
+    crash::point("suspend-committed");
+    Ok(written)
+}
+
+/// Writes a golden snapshot to a folder: `memory`, raw and sparse, then `state`.
+///
+/// # Safety
+/// The vCPU is out of the guest and no device runs.
+pub unsafe fn golden(
+    dir: &Path,
+    mut header: Header,
+    state: &[u8],
+    ram: &Ram,
+    free: &Free,
+) -> Result<Written, WriteError> {
+    let io = |what| move |source| WriteError::Io { what, source };
+    std::fs::create_dir_all(dir).map_err(io("make a folder for"))?;
+    let (memory_tmp, state_tmp) = (dir.join("memory.tmp"), dir.join("state.tmp"));
+    let memory = File::create(&memory_tmp).map_err(io("create"))?;
+    memory.set_len(ram.len())?;
+    let mut written = Written::default();
+    // Runs of pages: fewer calls, and a file in fewer pieces.
+    let (mut run, mut first) = (Vec::<u8>::new(), 0usize);
+    let flush = |run: &mut Vec<u8>, first: usize| memory.write_all_at(run, first as u64 * PAGE).map(|()| run.clear());
+    // SAFETY: the caller's promise.
+    unsafe {
+        pages::differing::<WriteError>(ram, None, free, |number, content, _| {
+            if !run.is_empty() && (first + run.len() / PAGE as usize != number || run.len() >= 4 << 20) {
+                flush(&mut run, first)?;
+            }
+            if run.is_empty() {
+                first = number;
+            }
+            run.extend_from_slice(content.bytes());
+            written.pages += 1;
+            written.bytes += PAGE;
+            Ok(())
+        })?;
+    }
+    flush(&mut run, first)?;
+    memory.sync_all().map_err(io("flush"))?;
+
+    let mut file = File::create(&state_tmp).map_err(io("create"))?;
+    let offset = HEADER_LEN as u64;
+    header.state = Extent { offset, len: state.len() as u64, crc: crc32c::crc32c(state) };
+    let index = format::encode_index(&[]);
+    header.index =
+        Extent { offset: offset + state.len() as u64, len: index.len() as u64, crc: crc32c::crc32c(&index) };
+    file.write_all(&header.encode().map_err(|_| WriteError::Header)?)?;
+    file.write_all(state)?;
+    file.write_all(&index)?;
+    file.sync_all().map_err(io("flush"))?;
+    std::fs::rename(&memory_tmp, dir.join("memory")).map_err(io("name"))?;
+    std::fs::rename(&state_tmp, dir.join("state")).map_err(io("name"))?;
+    sync_dir(dir).map_err(io("commit"))?;
+    Ok(written)
+}

@@ -1,0 +1,264 @@
+//! Suspend, restore, clone: what comes back, what is refused, what is called off.
+
+mod guest;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+use guest::{DATABASE, Home, Vmm, files, has_kvm, hello};
+use serde_json::json;
+
+fn echo(stream: &mut UnixStream, text: &[u8]) {
+    stream.write_all(text).unwrap();
+    let mut answer = vec![0; text.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, text);
+}
+
+/// Suspends; the process must end well.
+fn suspend(vmm: Vmm, request: &str) -> String {
+    let mut control = vmm.control();
+    control.event("ready");
+    let answer = control.ask(request);
+    assert_eq!(answer, json!({"ok": true}));
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    log
+}
+
+const SUSPEND: &str = r#"{"op":"suspend"}"#;
+
+#[test]
+fn registers_and_memory_come_back_ten_times() {
+    if !has_kvm("registers") {
+        return;
+    }
+    let home = Home::new();
+    let snapshot = home.database_dir().join("snapshot");
+    suspend(home.start("s", &[]), SUSPEND);
+    assert!(snapshot.exists());
+    let size = snapshot.metadata().unwrap().len();
+    assert!(size < 1 << 20, "{size} bytes for a tiny guest");
+    let mut epochs = std::collections::HashSet::new();
+    for _ in 0..10 {
+        let vmm = home.start("s", &[]);
+        let mut control = vmm.control();
+        let ready = control.event("ready");
+        assert_eq!(ready["cold"], false, "{ready}");
+        epochs.insert(ready["epoch"].to_string());
+        // The guest looks at its registers and memory before it halts again, and suspends only when it has halted.
+        suspend(vmm, SUSPEND);
+    }
+    assert_eq!(epochs.len(), 1, "one life, one epoch");
+    let checked = home.console().matches("w\n").count();
+    assert_eq!(checked, 10, "{}", home.console());
+    let vmm = home.start("s", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    let wait = std::time::Instant::now();
+    while snapshot.exists() {
+        assert!(wait.elapsed().as_secs() < 5, "the snapshot is not spent");
+    }
+    assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
+    assert_eq!(vmm.end().0.code(), Some(0));
+    assert_eq!(files(&home.database_dir()), ["console.log", "layer"], "nothing of a snapshot is left");
+}
+
+#[test]
+fn a_session_goes_on_after_the_sleep() {
+    if !has_kvm("session") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("e", &[]);
+    vmm.control().event("ready");
+    let (mut stream, session) = vmm.session();
+    echo(&mut stream, b"before");
+    suspend(vmm, &format!(r#"{{"op":"suspend","sessions":[{{"session":{session},"sent":6,"received":6}}]}}"#));
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+
+    let vmm = home.start("e", &[]);
+    vmm.control().event("ready");
+    let mut wrong = vmm.connect("vm.sock");
+    assert_eq!(hello(&mut wrong, 2, session, 7, 6), (2, session, 6, 6));
+    let mut stream = vmm.connect("vm.sock");
+    assert_eq!(hello(&mut stream, 2, session, 6, 6), (0, session, 6, 6));
+    echo(&mut stream, b"after");
+    let mut second = vmm.connect("vm.sock");
+    assert_eq!(hello(&mut second, 2, session, 11, 11).0, 1, "it is bound");
+    let (mut other, number) = vmm.session();
+    assert_ne!(number, session);
+    drop(other.write_all(b"x"));
+    drop(vmm);
+}
+
+#[test]
+fn bytes_under_way_call_a_suspend_off_and_the_guest_goes_on() {
+    if !has_kvm("in flight") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("e", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    let (mut stream, session) = vmm.session();
+    echo(&mut stream, b"abc");
+    let ask = |sent: u64| format!(r#"{{"op":"suspend","sessions":[{{"session":{session},"sent":{sent},"received":3}}]}}"#);
+    assert_eq!(control.ask(&ask(4)), json!({"ok": false, "error": "bytes_in_flight"}));
+    echo(&mut stream, b"d");
+    assert_eq!(control.ask(&ask(3))["ok"], false);
+    assert_eq!(control.ask(r#"{"op":"cancel"}"#), json!({"ok": true}), "nothing to call off");
+    assert!(!home.database_dir().join("snapshot").exists());
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_the_database_starts_cold() {
+    if !has_kvm("damaged") {
+        return;
+    }
+    let home = Home::new();
+    suspend(home.start("s", &[]), SUSPEND);
+    let path = home.database_dir().join("snapshot");
+    let good = std::fs::read(&path).unwrap();
+    // A byte of each part, and cuts.
+    let spots = [0, 20, 4096 + 100, good.len() / 2, good.len() - 3];
+    let damaged: Vec<Vec<u8>> = spots
+        .iter()
+        .map(|at| {
+            let mut bytes = good.clone();
+            bytes[*at] ^= 0x10;
+            bytes
+        })
+        .chain([good[..good.len() - 1].to_vec(), good[..100].to_vec(), Vec::new()])
+        .collect();
+    for (case, bytes) in damaged.into_iter().enumerate() {
+        std::fs::write(&path, bytes).unwrap();
+        let vmm = home.start("s", &[]);
+        let mut control = vmm.control();
+        assert_eq!(control.event("ready")["cold"], true, "case {case}");
+        assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
+        let (_, log) = vmm.end();
+        assert!(log.contains("the snapshot cannot be used"), "{log}");
+        assert!(!path.exists() && path.with_file_name("snapshot.refused").exists());
+    }
+}
+
+#[test]
+fn a_snapshot_of_another_database_or_size_is_refused() {
+    if !has_kvm("other") {
+        return;
+    }
+    let home = Home::new();
+    suspend(home.start("s", &[]), SUSPEND);
+    let other = "db_bbbbbbbbbbbbbbbbbbbb";
+    let theirs = home.path("databases").join(other);
+    std::fs::create_dir_all(&theirs).unwrap();
+    std::fs::copy(home.database_dir().join("snapshot"), theirs.join("snapshot")).unwrap();
+    let vmm = home.start("d", &["--database", other]);
+    let (_, log) = vmm.end();
+    assert!(log.contains("it was made for database"), "{log}");
+    let (_, log) = home.start("d", &["--memory-mib", "128"]).end();
+    assert!(log.contains("it was made for memory size"), "{log}");
+}
+
+#[test]
+fn a_kill_after_the_wake_means_a_cold_start() {
+    if !has_kvm("kill") {
+        return;
+    }
+    let home = Home::new();
+    suspend(home.start("s", &[]), SUSPEND);
+    let mut vmm = home.start("s", &[]);
+    let first = vmm.control().event("ready");
+    let snapshot = home.database_dir().join("snapshot");
+    let wait = std::time::Instant::now();
+    while snapshot.exists() {
+        assert!(wait.elapsed().as_secs() < 5, "the snapshot is not spent");
+    }
+    vmm.child.kill().unwrap();
+    drop(vmm);
+    let vmm = home.start("s", &[]);
+    let second = vmm.control().event("ready");
+    assert_eq!((first["cold"].as_bool(), second["cold"].as_bool()), (Some(false), Some(true)));
+    assert_ne!(first["epoch"], second["epoch"]);
+}
+
+#[test]
+fn a_guest_that_nobody_attends_suspends_itself() {
+    if !has_kvm("unattended") {
+        return;
+    }
+    let home = Home::new();
+    let (status, log) = home.start("s", &["--unattended-s", "1"]).end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(home.database_dir().join("snapshot").exists());
+}
+
+#[test]
+fn an_idle_guest_says_so_after_its_cool_down() {
+    if !has_kvm("idle") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("e", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    control.ask(r#"{"op":"cool_down","ms":200}"#);
+    let idle = control.event("idle");
+    assert!(idle["for_ms"].as_u64().unwrap() >= 200, "{idle}");
+    let (mut stream, _) = vmm.session();
+    echo(&mut stream, b"awake");
+    assert!(control.ask(r#"{"op":"status"}"#)["idle_ms"].as_u64().unwrap() < 200);
+    let again = control.event("idle");
+    assert!(again["for_ms"].as_u64().unwrap() >= 200, "{again}");
+}
+
+#[test]
+fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
+    if !has_kvm("golden") {
+        return;
+    }
+    let home = Home::new();
+    let image = home.make_image();
+    let golden = home.path("images").join(&image).join("golden/64");
+    let target = golden.to_str().unwrap().to_owned();
+    let (status, log) = home.start_image(&image, "db_golden", &["--golden", &target, "--park", "2"]).end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(files(&golden), ["memory", "state"]);
+
+    let mut epochs = std::collections::HashSet::new();
+    for database in ["db_1", "db_2"] {
+        let vmm = home.start_image(&image, database, &[]);
+        let mut control = vmm.control();
+        let ready = control.event("ready");
+        assert_eq!(ready["cold"], false, "{ready}");
+        epochs.insert(ready["epoch"].to_string());
+        // Two parked, one more asked for.
+        let mut streams: Vec<_> = (0..3).map(|_| vmm.session()).collect();
+        for (stream, _) in &mut streams {
+            echo(stream, database.as_bytes());
+        }
+        let sessions: Vec<_> =
+            streams.iter().map(|(_, session)| json!({"session": session, "sent": 4, "received": 4})).collect();
+        let request = json!({"op": "suspend", "sessions": sessions}).to_string();
+        suspend(vmm, &request);
+        let size = home.path("databases").join(database).join("snapshot").metadata().unwrap().len();
+        assert!(size < 64 << 10, "{size} bytes of difference");
+        let vmm = home.start_image(&image, database, &[]);
+        vmm.control().event("ready");
+        for (_, session) in streams {
+            let mut stream = vmm.connect("vm.sock");
+            assert_eq!(hello(&mut stream, 2, session, 4, 4).0, 0);
+            echo(&mut stream, b"once more");
+        }
+        // Asleep again: a snapshot of a guest that was itself restored.
+        suspend(vmm, SUSPEND);
+    }
+    assert_eq!(epochs.len(), 2);
+
+    // Without its golden memory the snapshot is nothing; the database still starts.
+    std::fs::remove_dir_all(&golden).unwrap();
+    let vmm = home.start_image(&image, "db_1", &[]);
+    assert_eq!(vmm.control().event("ready")["cold"], true);
+    let _ = DATABASE;
+}
