@@ -198,9 +198,11 @@ dormouse_guest_start:
     mov %edx, 16(%rsi)
     mov %eax, 20(%rsi)
     mov 24(%rsi), %eax
-    add %eax, {scratch} + 0x100                         /* bytes taken, of the one stream */
+    mov 20(%rsi), %edx                                  /* bytes taken, by the last digit of the host's port */
+    and $7, %edx
+    add %eax, {scratch} + 0x100(, %rdx, 4)
     movl $65536, 36(%rsi)
-    mov {scratch} + 0x100, %edx
+    mov {scratch} + 0x100(, %rdx, 4), %edx
     mov %edx, 40(%rsi)
     add $44, %eax
     mov %rsi, {tx}                                      /* transmit descriptor 0: sent before the next is made */
