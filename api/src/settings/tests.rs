@@ -41,7 +41,7 @@ fn plans_come_from_the_file_and_free_is_always_there() {
     let s = Settings::load(&sources).unwrap();
     assert_eq!(s.plan("team").unwrap().memory_mib, 512);
     assert_eq!(s.plan("team").unwrap().connections, 50);
-    let free = Plan { databases: 2, memory_mib: 256, storage_mib: 1024, connections: 50, cool_down_ms: 1000 };
+    let free = Plan { databases: 2, memory_mib: 512, storage_mib: 1024, connections: 50, cool_down_ms: 1000 };
     assert_eq!(s.plan("free").unwrap(), &free);
     assert!(s.plan("gold").is_none());
 }
