@@ -103,12 +103,12 @@ mod tests {
         let path = dir.path().join(NAME);
         let mut log = Rotated::open(path.clone(), 100, 2).unwrap();
         for i in 0..40 {
-            writeln!(log, "line {i:04} of thirty characters").unwrap();
+            log.write_all(format!("line {i:04} of thirty characters\n").as_bytes()).unwrap();
         }
         drop(log);
         // Goes on where it was.
         let mut log = Rotated::open(path, 100, 2).unwrap();
-        writeln!(log, "line 0040 of thirty characters").unwrap();
+        log.write_all(b"line 0040 of thirty characters\n").unwrap();
         let mut names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["dormouse.log", "dormouse.log.1", "dormouse.log.2"]);

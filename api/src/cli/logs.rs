@@ -14,7 +14,7 @@ use crate::metadata::{DatabaseFilter, Metadata, Page};
 use crate::settings::Settings;
 
 #[derive(Args)]
-pub struct Logs {
+pub struct LogsArgs {
     /// Name or id
     name: String,
     /// Whose it is, where several tenants have one of this name
@@ -28,7 +28,7 @@ pub struct Logs {
     vmm: bool,
 }
 
-pub fn run(settings: &Settings, server: &ServerArgs, args: Logs) -> Result<ExitCode, CliError> {
+pub fn run(settings: &Settings, server: &ServerArgs, args: LogsArgs) -> Result<ExitCode, CliError> {
     let home = Home::new(settings.home.clone());
     let id = match Client::new(settings, server).and_then(|c| c.resolve(&args.name, args.tenant.as_deref())) {
         // Logs are wanted most when the server is down.

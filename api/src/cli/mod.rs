@@ -65,14 +65,14 @@ enum Command {
         #[command(flatten)]
         server: ServerArgs,
         #[command(flatten)]
-        psql: psql::Psql,
+        psql: psql::PsqlArgs,
     },
     /// Show the console of a database's guest
     Logs {
         #[command(flatten)]
         server: ServerArgs,
         #[command(flatten)]
-        logs: logs::Logs,
+        logs: logs::LogsArgs,
     },
     /// Build, list, collect images
     Image {

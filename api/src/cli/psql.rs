@@ -9,7 +9,7 @@ use super::CliError;
 use super::client::{Client, text};
 
 #[derive(Args)]
-pub struct Psql {
+pub struct PsqlArgs {
     /// Name or id
     name: String,
     /// Whose it is, where several tenants have one of this name
@@ -20,7 +20,7 @@ pub struct Psql {
     arguments: Vec<String>,
 }
 
-pub fn run(client: &Client, args: Psql) -> Result<ExitCode, CliError> {
+pub fn run(client: &Client, args: PsqlArgs) -> Result<ExitCode, CliError> {
     let id = client.resolve(&args.name, args.tenant.as_deref())?;
     let login = client.post(&format!("/v1/databases/{id}/logins"), None)?;
     let uri = text(&login, "connection_uri")?;

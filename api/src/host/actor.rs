@@ -132,14 +132,12 @@ impl Actor {
             };
             let mut inputs = VecDeque::from([input]);
             while let Some(input) = inputs.pop_front() {
-                for effect in self.machine.step(input) {
+                let effects = self.machine.step(input);
+                // Before anyone is answered, so that who asks again sees no older state.
+                self.show();
+                for effect in effects {
                     inputs.extend(self.carry_out(effect));
                 }
-            }
-            if self.machine.phase() == Phase::Gone {
-                self.host.publish(&self.facts, None, None);
-            } else {
-                self.show();
             }
             if self.machine.at_rest() && self.host.let_go(&self.facts.id, &mut self.commands) {
                 return;
@@ -407,6 +405,12 @@ impl Actor {
 
     /// Publishes the state if it has changed.
     fn show(&mut self) {
+        if self.machine.phase() == Phase::Gone {
+            if self.shown.take().is_some() {
+                self.host.publish(&self.facts, None, None);
+            }
+            return;
+        }
         let state = self.machine.state();
         let message = match state {
             State::Error | State::Stopped | State::Deleting => self.reason.clone(),

@@ -62,7 +62,7 @@ impl SessionKey {
         }
     }
 
-    fn seal(&self, subject: &str) -> Result<String, Problem> {
+    pub(super) fn seal(&self, subject: &str) -> Result<String, Problem> {
         let iat = now_ms().unsigned_abs() / 1000;
         let claims = Claims { sub: subject.into(), iat, exp: iat + self.life.as_secs() };
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)

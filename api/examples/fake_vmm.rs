@@ -1,0 +1,165 @@
+//! A VMM for tests that speaks `vm.ctl` and has no guest: what the host manager does when one misbehaves cannot
+//! be had from a real one on demand.
+//!
+//! It holds the layer's lock as the real one does, and takes its orders from files in the database's folder:
+//!
+//! | file | does |
+//! |---|---|
+//! | `fail` | ends at once with the status in it, after a line on stderr |
+//! | `slow` | never becomes ready |
+//! | `busy` | refuses every suspend |
+//! | `hang` | keeps a suspend open until it is cancelled, or the file is gone |
+//! | `deaf` | answers neither stop nor suspend |
+//! | `sessions` | the sessions it has, as JSON |
+//!
+//! It writes `snapshot` when it suspends, removes it when it wakes (a guest that always writes), and adds a line
+//! to `lives` for each life. `idle` is sent when the file `idle` appears in the database's folder.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+struct Vm {
+    folder: PathBuf,
+    epoch: String,
+    cold: bool,
+    clients: Mutex<Vec<UnixStream>>,
+    cancelled: Mutex<bool>,
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().collect();
+    let value = |flag: &str| words.windows(2).find(|w| w[0] == flag).map(|w| w[1].clone()).unwrap();
+    assert_eq!(words[1], "vmm");
+    let (id, home) = (value("--database"), PathBuf::from(value("--home")));
+    let folder = home.join("databases").join(&id);
+    if let Ok(status) = fs::read_to_string(folder.join("fail")) {
+        eprintln!("the test wants it to fail");
+        std::process::exit(status.trim().parse().unwrap());
+    }
+    fs::create_dir_all(folder.join("layer")).unwrap();
+    let lock = fs::File::create(folder.join("layer/lock")).unwrap();
+    // SAFETY: flock takes a descriptor we own and a flag.
+    if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        eprintln!("the layer is locked by another VMM");
+        std::process::exit(73);
+    }
+    let snapshot = folder.join("snapshot");
+    let cold = !snapshot.exists() && folder.join("layer/files").exists();
+    let epoch = fs::read_to_string(&snapshot).ok().filter(|e| !e.is_empty());
+    let epoch = epoch.unwrap_or_else(|| format!("epoch-{}", std::process::id()));
+    let _ = fs::remove_file(&snapshot);
+    fs::create_dir_all(folder.join("layer/files")).unwrap();
+    fs::write(folder.join("layer/files/1"), "data").unwrap();
+    let mut lives = fs::OpenOptions::new().create(true).append(true).open(folder.join("lives")).unwrap();
+    writeln!(lives, "{}", std::process::id()).unwrap();
+
+    let run = home.join("run").join(&id);
+    fs::create_dir_all(&run).unwrap();
+    let _ = fs::remove_file(run.join("vm.ctl"));
+    let directory = fs::File::open(&run).unwrap();
+    let listener = UnixListener::bind(format!("/proc/self/fd/{}/vm.ctl", directory.as_raw_fd())).unwrap();
+    let vm = Arc::new(Vm { folder, epoch, cold, clients: Mutex::default(), cancelled: Mutex::new(false) });
+    thread::spawn({
+        let vm = vm.clone();
+        move || vm.watch_idle()
+    });
+    for stream in listener.incoming() {
+        let vm = vm.clone();
+        thread::spawn(move || vm.serve(stream.unwrap()));
+    }
+}
+
+impl Vm {
+    fn has(&self, name: &str) -> bool {
+        self.folder.join(name).exists()
+    }
+
+    fn serve(&self, mut stream: UnixStream) {
+        if self.has("slow") {
+            loop {
+                thread::sleep(Duration::from_secs(60));
+            }
+        }
+        let ready = json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "trace": {"fake": 1}});
+        {
+            // Under the lock: whoever has heard "ready" hears "idle" too, and no line is split.
+            let mut clients = self.clients.lock().unwrap();
+            let _ = writeln!(stream, "{ready}");
+            clients.push(stream.try_clone().unwrap());
+        }
+        for line in BufReader::new(stream.try_clone().unwrap()).lines() {
+            let Ok(line) = line else { return };
+            let request: Value = serde_json::from_str(&line).unwrap();
+            self.answer(&request, &mut stream);
+        }
+    }
+
+    fn answer(&self, request: &Value, stream: &mut UnixStream) {
+        let mut say = |value: Value| drop(writeln!(stream, "{value}"));
+        match request["op"].as_str().unwrap() {
+            "status" => {
+                let sessions = fs::read_to_string(self.folder.join("sessions")).unwrap_or("[]".into());
+                let sessions: Value = serde_json::from_str(&sessions).unwrap();
+                say(json!({"ok": true, "state": "running", "epoch": self.epoch, "sessions": sessions}));
+            }
+            "cool_down" => {
+                fs::write(self.folder.join("cool_down"), request["ms"].to_string()).unwrap();
+                say(json!({"ok": true}));
+            }
+            "stop" | "suspend" if self.has("deaf") => {}
+            "stop" => {
+                say(json!({"ok": true}));
+                std::process::exit(0);
+            }
+            "cancel" => {
+                *self.cancelled.lock().unwrap() = true;
+                say(json!({"ok": true}));
+            }
+            "suspend" => {
+                fs::write(self.folder.join("counts"), request["sessions"].to_string()).unwrap();
+                if self.has("busy") {
+                    return say(json!({"ok": false, "error": "busy"}));
+                }
+                *self.cancelled.lock().unwrap() = false;
+                fs::write(self.folder.join("hanging"), "").unwrap();
+                while self.has("hang") {
+                    if *self.cancelled.lock().unwrap() {
+                        return say(json!({"ok": false, "error": "cancelled"}));
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+                write_whole(&self.folder.join("snapshot"), &self.epoch);
+                say(json!({"ok": true}));
+                std::process::exit(0);
+            }
+            other => say(json!({"ok": false, "error": format!("no {other}")})),
+        }
+    }
+
+    fn watch_idle(&self) {
+        loop {
+            thread::sleep(Duration::from_millis(1));
+            if fs::remove_file(self.folder.join("idle")).is_ok() {
+                for mut client in self.clients.lock().unwrap().iter() {
+                    let _ = writeln!(client, "{}", json!({"event": "idle", "for_ms": 1000}));
+                }
+            }
+        }
+    }
+}
+
+fn write_whole(path: &Path, text: &str) {
+    let aside = path.with_extension("new");
+    fs::write(&aside, text).unwrap();
+    fs::rename(aside, path).unwrap();
+}

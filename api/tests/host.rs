@@ -1,0 +1,308 @@
+//! The host manager with a fake VMM: wakes, sleeps, deaths, deletes, the server's end.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::Duration;
+
+use dormouse_api::host::control::SessionCounts;
+use dormouse_api::host::{State, SuspendError, WakeError};
+use support::{World, alive, until};
+
+type Test = std::io::Result<()>;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_database_sleeps_and_wakes_once_for_many() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    assert_eq!(db.state().await, Some(State::Suspended));
+    let wakes = (0..50).map(|_| {
+        let (host, id) = (w.host.clone(), db.id.clone());
+        tokio::spawn(async move { host.wake(&id).await.unwrap() })
+    });
+    let mut answers = Vec::new();
+    for wake in wakes.collect::<Vec<_>>() {
+        answers.push(wake.await.unwrap());
+    }
+    answers.dedup();
+    assert_eq!(answers.len(), 1);
+    assert_eq!(answers[0].socket, dir.path().join("run").join(db.id.as_str()).join("vm.sock"));
+    assert_eq!(db.lives().len(), 1);
+    assert_eq!(db.state().await, Some(State::Running));
+    until("the cool-down is told", async || db.has("cool_down")).await;
+    assert_eq!(db.read("cool_down"), "1000");
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_database_sleeps_with_its_sessions_counted_and_keeps_its_epoch() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    let first = db.wake().await;
+    *w.pooler.counts.lock().unwrap() = vec![SessionCounts { session: 7, sent: 100, received: 200 }];
+    w.pooler.take();
+    db.order("idle", "");
+    db.becomes(State::Suspended).await;
+    assert_eq!(w.pooler.take(), ["quiesce", "suspended"]);
+    assert_eq!(db.read("counts"), r#"[{"received":200,"sent":100,"session":7}]"#);
+    assert!(!alive(db.lives()[0]));
+    assert_eq!(db.wake().await.epoch, first.epoch);
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_waiting_for_its_answer_keeps_it_awake() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("plans.free.cool_down_ms", "20")]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    *w.pooler.busy.lock().unwrap() = true;
+    db.order("idle", "");
+    until("the idle event is taken", async || !db.has("idle")).await;
+    // The guest is asked again to say when it is idle.
+    until("the cool-down is told", async || db.has("cool_down")).await;
+    db.revoke("cool_down");
+    until("the guest is asked again", async || db.has("cool_down")).await;
+    assert_eq!(db.state().await, Some(State::Running));
+    *w.pooler.busy.lock().unwrap() = false;
+    db.order("idle", "");
+    db.becomes(State::Suspended).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wake_calls_a_suspend_off() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    let first = db.wake().await;
+    w.pooler.take();
+    db.order("hang", "");
+    db.order("idle", "");
+    until("the VMM suspends", async || db.has("hanging")).await;
+    assert_eq!(db.state().await, Some(State::Suspending));
+    assert_eq!(db.wake().await, first);
+    assert_eq!(w.pooler.take(), ["quiesce", "release"]);
+    assert_eq!(db.lives().len(), 1);
+    // Likewise a client that speaks on a held connection.
+    db.revoke("hanging");
+    db.order("idle", "");
+    until("the VMM suspends", async || db.has("hanging")).await;
+    w.host.client_spoke(&db.id);
+    db.becomes(State::Running).await;
+    assert_eq!(w.pooler.take(), ["quiesce", "release"]);
+    db.revoke("hang");
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_asked_suspend_waits_then_gives_up_and_hurts_nobody() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("host.suspend_wait_ms", "300")]).await;
+    let db = w.create("a").await;
+    // Asleep already: done.
+    w.host.suspend(&db.id).await.unwrap();
+    db.wake().await;
+    *w.pooler.busy.lock().unwrap() = true;
+    let busy = w.host.suspend(&db.id).await.unwrap_err();
+    assert!(matches!(busy, SuspendError::Busy(_)), "{busy}");
+    assert_eq!(db.state().await, Some(State::Running));
+    // A VMM that is busy counts the same.
+    *w.pooler.busy.lock().unwrap() = false;
+    db.order("busy", "");
+    assert!(matches!(w.host.suspend(&db.id).await.unwrap_err(), SuspendError::Busy(_)));
+    let last = w.pooler.take().pop();
+    assert_eq!(last.as_deref(), Some("release"));
+    // And once the statement ends in time, it is done.
+    let (host, id) = (w.host.clone(), db.id.clone());
+    let asked = tokio::spawn(async move { host.suspend(&id).await });
+    db.revoke("busy");
+    asked.await.unwrap().unwrap();
+    assert_eq!(db.state().await, Some(State::Suspended));
+    assert!(!alive(*db.lives().last().unwrap()));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vm_that_dies_ends_its_sessions_and_starts_cold() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    let first = db.wake().await;
+    w.pooler.take();
+    db.kill_vm();
+    db.becomes(State::Stopped).await;
+    assert_eq!(w.pooler.take(), ["end Died"]);
+    assert!(db.message().await.unwrap().contains("killed"));
+    assert_ne!(db.wake().await.epoch, first.epoch);
+    assert_eq!(db.message().await, None);
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_wake_says_why_and_the_next_one_tries_again() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("host.wake_timeout_ms", "1500")]).await;
+    let db = w.create("a").await;
+    db.order("fail", "69");
+    let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+    assert!(error.contains("/dev/kvm") && error.contains("the test wants it to fail"), "{error}");
+    assert_eq!(db.state().await, Some(State::Error));
+    assert_eq!(db.message().await.map(|m| m.contains("/dev/kvm")), Some(true));
+    db.revoke("fail");
+    db.order("slow", "");
+    let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+    assert!(error.contains("not ready within 1.5 s") && error.contains("host.wake_timeout_ms"), "{error}");
+    assert!(!alive(*db.lives().last().unwrap()));
+    db.revoke("slow");
+    db.wake().await;
+    assert_eq!(db.state().await, Some(State::Running));
+    // An image that is gone.
+    w.host.suspend(&db.id).await.unwrap();
+    let image = dir.path().join("images/0123456789abcdef");
+    std::fs::rename(&image, dir.path().join("aside"))?;
+    let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+    assert!(error.contains("0123456789abcdef is gone"), "{error}");
+    std::fs::rename(dir.path().join("aside"), &image)?;
+    db.wake().await;
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_of_a_wake_is_bounded() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("host.wake_queue", "3"), ("host.wake_timeout_ms", "1000")]).await;
+    let db = w.create("a").await;
+    db.order("slow", "");
+    let wakes: Vec<_> = (0..5)
+        .map(|_| {
+            let (host, id) = (w.host.clone(), db.id.clone());
+            tokio::spawn(async move { host.wake(&id).await.unwrap_err() })
+        })
+        .collect();
+    let (mut full, mut failed) = (0, 0);
+    for wake in wakes {
+        match wake.await.unwrap() {
+            WakeError::QueueFull => full += 1,
+            WakeError::Failed(_) => failed += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!((full, failed), (2, 3));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delete_removes_everything_awake_or_asleep_and_can_be_asked_twice() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    for awake in [false, true] {
+        let db = w.create("a").await;
+        if awake {
+            db.wake().await;
+        }
+        w.pooler.take();
+        let lives = db.lives();
+        let both = tokio::join!(w.host.delete(&db.id), w.host.delete(&db.id));
+        both.0.unwrap();
+        // The second finds it gone, or is told when it is.
+        assert!(both.1.is_ok() || both.1.unwrap_err().to_string().contains("no such database"));
+        assert!(w.pooler.take().contains(&"end Deleted".to_string()));
+        assert!(lives.iter().all(|pid| !alive(*pid)));
+        assert!(!db.folder().exists());
+        assert!(!dir.path().join("run").join(db.id.as_str()).exists());
+        assert_eq!(db.state().await, None);
+        // Its actor may still be on its way out.
+        assert!(matches!(w.host.wake(&db.id).await, Err(WakeError::NotFound | WakeError::Deleting)));
+    }
+    // The name is free again.
+    w.create("a").await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_end_puts_all_to_sleep_and_takes_no_more() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("host.suspend_wait_ms", "500")]).await;
+    let (idle, busy, asleep) = (w.create("idle").await, w.create("busy").await, w.create("asleep").await);
+    idle.wake().await;
+    busy.wake().await;
+    busy.order("busy", "");
+    w.host.shut_down().await;
+    assert_eq!(idle.state().await, Some(State::Suspended));
+    // A statement that does not end is shut down with Postgres, cleanly.
+    assert_eq!(busy.state().await, Some(State::Stopped));
+    assert_eq!(asleep.state().await, Some(State::Suspended));
+    assert!(asleep.lives().is_empty());
+    assert!(matches!(w.host.wake(&idle.id).await, Err(WakeError::ShuttingDown)));
+    assert_eq!(w.host.at_work(), 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_does_not_wait() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    db.order("deaf", "");
+    let host = w.host.clone();
+    let down = tokio::spawn(async move { host.shut_down().await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!down.is_finished());
+    w.host.cut();
+    down.await.unwrap();
+    assert!(!alive(db.lives()[0]));
+    assert_eq!(db.state().await, Some(State::Stopped));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_are_told_in_order() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let mut changes = w.host.changes();
+    let db = w.create("a").await;
+    db.wake().await;
+    w.host.suspend(&db.id).await.unwrap();
+    w.host.delete(&db.id).await.unwrap();
+    let wanted = [
+        Some(State::Suspended),
+        Some(State::Resuming),
+        Some(State::Running),
+        Some(State::Suspending),
+        Some(State::Suspended),
+        Some(State::Deleting),
+        None,
+    ];
+    for state in wanted {
+        let change = changes.recv().await.unwrap();
+        assert_eq!((change.state, change.name.as_str()), (state, "a"));
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cool_down_reaches_a_running_guest_and_outlives_a_sleep() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    let row = w.metadata.database(&db.id).await.unwrap().unwrap();
+    w.host.set_cool_down(&row, Some(123)).await.unwrap();
+    until("told", async || db.has("cool_down") && db.read("cool_down") == "123").await;
+    w.host.suspend(&db.id).await.unwrap();
+    db.order("cool_down", "");
+    db.wake().await;
+    until("told again", async || db.read("cool_down") == "123").await;
+    w.host.shut_down().await;
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! What a server finds that was killed, and what it makes of it.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use dormouse_api::host::State;
+use dormouse_api::identity::{DatabaseId, TenantId};
+use dormouse_api::metadata::NewDatabase;
+use support::{World, alive, until};
+
+type Test = std::io::Result<()>;
+
+/// Drops a world as kill -9 drops a server: its runtime ends under it, and nothing is told to anyone.
+fn killed<T>(work: impl AsyncFnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let left = runtime.block_on(work());
+    runtime.shutdown_background();
+    left
+}
+
+#[test]
+fn a_running_vm_is_adopted_with_the_sessions_that_nobody_holds_any_more() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (id, epoch) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let db = w.create("a").await;
+        let epoch = db.wake().await.epoch;
+        db.order("sessions", r#"[{"session":3,"sent":1,"received":2}]"#);
+        (db.id.clone(), epoch)
+    });
+    killed(async || {
+        let w = World::again(dir.path(), &[]).await;
+        let db = w.database(&id);
+        assert_eq!(db.wake().await.epoch, epoch);
+        assert_eq!(db.lives().len(), 1);
+        assert_eq!(w.pooler.take(), ["awake 1"]);
+        // A file's time is some milliseconds coarse; the snapshot must be seen to be newer than this server.
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        // It is as much ours as one that we started.
+        db.order("idle", "");
+        db.becomes(State::Suspended).await;
+        assert!(!alive(db.lives()[0]));
+        // This server knows who was in the snapshot.
+        db.wake().await;
+        assert_eq!(w.pooler.take().last().unwrap(), "awake 0");
+        w.host.shut_down().await;
+    });
+    // The next one does not.
+    killed(async || {
+        let w = World::again(dir.path(), &[]).await;
+        let db = w.database(&id);
+        assert_eq!(db.state().await, Some(State::Suspended));
+        db.wake().await;
+        assert_eq!(w.pooler.take(), ["awake 1"]);
+        w.host.delete(&id).await.unwrap();
+    });
+    Ok(())
+}
+
+#[test]
+fn an_adopted_vm_that_dies_is_noticed() -> Test {
+    let dir = tempfile::tempdir()?;
+    let id = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let db = w.create("a").await;
+        db.wake().await;
+        db.id.clone()
+    });
+    killed(async || {
+        let w = World::again(dir.path(), &[]).await;
+        let db = w.database(&id);
+        db.becomes(State::Running).await;
+        db.kill_vm();
+        db.becomes(State::Stopped).await;
+        assert!(w.pooler.take().contains(&"end Died".to_string()));
+    });
+    Ok(())
+}
+
+#[test]
+fn a_vm_whose_database_is_gone_or_that_does_not_answer_is_killed() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (gone, mute) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let (gone, mute) = (w.create("gone").await, w.create("mute").await);
+        gone.wake().await;
+        mute.wake().await;
+        std::fs::remove_file(dir.path().join("run").join(mute.id.as_str()).join("vm.ctl")).unwrap();
+        w.metadata.remove_database(&gone.id).await.unwrap();
+        (gone.lives()[0], (mute.lives()[0], mute.id.clone()))
+    });
+    killed(async || {
+        let w = World::unreconciled(dir.path(), &[]).await;
+        let done = w.host.reconcile().await.unwrap();
+        assert_eq!((done.killed, done.adopted, done.rested), (2, 0, 1));
+        assert!(!alive(gone) && !alive(mute.0));
+        let db = w.database(&mute.1);
+        assert_eq!(db.state().await, Some(State::Stopped));
+        db.wake().await;
+        w.host.shut_down().await;
+    });
+    Ok(())
+}
+
+#[test]
+fn what_was_being_made_is_undone_and_what_was_being_deleted_is_finished() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (made, deleted) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let id = DatabaseId::random().unwrap();
+        let tenant = TenantId::default_tenant();
+        let new = NewDatabase {
+            id: &id,
+            tenant: &tenant,
+            name: "made",
+            plan: "free",
+            plan_databases: 10,
+            image: "0123456789abcdef",
+            cool_down_ms: None,
+            role: "app",
+            verifier: "x",
+        };
+        w.metadata.create_database(&new).await.unwrap();
+        std::fs::create_dir_all(dir.path().join("databases").join(id.as_str()).join("layer")).unwrap();
+        let deleted = w.create("deleted").await;
+        deleted.wake().await;
+        w.metadata.set_state(&deleted.id, State::Deleting, None).await.unwrap();
+        (id, (deleted.id.clone(), deleted.lives()[0]))
+    });
+    killed(async || {
+        let w = World::unreconciled(dir.path(), &[]).await;
+        let done = w.host.reconcile().await.unwrap();
+        assert_eq!((done.undone, done.deleted, done.killed), (1, 1, 1));
+        assert!(!alive(deleted.1));
+        for id in [made, deleted.0] {
+            assert_eq!(w.database(&id).state().await, None);
+            assert!(!w.database(&id).folder().exists());
+        }
+        w.create("made").await;
+        w.create("deleted").await;
+    });
+    Ok(())
+}
+
+#[test]
+fn rows_at_work_without_a_vm_rest_as_their_files_say() -> Test {
+    let dir = tempfile::tempdir()?;
+    let ids = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let mut ids = Vec::new();
+        for (name, snapshot) in [("with", true), ("without", false)] {
+            let db = w.create(name).await;
+            db.wake().await;
+            let pid = db.lives()[0];
+            db.kill_vm();
+            until("dead", async || !alive(pid)).await;
+            db.becomes(State::Stopped).await;
+            if snapshot {
+                db.order("snapshot", "epoch");
+            }
+            ids.push(db.id.clone());
+        }
+        let never = w.create("never").await;
+        ids.push(never.id.clone());
+        // As if the server had been killed before the ends were seen.
+        until("written", async || w.metadata.databases_at_work().await.unwrap().is_empty()).await;
+        for (id, state) in ids.iter().zip([State::Suspending, State::Running, State::Resuming]) {
+            w.metadata.set_state(id, state, None).await.unwrap();
+        }
+        ids
+    });
+    killed(async || {
+        let w = World::again(dir.path(), &[]).await;
+        let mut states = Vec::new();
+        for id in &ids {
+            states.push(w.database(id).state().await.unwrap());
+        }
+        assert_eq!(states, [State::Suspended, State::Stopped, State::Suspended]);
+    });
+    Ok(())
+}
