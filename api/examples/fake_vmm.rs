@@ -84,7 +84,7 @@ impl Vm {
         self.folder.join(name).exists()
     }
 
-    fn serve(&self, mut stream: UnixStream) {
+    fn serve(&self, stream: UnixStream) {
         if self.has("slow") {
             loop {
                 thread::sleep(Duration::from_secs(60));
@@ -94,18 +94,18 @@ impl Vm {
         {
             // Under the lock: whoever has heard "ready" hears "idle" too, and no line is split.
             let mut clients = self.clients.lock().unwrap();
-            let _ = writeln!(stream, "{ready}");
+            say(&stream, &ready);
             clients.push(stream.try_clone().unwrap());
         }
         for line in BufReader::new(stream.try_clone().unwrap()).lines() {
             let Ok(line) = line else { return };
             let request: Value = serde_json::from_str(&line).unwrap();
-            self.answer(&request, &mut stream);
+            self.answer(&request, &stream);
         }
     }
 
-    fn answer(&self, request: &Value, stream: &mut UnixStream) {
-        let mut say = |value: Value| drop(writeln!(stream, "{value}"));
+    fn answer(&self, request: &Value, stream: &UnixStream) {
+        let say = |value: Value| say(stream, &value);
         match request["op"].as_str().unwrap() {
             "status" => {
                 let sessions = fs::read_to_string(self.folder.join("sessions")).unwrap_or("[]".into());
@@ -150,12 +150,17 @@ impl Vm {
         loop {
             thread::sleep(Duration::from_millis(1));
             if fs::remove_file(self.folder.join("idle")).is_ok() {
-                for mut client in self.clients.lock().unwrap().iter() {
-                    let _ = writeln!(client, "{}", json!({"event": "idle", "for_ms": 1000}));
+                for client in self.clients.lock().unwrap().iter() {
+                    say(client, &json!({"event": "idle", "for_ms": 1000}));
                 }
             }
         }
     }
+}
+
+/// A line in one write, so that two threads' lines are never mixed. A client that has gone hears nothing.
+fn say(mut stream: &UnixStream, value: &Value) {
+    let _ = stream.write_all(format!("{value}\n").as_bytes());
 }
 
 fn write_whole(path: &Path, text: &str) {

@@ -32,7 +32,7 @@ struct Cli {
     /// The settings file; dormouse.toml in this folder if there is one
     #[arg(long, global = true, value_name = "FILE", help_heading = "Settings")]
     config: Option<PathBuf>,
-    /// Any setting, such as plans.free.memory_mib=512
+    /// Any setting, such as plans.free.memory_mib=1024
     #[arg(long, global = true, value_name = "KEY=VALUE", help_heading = "Settings", value_parser = key_value)]
     set: Vec<(String, String)>,
     /// Version of the build, the image, the formats

@@ -383,7 +383,7 @@ impl Inner {
     /// A plan that has left the settings keeps its databases usable, with the default plan's limits.
     pub(crate) fn plan_of(&self, name: &str) -> Plan {
         let plan = self.plans.get(name).or_else(|| self.plans.get(crate::settings::DEFAULT_PLAN));
-        plan.cloned().unwrap_or(Plan { databases: 0, memory_mib: 256, storage_mib: 1024, connections: 50, cool_down_ms: 1000 })
+        plan.cloned().unwrap_or(Plan { databases: 0, memory_mib: 512, storage_mib: 1024, connections: 50, cool_down_ms: 1000 })
     }
 
     fn offer(&self, id: &DatabaseId, command: Command) -> Offer {

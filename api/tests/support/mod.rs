@@ -36,7 +36,7 @@ pub fn settings(home: &Path, set: &[(&str, &str)]) -> Settings {
 
 /// Gives a home an image that has a golden snapshot, as far as the host looks at one.
 pub fn image(home: &Path) {
-    let golden = home.join("images/0123456789abcdef/golden/256");
+    let golden = home.join("images/0123456789abcdef/golden/512");
     std::fs::create_dir_all(&golden).unwrap();
     std::fs::write(golden.join("state"), "").unwrap();
     std::fs::write(home.join("images/0123456789abcdef/image.json"), "{}").unwrap();
