@@ -3,6 +3,8 @@
 //! This process is the pooler and nothing else; clients and guest run in a second one. Printed are bytes of heap that
 //! are in use (counted by the allocator) and resident memory, per client, with the database awake and idle, then asleep.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

@@ -25,6 +25,8 @@ use crate::wire::hello::{self, Answer, Hello, Status};
 
 /// The longest path that fits a unix socket's address.
 const SOCKET_PATH_MAX: usize = 107;
+/// How long sessions with nothing to say let those go first that have.
+const HEAD_START: Duration = Duration::from_millis(100);
 /// For burying one session.
 const BURY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -97,7 +99,9 @@ pub(crate) async fn again(
     mut awake: Option<Arc<Awake>>,
 ) -> Result<UnixStream, Failure> {
     let database = session.database;
-    let starting = shared.registry.starting(database);
+    // Only told that it is awake, and with nothing to say: it need not come before those who woke it.
+    let nudged = awake.is_some();
+    let starting = shared.registry.starting(database, !nudged);
     let lost = |why: &dyn std::fmt::Display| {
         tracing::info!(%database, session = session.number(), %why, "session is gone");
         shared.metrics.lost.add(1);
@@ -105,6 +109,10 @@ pub(crate) async fn again(
     };
     let attempt = async {
         let mut tried = false;
+        if nudged {
+            // A head start, not a right: where clients come all the time, they must not starve this one.
+            let _ = timeout(HEAD_START, shared.registry.after_the_urgent(database)).await;
+        }
         loop {
             let awake = match awake.take() {
                 Some(awake) => awake,
@@ -144,7 +152,7 @@ pub(crate) async fn again(
 /// Tells the registry that a database is awake, and sees to the sessions that died in its sleep.
 pub(crate) fn buried(shared: &Arc<Shared>, database: DatabaseId, awake: &Awake) -> Option<tokio::task::JoinHandle<()>> {
     let graves = shared.registry.woke(database, awake)?;
-    let starting = shared.registry.starting(database);
+    let starting = shared.registry.starting(database, false);
     Some(tokio::spawn(bury(database, graves, starting)))
 }
 

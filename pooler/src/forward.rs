@@ -22,6 +22,7 @@ use crate::host::{Awake, BoxFuture};
 use crate::pooler::{Shared, Slot};
 use crate::registry::Place;
 use crate::session::{End, Order, Phase, Session, State};
+use crate::track::TrackError;
 use crate::wire::answer;
 
 /// A Terminate message: it is no reason to wake a database.
@@ -169,9 +170,13 @@ impl Forward {
                 }
             }
             if !self.to_guest.is_empty() {
-                if let Err(bad) = state.track.from_client(self.to_guest.unseen()) {
+                if let Err(bad) = state.track.client_bytes(self.to_guest.unseen()) {
                     metrics.protocol_errors.add(1);
-                    return Err(Stop::Say(End::new("08P01", format!("invalid message: {bad}"))));
+                    let sqlstate = match bad {
+                        TrackError::Length(_) => "08P01",
+                        TrackError::TooManyOwed => "54000",
+                    };
+                    return Err(Stop::Say(End::new(sqlstate, format!("connection cannot go on: {bad}"))));
                 }
                 match Pin::new(&mut *guest).poll_write(cx, self.to_guest.filled()) {
                     Poll::Ready(Ok(n)) => {
@@ -205,7 +210,7 @@ impl Forward {
                     Poll::Ready(Err(_)) => (self.guest_gone, moved) = (true, true),
                     Poll::Pending => {}
                 }
-                if let Err(bad) = state.track.from_guest(self.to_client.unseen()) {
+                if let Err(bad) = state.track.guest_bytes(self.to_client.unseen()) {
                     tracing::warn!(database = %self.session.database, %bad, "the guest broke the protocol");
                     metrics.protocol_errors.add(1);
                     return Err(Stop::Silently);
@@ -363,5 +368,6 @@ impl Drop for Forward {
         self.shared.registry.leave(&self.session);
         self.uncount_held();
         self.shared.metrics.sessions.add(-1);
+        self.shared.registry.gone();
     }
 }

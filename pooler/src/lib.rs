@@ -17,6 +17,8 @@
 //!
 //! The README beside this crate has the states and the settings.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 mod bind;
 mod buffer;
 pub mod certificate;

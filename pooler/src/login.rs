@@ -374,13 +374,15 @@ async fn open(
     let mut ready = before_key;
     ready.extend_from_slice(&answer::key_data(session.key.process, &session.key.secret));
     ready.extend_from_slice(&after_key);
-    if session.state().track.from_guest(&rest).is_err() {
+    if session.state().track.guest_bytes(&rest).is_err() {
         shared.keys.remove(&session);
         return Err(LoginError::Guest(BeginError::TooMuch));
     }
     ready.extend_from_slice(&rest);
     let welcome = Welcome { shared: shared.clone(), session: session.clone(), kept: false };
-    line.write(&ready).await?;
+    // While it does not read this, its database cannot sleep.
+    let written = timeout(Duration::from_millis(shared.settings.startup_timeout_ms), line.write(&ready)).await;
+    written.map_err(|_| LoginError::Gone)??;
     let said = Buffer::holding(&line.buffer)
         .ok_or_else(|| LoginError::Protocol("too much was sent before the server was ready".into()))?;
     let client = line.client.take().ok_or(LoginError::Gone)?;

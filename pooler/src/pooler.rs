@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::certificate::{self, CertificateError, Tls};
@@ -22,7 +22,7 @@ use crate::verifier::Key;
 const TOLD_BEYOND_LIMIT: i64 = 64;
 /// Pause after accept failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-const BACKLOG: u32 = 4096;
+const BACKLOG: i32 = 4096;
 
 /// Why the pooler cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +82,13 @@ impl Drop for Slot {
 }
 
 /// A bound listener.
+///
+/// It may be served by one runtime, or by several at once, each with a [`Pooler::try_clone`] of it: sessions and
+/// databases know no runtime. A current-thread runtime for each core costs less than one that steals work.
 pub struct Pooler {
     shared: Arc<Shared>,
-    listener: TcpListener,
+    // Not tokio's: that would belong to the runtime that bound it.
+    listener: std::net::TcpListener,
 }
 
 impl Pooler {
@@ -112,11 +116,23 @@ impl Pooler {
         self.listener.local_addr()
     }
 
+    /// The same listener once more, to be served by another runtime. Each client is taken by one of them.
+    pub fn try_clone(&self) -> io::Result<Pooler> {
+        Ok(Pooler { shared: self.shared.clone(), listener: self.listener.try_clone()? })
+    }
+
     /// Takes clients until [`Sessions::drain`] is called. Those taken live on in tasks of the current runtime.
     pub async fn serve(self) {
+        let listener = match self.listener.try_clone().and_then(TcpListener::from_std) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "cannot serve: the listener does not fit this runtime");
+                return;
+            }
+        };
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = listener.accept() => accepted,
                 () = self.shared.registry.draining() => return,
             };
             match accepted {
@@ -145,11 +161,14 @@ impl Pooler {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4()? } else { tokio::net::TcpSocket::new_v6()? };
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Not SO_REUSEPORT, with which a second server would share the port without a word.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn configure(tcp: &TcpStream, keepalive_ms: u64) -> io::Result<()> {

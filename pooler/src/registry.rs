@@ -67,11 +67,13 @@ struct Database {
     clients: usize,
     waiting: usize,
     starting: usize,
+    /// Of those that start: clients that wait for a wake, so those whom it is for.
+    urgent: usize,
     quiesced: bool,
     awake: Option<Arc<Awake>>,
     dead: Vec<Dead>,
-    /// Told when `quiesced` ends.
-    settled: Option<Arc<Notify>>,
+    /// Told when `quiesced` ends, and when `urgent` falls to 0.
+    changed: Option<Arc<Notify>>,
 }
 
 impl Database {
@@ -97,8 +99,12 @@ impl Database {
 
     fn settle(&mut self) {
         self.quiesced = false;
-        if let Some(settled) = self.settled.take() {
-            settled.notify_waiters();
+        self.tell();
+    }
+
+    fn tell(&mut self) {
+        if let Some(changed) = self.changed.take() {
+            changed.notify_waiters();
         }
     }
 }
@@ -167,15 +173,19 @@ impl Registry {
                 return Err(Full);
             }
             database.waiting += 1;
-            database.starting += 1;
-            Ok(Queued { starting: Starting { registry: self.clone(), id } })
+            Ok(Queued { starting: self.start(id, database, true) })
         })
     }
 
-    /// Keeps the database from being put to sleep, for as long as it is kept.
-    pub fn starting(self: &Arc<Registry>, id: DatabaseId) -> Starting {
-        self.with(id, |database| database.starting += 1);
-        Starting { registry: self.clone(), id }
+    /// Keeps the database from being put to sleep, for as long as it is kept. `urgent`: for a client that waits.
+    pub fn starting(self: &Arc<Registry>, id: DatabaseId, urgent: bool) -> Starting {
+        self.with(id, |database| self.start(id, database, urgent))
+    }
+
+    fn start(self: &Arc<Registry>, id: DatabaseId, database: &mut Database, urgent: bool) -> Starting {
+        database.starting += 1;
+        database.urgent += usize::from(urgent);
+        Starting { registry: self.clone(), id, urgent }
     }
 
     /// Where to send a cancel request: only to a database that is awake and not about to sleep, for in any other no
@@ -184,8 +194,7 @@ impl Registry {
         self.with(id, |database| match &database.awake {
             Some(awake) if !database.quiesced => {
                 let awake = awake.clone();
-                database.starting += 1;
-                Some((Starting { registry: self.clone(), id }, awake))
+                Some((self.start(id, database, false), awake))
             }
             _ => None,
         })
@@ -193,19 +202,29 @@ impl Registry {
 
     /// Waits out a suspend under way; says whether there was one.
     pub async fn settled(&self, id: DatabaseId) -> bool {
+        self.until(id, |database| !database.quiesced).await
+    }
+
+    /// Lets those go first who wait for this wake.
+    pub async fn after_the_urgent(&self, id: DatabaseId) {
+        self.until(id, |database| database.urgent == 0).await;
+    }
+
+    /// Waits until it is so; says whether that took any waiting.
+    async fn until(&self, id: DatabaseId, is_so: impl Fn(&Database) -> bool) -> bool {
         let mut waited = false;
         loop {
-            let notify = self.with(id, |database| {
-                database.quiesced.then(|| database.settled.get_or_insert_default().clone())
+            let changed = self.with(id, |database| {
+                (!is_so(database)).then(|| database.changed.get_or_insert_default().clone())
             });
-            let Some(notify) = notify else { return waited };
+            let Some(changed) = changed else { return waited };
             waited = true;
-            let notified = notify.notified();
-            tokio::pin!(notified);
+            let changed = changed.notified();
+            tokio::pin!(changed);
             // Registered before the second look, so that no word is missed between the two.
-            notified.as_mut().enable();
-            if self.with(id, |database| database.quiesced) {
-                notified.await;
+            changed.as_mut().enable();
+            if self.with(id, |database| !is_so(database)) {
+                changed.await;
             }
         }
     }
@@ -221,28 +240,22 @@ impl Registry {
 
     /// The session is over. Said twice, it is heard once.
     pub fn leave(&self, session: &Arc<Session>) {
-        if self.with(session.database, |database| database.take(session)) {
-            self.one_less();
-        }
+        self.with(session.database, |database| database.take(session));
     }
 
     /// A held session's client went away: the guest hears of it at the next wake.
     pub fn bury(&self, session: &Arc<Session>) {
         let dead = Dead { epoch: session.epoch.clone(), counts: session.counts() };
-        let taken = self.with(session.database, |database| {
+        self.with(session.database, |database| {
             // In one step: a suspend counts it as one or as the other.
-            let taken = database.take(session);
-            if taken {
+            if database.take(session) {
                 database.dead.push(dead);
             }
-            taken
         });
-        if taken {
-            self.one_less();
-        }
     }
 
-    fn one_less(&self) {
+    /// A session's task is over, its client's goodbye included.
+    pub fn gone(&self) {
         self.sessions.fetch_sub(1, Ordering::SeqCst);
         self.left.notify_waiters();
     }
@@ -370,7 +383,7 @@ impl Registry {
         }
     }
 
-    /// Waits until no session is left.
+    /// Waits until no session's task is left.
     pub async fn empty(&self) {
         loop {
             let left = self.left.notified();
@@ -400,11 +413,20 @@ impl Drop for Place {
 pub(crate) struct Starting {
     registry: Arc<Registry>,
     id: DatabaseId,
+    urgent: bool,
 }
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        self.registry.with(self.id, |database| database.starting -= 1);
+        self.registry.with(self.id, |database| {
+            database.starting -= 1;
+            if self.urgent {
+                database.urgent -= 1;
+                if database.urgent == 0 {
+                    database.tell();
+                }
+            }
+        });
     }
 }
 
@@ -415,7 +437,7 @@ pub(crate) struct Queued {
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        let Starting { registry, id } = &self.starting;
+        let Starting { registry, id, .. } = &self.starting;
         registry.with(*id, |database| database.waiting -= 1);
     }
 }

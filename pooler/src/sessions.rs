@@ -54,11 +54,13 @@ impl Sessions {
 
     /// The database is awake, for whatever reason: its held sessions bind again, so that what the guest says unasked
     /// (a notification) reaches them. Wakes that the pooler asked for need not be told. `existing` are the sessions
-    /// that the VMM has; those that nobody here knows, from before a restart of this process, are closed.
+    /// that the VMM has; those that nobody here knows, from before a restart of this process, are closed. The list must
+    /// be from before any [`crate::Host::wake`] of this life of the database was answered: a session that is just being
+    /// made is not known yet. To be called within a tokio runtime.
     pub fn awake(&self, database: DatabaseId, awake: &crate::Awake, existing: &[SessionCounts]) {
         self.registry.found(database, &awake.epoch, existing);
         if let Some(graves) = self.registry.woke(database, awake) {
-            let starting = self.registry.starting(database);
+            let starting = self.registry.starting(database, false);
             tokio::spawn(crate::bind::bury(database, graves, starting));
         }
     }
@@ -74,7 +76,7 @@ impl Sessions {
     }
 
     /// Takes no more clients, ends idle ones at once and others when they have their answer, and returns when all are
-    /// gone; after `patience` the rest is ended where it stands.
+    /// gone and have been told why; after `patience` the rest is ended where it stands.
     pub async fn drain(&self, patience: Duration) {
         self.registry.end_all(&End::shutdown(), true);
         if timeout(patience, self.registry.empty()).await.is_err() {

@@ -26,6 +26,21 @@ enum Owed {
 }
 
 
+/// Answers that may be owed at one time. Buffers on the way bound what an honest guest leaves unanswered far below this;
+/// a dishonest one, with a client of its own, must not fill the pooler's memory.
+const MAX_OWED: usize = 1 << 18;
+/// An idle session keeps no more room than this for what may be owed.
+const KEPT_ROOM: usize = 64;
+
+/// Why a session cannot be followed any further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrackError {
+    #[error(transparent)]
+    Length(#[from] BadLength),
+    #[error("more than {MAX_OWED} requests without an answer")]
+    TooManyOwed,
+}
+
 /// One session's state in both directions.
 #[derive(Debug, Default)]
 pub struct Track {
@@ -42,19 +57,23 @@ pub struct Track {
 
 impl Track {
     /// Takes bytes on their way to the guest.
-    pub fn from_client(&mut self, bytes: &[u8]) -> Result<(), BadLength> {
+    pub fn client_bytes(&mut self, bytes: &[u8]) -> Result<(), TrackError> {
         let mut walker = self.from_client;
         let walked = walker.walk(bytes, |kind| self.client_sent(kind));
         self.from_client = walker;
-        walked
+        walked?;
+        match self.owed.len() {
+            0..=MAX_OWED => Ok(()),
+            _ => Err(TrackError::TooManyOwed),
+        }
     }
 
     /// Takes bytes on their way to the client.
-    pub fn from_guest(&mut self, bytes: &[u8]) -> Result<(), BadLength> {
+    pub fn guest_bytes(&mut self, bytes: &[u8]) -> Result<(), TrackError> {
         let mut walker = self.from_guest;
         let walked = walker.walk(bytes, |kind| self.guest_sent(kind));
         self.from_guest = walker;
-        walked
+        Ok(walked?)
     }
 
     /// No answer is owed and both directions are between messages. An open transaction does not count.
@@ -92,12 +111,9 @@ impl Track {
     fn client_sent(&mut self, kind: u8) {
         match kind {
             b'Q' | b'F' => self.owe(Owed::Query),
-            b'S' => {
-                // Inside a COPY that the client has not ended, the guest will ignore it.
-                if !(self.copying_in && !self.owed.contains(&Owed::CopyEnd)) {
-                    self.owe(Owed::Sync);
-                }
-            }
+            // Inside a COPY that the client has not ended, the guest will ignore it.
+            b'S' if self.copying_in && !self.owed.contains(&Owed::CopyEnd) => {}
+            b'S' => self.owe(Owed::Sync),
             b'P' | b'B' | b'D' | b'E' | b'C' | b'H' => {
                 self.forget_stale_ends();
                 self.unsynced = true;
@@ -133,6 +149,9 @@ impl Track {
                     if front != Owed::CopyEnd {
                         break;
                     }
+                }
+                if self.owed.is_empty() && self.owed.capacity() > KEPT_ROOM {
+                    self.owed = VecDeque::new();
                 }
             }
             b'G' => self.copy_begins(),
@@ -181,9 +200,9 @@ mod tests {
                 kind => {
                     let message = [kind, 0, 0, 0, 5, b'x'];
                     if from_client {
-                        track.from_client(&message).unwrap();
+                        track.client_bytes(&message).unwrap();
                     } else {
-                        track.from_guest(&message).unwrap();
+                        track.guest_bytes(&message).unwrap();
                     }
                 }
             }
@@ -254,23 +273,37 @@ mod tests {
     #[test]
     fn part_of_a_message_is_not_idle_in_either_direction() {
         let mut track = Track::default();
-        track.from_client(b"Q\0\0").unwrap();
+        track.client_bytes(b"Q\0\0").unwrap();
         assert!(!track.is_idle());
         let mut track = Track::default();
-        track.from_guest(b"N\0\0\0\x09abc").unwrap();
+        track.guest_bytes(b"N\0\0\0\x09abc").unwrap();
         assert!(!track.is_idle());
         assert!(!track.client_at_boundary());
-        track.from_guest(b"de").unwrap();
+        track.guest_bytes(b"de").unwrap();
         assert!(track.is_idle());
     }
 
     #[test]
     fn remembers_whether_the_guest_said_why() {
         let mut track = Track::default();
-        track.from_guest(b"E\0\0\0\x05\0").unwrap();
+        track.guest_bytes(b"E\0\0\0\x05\0").unwrap();
         assert!(track.guest_said_why());
-        track.from_guest(b"Z\0\0\0\x05I").unwrap();
+        track.guest_bytes(b"Z\0\0\0\x05I").unwrap();
         assert!(!track.guest_said_why());
+    }
+
+    #[test]
+    fn what_is_owed_is_bounded_and_given_back() {
+        let mut track = Track::default();
+        let syncs = [b'S', 0, 0, 0, 4].repeat(1000);
+        let refused = (0..1000).find_map(|_| track.client_bytes(&syncs).err());
+        assert_eq!(refused, Some(TrackError::TooManyOwed));
+
+        let mut track = Track::default();
+        track.client_bytes(&syncs).unwrap();
+        track.guest_bytes(&[b'Z', 0, 0, 0, 5, b'I'].repeat(1000)).unwrap();
+        assert!(track.is_idle());
+        assert_eq!(track.owed.capacity(), 0);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! An awake session: bytes both ways, cancel requests, ends.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -245,4 +247,46 @@ async fn a_driver_s_own_cancel_works() {
     w.vm().until(|vm| (vm.sessions[&1].queries == ["wait"]).then_some(())).await;
     token.cancel_query(NoTls).await.unwrap();
     assert_eq!(code(&waiting.await.unwrap().unwrap_err()), "57014");
+}
+
+#[test]
+fn several_runtimes_can_serve_one_listener() {
+    let current = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let main = current();
+    let mut w = main.block_on(World::with_spare(|_| {}));
+    // World serves in its own runtime, which from here on runs only while it is waited on.
+    let other = w.spare.take().unwrap();
+    let serving = std::thread::spawn(move || current().block_on(other.serve()));
+    let (address, user) = (w.address, w.user());
+    let client = std::thread::spawn(move || {
+        current().block_on(async {
+            let mut sessions = vec![];
+            for _ in 0..20 {
+                let mut raw = Raw::connect(address).await;
+                assert_eq!(raw.log_in(0, &[("user", &user)], PASSWORD).await.last().unwrap().0, b'Z');
+                sessions.push(raw);
+            }
+            for raw in &mut sessions {
+                raw.send(&query("hello")).await;
+                while raw.receive().await.unwrap().0 != b'Z' {}
+            }
+            sessions
+        })
+    });
+    main.block_on(async {
+        w.until("all to be connected", || client.is_finished()).await;
+        w.suspend().await;
+        w.sessions.drain(Duration::ZERO).await;
+    });
+    serving.join().unwrap();
+    assert_eq!(client.join().unwrap().len(), 20);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_said_with_the_setting_s_name() {
+    let w = World::new().await;
+    let settings = dormouse_pooler::Settings { listen: w.address, ..w.settings.clone() };
+    let again = dormouse_pooler::Pooler::bind(settings, w.host.clone(), &w.sessions).await;
+    let text = again.err().unwrap().to_string();
+    assert!(text.contains("listen") && text.contains(&w.address.to_string()), "{text}");
 }

@@ -1,5 +1,7 @@
 //! What happens before a session: TLS, startup packets good and hostile, passwords, limits. Nothing of it wakes anybody.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

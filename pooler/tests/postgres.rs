@@ -1,6 +1,8 @@
 //! Real Postgres, real clients, with sleeps in between. Postgres stays awake behind a relay: what is tested is that the
 //! pooler and its bookkeeping are right for what real drivers send.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::process::{Command, Stdio};

@@ -1,5 +1,7 @@
 //! Sessions held through sleep, and everything that may happen to them meanwhile.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::sync::Arc;
@@ -225,6 +227,32 @@ async fn held_clients_hear_what_the_guest_says_unasked_after_another_woke_it() {
     // It did not ask for anything, so the next suspend finds it idle and its counts right.
     w.suspend().await;
     assert_eq!(w.wakes(), 3);
+}
+
+#[tokio::test]
+async fn the_client_that_woke_it_is_served_before_the_silent_ones() {
+    let w = World::new().await;
+    let mut clients = vec![];
+    for _ in 0..20 {
+        clients.push(w.connect().await);
+    }
+    let speaker = w.connect().await;
+    w.suspend().await;
+    held(&w, 21).await;
+    let gate = Arc::new(Notify::new());
+    *w.host.wake_gate.lock().unwrap() = Some(gate.clone());
+    w.vm().with(|vm| vm.hellos.clear());
+    let asked = tokio::spawn(async move { ask(&speaker, "first").await });
+    w.until("it to ask for a wake", || w.sessions.active(w.host.database).starting == 1).await;
+    // The host tells of the wake before it answers those who asked for it.
+    let awake = w.vm().wake();
+    w.sessions.awake(w.host.database, &awake, &[]);
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    gate.notify_waiters();
+    assert_eq!(asked.await.unwrap(), "first");
+    w.until("all to be bound", || w.sessions.metrics().bound.get() == 21).await;
+    assert_eq!(w.vm().with(|vm| vm.hellos[0][8]), 21, "the speaker's session came first");
+    w.suspend().await;
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 //! A pooler with a host of the test's own, and clients.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 pub mod guest;
 pub mod raw;
@@ -73,6 +73,8 @@ impl Host for TestHost {
 }
 
 pub struct World {
+    /// The listener once more, if it was asked for: while it is kept, the port stays open.
+    pub spare: Option<Pooler>,
     pub host: Arc<TestHost>,
     pub sessions: Sessions,
     pub address: SocketAddr,
@@ -91,6 +93,10 @@ impl World {
     }
 
     pub async fn with(change: impl FnOnce(&mut Settings)) -> World {
+        World { spare: None, ..World::with_spare(change).await }
+    }
+
+    pub async fn with_spare(change: impl FnOnce(&mut Settings)) -> World {
         let dir = tempfile::tempdir().unwrap();
         let mut settings = Settings {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -123,8 +129,8 @@ impl World {
         });
         let pooler = Pooler::bind(settings.clone(), host.clone(), &sessions).await.unwrap();
         let address = pooler.address().unwrap();
-        let serving = tokio::spawn(pooler.serve());
-        World { host, sessions, address, settings, dir, serving }
+        let serving = tokio::spawn(pooler.try_clone().unwrap().serve());
+        World { spare: Some(pooler), host, sessions, address, settings, dir, serving }
     }
 
     pub fn user(&self) -> String {
