@@ -28,6 +28,7 @@ pub struct Facts {
     pub name: String,
     pub image: String,
     pub memory_mib: u64,
+    pub storage_mib: u64,
     pub cool_down_ms: u64,
 }
 
@@ -345,6 +346,7 @@ impl Actor {
                 id: self.facts.id.clone(),
                 image: self.facts.image.clone(),
                 memory_mib: self.facts.memory_mib,
+                storage_mib: self.facts.storage_mib,
             },
             console_log_limit: self.host.limits.console_log_limit,
             permits: self.host.permits.clone(),

@@ -118,6 +118,7 @@ impl Host {
             name: row.name.clone(),
             image,
             memory_mib: plan.memory_mib,
+            storage_mib: plan.storage_mib,
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
         };
         inner.announce(&facts, Some(row.state), None);

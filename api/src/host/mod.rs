@@ -281,7 +281,9 @@ impl Host {
     /// The states newer than the rows'. Take it before reading rows, so that no state is older than the answer
     /// to an earlier request.
     pub fn overlay(&self) -> Overlay {
-        Overlay { live: self.inner.lock_live().clone(), journal: self.inner.journal.clone() }
+        // The live ones first: an actor that ends in between has recorded its last state.
+        let live = self.inner.lock_live().clone();
+        Overlay { live, pending: self.inner.journal.all_pending() }
     }
 
     /// Every change of state from now on.
@@ -415,6 +417,7 @@ impl Inner {
             name: row.name.clone(),
             image: row.image.clone(),
             memory_mib: plan.memory_mib,
+            storage_mib: plan.storage_mib,
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
         };
         let mut actors = self.lock_actors();
@@ -490,7 +493,7 @@ impl Inner {
 /// States newer than the rows'.
 pub struct Overlay {
     live: HashMap<DatabaseId, (State, Option<String>)>,
-    journal: StateJournal,
+    pending: HashMap<DatabaseId, (State, Option<String>)>,
 }
 
 impl Overlay {
@@ -500,9 +503,9 @@ impl Overlay {
         if row.state == State::Deleting {
             return;
         }
-        if let Some((state, message)) = self.live.get(&row.id).cloned().or_else(|| self.journal.pending(&row.id)) {
-            row.state = state;
-            row.message = message;
+        if let Some((state, message)) = self.live.get(&row.id).or_else(|| self.pending.get(&row.id)) {
+            row.state = *state;
+            row.message.clone_from(message);
         }
     }
 }

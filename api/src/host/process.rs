@@ -19,6 +19,8 @@ pub struct Spec {
     pub id: DatabaseId,
     pub image: String,
     pub memory_mib: u64,
+    /// Most bytes of the layer, in MiB.
+    pub storage_mib: u64,
 }
 
 /// Exit statuses of a VMM (`docs/interfaces.md`).
@@ -46,6 +48,7 @@ impl Process {
             .arg(home.root())
             .args(["--image", &spec.image])
             .args(["--memory-mib", &spec.memory_mib.to_string()])
+            .args(["--storage-bytes", &(spec.storage_mib << 20).to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -145,9 +148,24 @@ pub fn last_words(home: &Home, id: &DatabaseId, mark: u64) -> Option<String> {
     file.seek(SeekFrom::Start(mark.max(length.saturating_sub(4096)))).ok()?;
     let mut text = Vec::new();
     file.read_to_end(&mut text).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().rev().find(|l| !l.trim().is_empty())?;
-    Some(line.trim().to_string())
+    words(&String::from_utf8_lossy(&text))
+}
+
+/// The line that explains: the last warning or error of the VMM's log, else its last line, as a sentence.
+fn words(text: &str) -> Option<String> {
+    let lines = || text.lines().rev().map(str::trim).filter(|line| !line.is_empty());
+    let grave = |line: &&str| {
+        let level = serde_json::from_str::<serde_json::Value>(line).ok();
+        level.is_none_or(|v| matches!(v["level"].as_str(), Some("WARN" | "ERROR")))
+    };
+    let line = lines().find(grave).or_else(|| lines().next())?;
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { return Some(line.to_string()) };
+    let fields = if value["fields"].is_object() { &value["fields"] } else { &value };
+    match (fields["message"].as_str(), fields["error"].as_str()) {
+        (Some(message), Some(error)) => Some(format!("{message}: {error}")),
+        (Some(message), None) => Some(message.to_string()),
+        _ => Some(line.to_string()),
+    }
 }
 
 /// Starts a log anew when it has grown past its limit, keeping one old file.
@@ -157,5 +175,25 @@ pub fn rotate(path: &std::path::Path, limit: u64) {
         if let Err(error) = fs::rename(path, &old) {
             tracing::warn!(path = %path.display(), %error, "log could not be rotated");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn the_last_words_are_the_gravest_as_a_sentence() {
+        let json = concat!(
+            r#"{"level":"WARN","fields":{"message":"the snapshot cannot be used","error":"checksum"}}"#,
+            "\n",
+            r#"{"level":"INFO","fields":{"message":"guest begins"}}"#,
+            "\n"
+        );
+        assert_eq!(words(json).as_deref(), Some("the snapshot cannot be used: checksum"));
+        assert_eq!(words("one\nerror: bad flag\n\n").as_deref(), Some("error: bad flag"));
+        let info = r#"{"level":"INFO","fields":{"message":"the guest has left"}}"#;
+        assert_eq!(words(info).as_deref(), Some("the guest has left"));
+        assert_eq!(words(" \n"), None);
     }
 }

@@ -52,6 +52,11 @@ impl StateJournal {
         self.lock().states.get(id).cloned()
     }
 
+    /// All states handed over and not yet written.
+    pub fn all_pending(&self) -> HashMap<DatabaseId, (State, Option<String>)> {
+        self.lock().states.clone()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
         // The map is whole whenever the lock is free, also after a panic elsewhere.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
