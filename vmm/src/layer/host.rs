@@ -20,7 +20,7 @@ pub(crate) struct Host {
     files: Option<File>,
     _lock: Option<File>,
     #[cfg(test)]
-    pub recorder: Option<Recorder>,
+    recorder: Option<Recorder>,
 }
 
 /// One file of the layer, open for reading and writing.
@@ -28,6 +28,15 @@ pub(crate) struct HostFile {
     pub file: File,
     #[cfg(test)]
     name: String,
+}
+
+#[cfg(test)]
+impl HostFile {
+    /// Fails if the test wants this operation on such a file to.
+    fn fault(&self, operation: &str) -> io::Result<()> {
+        let file = if self.name.starts_with("files/") { "files/" } else { &self.name };
+        super::powercut::fault(operation, file)
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
@@ -77,7 +86,7 @@ impl Host {
             files,
             _lock: held,
             #[cfg(test)]
-            recorder: None,
+            recorder: super::powercut::recorder(),
         }))
     }
 
@@ -224,6 +233,8 @@ impl Host {
     }
 
     pub fn write_at(&self, file: &HostFile, bytes: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(test)]
+        file.fault("write")?;
         file.file.write_all_at(bytes, offset)?;
         #[cfg(test)]
         self.record(|| Event::Write { name: file.name.clone(), offset, bytes: bytes.to_vec() });
@@ -232,6 +243,8 @@ impl Host {
 
     /// See [`GuestBytes::write_to`].
     pub fn write_guest(&self, file: &HostFile, bytes: GuestBytes, offset: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        file.fault("write")?;
         let n = bytes.write_to(&file.file, offset)?;
         #[cfg(test)]
         self.record(|| {
@@ -263,6 +276,8 @@ impl Host {
 
     /// Makes the file's bytes and length durable.
     pub fn sync(&self, file: &HostFile) -> io::Result<()> {
+        #[cfg(test)]
+        file.fault("sync")?;
         file.file.sync_data()?;
         #[cfg(test)]
         self.record(|| Event::Sync(file.name.clone()));

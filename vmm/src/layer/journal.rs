@@ -15,7 +15,7 @@ const FRAME_HEAD: usize = 8;
 /// The longest template name taken, in bytes.
 const TEMPLATE_MAX: usize = 256;
 /// A journal is written anew from this length on, in bytes, when most of it is history.
-const COMPACT_MIN: u64 = 64 << 10;
+const COMPACT_MIN: u64 = if cfg!(test) { 1 << 9 } else { 64 << 10 };
 /// The buffer is flushed unasked from this length on, in bytes.
 pub(crate) const BUFFER_MAX: usize = 256 << 10;
 
@@ -289,4 +289,62 @@ fn read_header(bytes: &[u8]) -> Result<Option<(String, u64, usize)>, LayerError>
     }
     let template = String::from_utf8(template.to_vec()).map_err(|_| LayerError::Damaged("its template's name".into()))?;
     Ok(Some((template, base, end + 4)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::record::Time;
+
+    fn attr(id: u64) -> Op {
+        Op::Attr { id, mode: 0, mtime: Time::default() }
+    }
+
+    #[test]
+    fn the_rest_of_an_interrupted_flush_never_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let load = || {
+            let host = Host::open(dir.path(), true).unwrap().unwrap();
+            let (journal, ops) = Journal::load(&host, "t", true).unwrap();
+            (host, journal, ops)
+        };
+        let (mut host, mut journal, _) = load();
+        journal.prepare(&mut host).unwrap();
+        journal.push(&[attr(1)]);
+        assert!(journal.flush(&host).is_ok());
+        let good = journal.len;
+        // Two frames, of which the first did not arrive whole.
+        journal.push(&[attr(2)]);
+        journal.push(&[attr(3)]);
+        assert!(journal.flush(&host).is_ok());
+        let file = &journal.file.as_ref().unwrap().file;
+        file.write_all_at(b"?", good + 12).unwrap();
+        drop((host, journal));
+
+        let (mut host, mut journal, ops) = load();
+        assert_eq!(ops, [attr(1)]);
+        assert!(journal.torn);
+        journal.prepare(&mut host).unwrap();
+        // As long as the first, so that the second would follow it.
+        journal.push(&[attr(4)]);
+        assert!(journal.flush(&host).is_ok());
+        drop((host, journal));
+        assert_eq!(load().2, [attr(1), attr(4)]);
+    }
+
+    #[test]
+    fn a_frame_taken_back_was_never_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut host = Host::open(dir.path(), true).unwrap().unwrap();
+        let (mut journal, _) = Journal::load(&host, "t", true).unwrap();
+        journal.prepare(&mut host).unwrap();
+        journal.push(&[attr(1)]);
+        let mark = journal.mark();
+        journal.push(&[attr(2)]);
+        journal.take_back(mark);
+        journal.push(&[attr(3)]);
+        assert!(journal.flush(&host).is_ok());
+        let (again, ops) = Journal::load(&host, "t", false).unwrap();
+        assert_eq!((ops, again.position()), (vec![attr(1), attr(3)], journal.position()));
+    }
 }

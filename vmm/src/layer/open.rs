@@ -46,6 +46,7 @@ impl Layer {
             .ok_or_else(|| LayerError::LayerLocked(path.to_owned()))?;
         let template = Template::open(template)
             .map_err(LayerError::io(format!("cannot open the template {}", template.display())))?;
+        let root = template.stat(b"").map_err(|e| LayerError::io("cannot read the template")(e.into()))?;
         let (journal, ops) = Journal::load(&host, &options.template, create)?;
         let mut layer = Layer {
             host,
@@ -73,7 +74,7 @@ impl Layer {
                 origin: Some(Vec::new()),
                 placed: true,
                 mode: 0o700,
-                mtime: Time::default(),
+                mtime: root.map_or(Time::default(), |entry| entry.mtime),
                 recorded: true,
                 links: 1,
                 lookups: 0,

@@ -8,6 +8,7 @@
 use super::object::ROOT;
 use super::{Errno, GuestBytes, Kind, Layer, LayerOptions};
 use crate::fs::tests::{Folders, HASH, Random, folders};
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -37,6 +38,27 @@ impl Recorder {
     fn len(&self) -> usize {
         self.0.lock().unwrap().len()
     }
+}
+
+thread_local! {
+    static RECORDER: RefCell<Option<Recorder>> = const { RefCell::new(None) };
+}
+
+thread_local! {
+    static FAULT: Cell<Option<(&'static str, i32)>> = const { Cell::new(None) };
+}
+
+/// Fails with an error number if the test wants this operation to.
+pub(crate) fn fault(operation: &str, file: &str) -> std::io::Result<()> {
+    match FAULT.get() {
+        Some((at, error)) if at == format!("{operation} {file}") => Err(std::io::Error::from_raw_os_error(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Whoever writes down what the layers do that are opened by this thread.
+pub(crate) fn recorder() -> Option<Recorder> {
+    RECORDER.with_borrow(Clone::clone)
 }
 
 /// One file of the played disk.
@@ -130,10 +152,10 @@ impl Disk {
         }
     }
 
-    /// What is found after the power comes back.
-    fn cut(&self, random: &mut Random, layer: &Path) {
+    /// What is found after the power comes back. Of what was not flushed, one of `percents` each is kept.
+    fn cut(&self, random: &mut Random, percents: &[u64], layer: &Path) {
         let mut names = self.durable.clone();
-        let percent = *random.pick(&[0, 20, 50, 80, 100]);
+        let percent = *random.pick(percents);
         for (name, inode) in &self.pending {
             if random.chance(percent) {
                 match inode {
@@ -147,7 +169,7 @@ impl Disk {
         for (name, inode) in names {
             let inode = &self.inodes[inode];
             let mut bytes = inode.durable.clone();
-            let percent = *random.pick(&[0, 20, 50, 80, 100]);
+            let percent = *random.pick(percents);
             for event in &inode.pending {
                 let Event::Write { name, offset, bytes: new } = event else {
                     if random.chance(percent) {
@@ -222,6 +244,8 @@ struct Player {
     files: Vec<Content>,
     /// The tree after each step since the last flush, the flushed one first.
     trees: Vec<Tree>,
+    /// Nodes looked up, to be forgotten.
+    known: Vec<u64>,
 }
 
 fn full(dir: &str, name: &str) -> String {
@@ -233,12 +257,13 @@ impl Player {
         let mut at = ROOT;
         for name in path.split('/').filter(|n| !n.is_empty()) {
             at = self.layer.lookup(at, name.as_bytes())?;
+            self.known.push(at);
         }
         Ok(at)
     }
 
     fn load(layer: Layer) -> Player {
-        let mut player = Player { layer, tree: Tree::new(), files: Vec::new(), trees: Vec::new() };
+        let mut player = Player { layer, tree: Tree::new(), files: Vec::new(), trees: Vec::new(), known: Vec::new() };
         let (tree, files) = player.read_all();
         player.tree = tree.clone();
         player.trees = vec![tree];
@@ -340,7 +365,8 @@ impl Player {
                 let node = self.walk(&dir).unwrap();
                 let made = self.layer.create(node, name.as_bytes(), Kind::File, 0o600, b"");
                 assert_eq!(made.is_ok(), !self.tree.contains_key(&path));
-                if made.is_ok() {
+                if let Ok(id) = made {
+                    self.known.push(id);
                     self.tree.insert(path, Entry::File(self.files.len()));
                     self.files.push(Content::default());
                 }
@@ -350,7 +376,8 @@ impl Player {
                 let path = full(&dir, name);
                 let node = self.walk(&dir).unwrap();
                 let kind = if random.chance(70) { Kind::Dir } else { Kind::Symlink };
-                if self.layer.create(node, name.as_bytes(), kind, 0o700, b"to").is_ok() {
+                if let Ok(id) = self.layer.create(node, name.as_bytes(), kind, 0o700, b"to") {
+                    self.known.push(id);
                     self.tree.insert(path, if kind == Kind::Dir { Entry::Dir } else { Entry::Link(b"to".to_vec()) });
                 }
             }
@@ -386,6 +413,7 @@ impl Player {
                 let dir = self.dir(random);
                 let (id, node) = (self.walk(&path).unwrap(), self.walk(&dir).unwrap());
                 if self.layer.link(id, node, name.as_bytes()).is_ok() {
+                    self.known.push(id);
                     let entry = self.tree[&path].clone();
                     self.tree.insert(full(&dir, name), entry);
                 }
@@ -401,13 +429,20 @@ impl Player {
             }
         }
         self.trees.push(self.tree.clone());
+        // Most are forgotten, so that what has no name goes.
+        if random.chance(80) {
+            for id in self.known.drain(..) {
+                self.layer.forget(id, 1);
+            }
+        }
     }
 }
 
 fn open(folders: &Folders) -> (Layer, Recorder) {
-    let mut layer = Layer::open(&folders.layer, &folders.template, LayerOptions::new(HASH)).unwrap();
     let recorder = Recorder::default();
-    layer.host.recorder = Some(recorder.clone());
+    RECORDER.set(Some(recorder.clone()));
+    let layer = Layer::open(&folders.layer, &folders.template, LayerOptions::new(HASH)).unwrap();
+    RECORDER.set(None);
     (layer, recorder)
 }
 
@@ -417,8 +452,8 @@ fn what_was_flushed_is_there_after_a_power_cut() {
         let folders = folders();
         let mut random = Random::new(case);
         for _round in 0..6 {
-            let (layer, recorder) = open(&folders);
             let mut disk = Disk::of(&folders.layer);
+            let (layer, recorder) = open(&folders);
             let mut player = Player::load(layer);
             for _ in 0..1 + random.below(60) {
                 player.step(&mut random);
@@ -442,7 +477,7 @@ fn what_was_flushed_is_there_after_a_power_cut() {
             for event in &recorder.0.lock().unwrap()[..at] {
                 disk.play(event);
             }
-            disk.cut(&mut random, &folders.layer);
+            disk.cut(&mut random, &[0, 20, 50, 80, 100], &folders.layer);
 
             let mut after = Player::load(open(&folders).0);
             let (found, bytes) = after.read_all();
@@ -466,5 +501,98 @@ fn what_was_flushed_is_there_after_a_power_cut() {
             let verdicts: Vec<Result<(), String>> = candidates.into_iter().map(explain).collect();
             assert!(verdicts.iter().any(Result::is_ok), "{verdicts:?}");
         }
+    }
+}
+
+/// A layer with block 1 of `base/5/100` written and flushed, and the file's node.
+fn with_one_block(folders: &Folders) -> (Player, u64) {
+    let mut player = Player::load(open(folders).0);
+    let id = player.walk("base/5/100").unwrap();
+    write(&mut player.layer, id, 8192, 1).unwrap();
+    player.layer.sync(id).unwrap();
+    (player, id)
+}
+
+fn write(layer: &mut Layer, id: u64, at: u64, byte: u8) -> Result<usize, Errno> {
+    let mut bytes = [byte; 8192];
+    layer.write(id, at, GuestBytes::new(&[VolatileSlice::from(&mut bytes[..])]))
+}
+
+fn content(layer: &mut Layer, id: u64) -> Vec<u8> {
+    let mut bytes = vec![0; layer.attributes(id).unwrap().size as usize];
+    assert_eq!(layer.read_host(id, 0, &mut bytes), Ok(bytes.len()));
+    bytes
+}
+
+#[test]
+fn a_cut_file_that_grows_again_never_shows_the_template() {
+    let folders = folders();
+    drop(with_one_block(&folders));
+    let mut disk = Disk::of(&folders.layer);
+    let (mut layer, recorder) = open(&folders);
+    let base = layer.lookup(ROOT, b"base").unwrap();
+    let five = layer.lookup(base, b"5").unwrap();
+    let id = layer.lookup(five, b"100").unwrap();
+    layer.set_size(id, 0).unwrap();
+    layer.set_size(id, 4 * 8192).unwrap();
+    write(&mut layer, id, 3 * 8192, 9).unwrap();
+    drop(layer);
+    recorder.0.lock().unwrap().iter().for_each(|event| disk.play(event));
+    // The layer's files all arrive, whatever was flushed.
+    disk.cut(&mut Random::new(0), &[100], &folders.layer);
+    let mut after = Player::load(open(&folders).0);
+    let id = after.walk("base/5/100").unwrap();
+    let found = content(&mut after.layer, id);
+    assert!(found[..found.len().min(3 * 8192)].iter().all(|&b| b == 0), "bytes from before the cut");
+}
+
+#[test]
+fn a_full_host_disk_costs_the_flush_and_nothing_else() {
+    let folders = folders();
+    let (mut player, id) = with_one_block(&folders);
+    let before = content(&mut player.layer, id);
+    player.layer.create(ROOT, b"new", Kind::File, 0o600, b"").unwrap();
+    for full in ["write journal", "write files/"] {
+        FAULT.set(Some((full, libc::ENOSPC)));
+        if full == "write journal" {
+            assert_eq!(player.layer.sync(id), Err(Errno(libc::ENOSPC)));
+            // Nor is a file cut whose cut can't be noted.
+            assert_eq!(player.layer.set_size(id, 0), Err(Errno(libc::ENOSPC)));
+        } else {
+            assert_eq!(write(&mut player.layer, id, 0, 5), Err(Errno(libc::ENOSPC)));
+        }
+        FAULT.set(None);
+        assert_eq!(content(&mut player.layer, id), before);
+    }
+    write(&mut player.layer, id, 0, 5).unwrap();
+    player.layer.sync(id).unwrap();
+    drop(player);
+    let mut after = Player::load(open(&folders).0);
+    let id = after.walk("base/5/100").unwrap();
+    let found = content(&mut after.layer, id);
+    assert!(found[..8192] == [5; 8192] && found[8192..] == before[8192..]);
+    assert!(after.walk("new").is_ok());
+}
+
+#[test]
+fn after_a_flush_that_failed_nothing_is_called_flushed() {
+    for broken in ["sync files/", "sync journal"] {
+        let folders = folders();
+        let (mut player, id) = with_one_block(&folders);
+        write(&mut player.layer, id, 0, 5).unwrap();
+        FAULT.set(Some((broken, libc::EIO)));
+        assert_eq!(player.layer.sync(id), Err(Errno(libc::EIO)), "{broken}");
+        FAULT.set(None);
+        // The host might say that all is well now.
+        assert_eq!(player.layer.sync(id), Err(Errno(libc::EIO)));
+        assert_eq!(player.layer.sync_all(), Err(Errno(libc::EIO)));
+        assert_eq!(write(&mut player.layer, id, 0, 6), Err(Errno(libc::EIO)));
+        assert_eq!(player.layer.create(ROOT, b"new", Kind::File, 0o600, b""), Err(Errno(libc::EIO)));
+        assert_eq!(content(&mut player.layer, id)[..8192], [5; 8192]);
+        drop(player);
+        let mut after = Player::load(open(&folders).0);
+        let id = after.walk("base/5/100").unwrap();
+        write(&mut after.layer, id, 0, 7).unwrap();
+        assert_eq!(after.layer.sync(id), Ok(()));
     }
 }
