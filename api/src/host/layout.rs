@@ -128,18 +128,9 @@ impl Home {
         }
     }
 
-    /// Whether the layer owns no file (`data-layer.md`: a layer never written has no object's bytes, and a
-    /// journal of one block or none).
+    /// Whether nothing was ever changed in its layer.
     fn layer_is_empty(&self, id: &DatabaseId) -> bool {
-        let layer = self.database(id).join("layer");
-        let files = match fs::read_dir(layer.join("files")) {
-            Ok(mut files) => files.next().is_some(),
-            Err(_) => false,
-        };
-        let journal = fs::metadata(layer.join("journal")).map(|m| m.len()).unwrap_or(0);
-        !files && journal <= EMPTY_JOURNAL
+        // A layer that cannot be read is for the VMM to explain; a cold start is what it would come to.
+        dormouse_vmm::layer::is_empty(&self.database(id).join("layer")).unwrap_or(false)
     }
 }
-
-/// Bytes a journal may have and still be only its header.
-const EMPTY_JOURNAL: u64 = 512;
