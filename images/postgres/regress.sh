@@ -44,9 +44,10 @@ fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-regress.XXXXXX")
 postmaster=
 stop() {
-    if [ -n "$postmaster" ]; then
-        kill -INT "$postmaster" 2> /dev/null || true
-        wait "$postmaster" 2> /dev/null || true
+    # The server itself is asked to stop, by the id it wrote down: $postmaster is a shell around it.
+    if [ -n "$postmaster" ] && server_id=$(head -n 1 "$work/data/postmaster.pid" 2> /dev/null); then
+        kill -INT "$server_id" || true
+        wait "$postmaster" || true
     fi
     rm -rf "$work"
 }
