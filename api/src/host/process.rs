@@ -140,25 +140,26 @@ pub fn running(home: &Home) -> Vec<(u32, DatabaseId)> {
         .collect()
 }
 
-/// The last line a VMM left in its log past `mark` (the log's length when it was started), as its reason.
-pub fn last_words(home: &Home, id: &DatabaseId, mark: u64) -> Option<String> {
+/// The reason a VMM left in its log past `mark` (the log's length when it was started): its last complaint, or
+/// else, if `any`, its last line.
+pub fn last_words(home: &Home, id: &DatabaseId, mark: u64, any: bool) -> Option<String> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = fs::File::open(home.vmm_log(id)).ok()?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(mark.max(length.saturating_sub(4096)))).ok()?;
     let mut text = Vec::new();
     file.read_to_end(&mut text).ok()?;
-    words(&String::from_utf8_lossy(&text))
+    words(&String::from_utf8_lossy(&text), any)
 }
 
-/// The line that explains: the last warning or error of the VMM's log, else its last line, as a sentence.
-fn words(text: &str) -> Option<String> {
+/// The line that explains, as a sentence.
+fn words(text: &str, any: bool) -> Option<String> {
     let lines = || text.lines().rev().map(str::trim).filter(|line| !line.is_empty());
     let grave = |line: &&str| {
         let level = serde_json::from_str::<serde_json::Value>(line).ok();
         level.is_none_or(|v| matches!(v["level"].as_str(), Some("WARN" | "ERROR")))
     };
-    let line = lines().find(grave).or_else(|| lines().next())?;
+    let line = lines().find(grave).or_else(|| lines().next().filter(|_| any))?;
     let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { return Some(line.to_string()) };
     let fields = if value["fields"].is_object() { &value["fields"] } else { &value };
     match (fields["message"].as_str(), fields["error"].as_str()) {
@@ -190,10 +191,11 @@ mod tests {
             r#"{"level":"INFO","fields":{"message":"guest begins"}}"#,
             "\n"
         );
-        assert_eq!(words(json).as_deref(), Some("the snapshot cannot be used: checksum"));
-        assert_eq!(words("one\nerror: bad flag\n\n").as_deref(), Some("error: bad flag"));
+        assert_eq!(words(json, false).as_deref(), Some("the snapshot cannot be used: checksum"));
+        assert_eq!(words("one\nerror: bad flag\n\n", false).as_deref(), Some("error: bad flag"));
         let info = r#"{"level":"INFO","fields":{"message":"the guest has left"}}"#;
-        assert_eq!(words(info).as_deref(), Some("the guest has left"));
-        assert_eq!(words(" \n"), None);
+        assert_eq!(words(info, true).as_deref(), Some("the guest has left"));
+        assert_eq!(words(info, false), None);
+        assert_eq!(words(" \n", true), None);
     }
 }

@@ -145,7 +145,7 @@ impl<F: Fn(VmEvent)> Life<F> {
         if status.success() {
             return None;
         }
-        let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark);
+        let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark, true);
         let words = words.map(|w| format!(": {w}")).unwrap_or_default();
         Some(match status.code() {
             Some(status::NO_KVM) => format!(
@@ -276,7 +276,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 let ms = self.started.elapsed().as_secs_f64() * 1e3;
                 tracing::info!(database = %self.context.spec.id, epoch, cold, ms, %trace, "awake");
                 if cold {
-                    let why = last_words(&self.context.home, &self.context.spec.id, self.log_mark);
+                    let why = last_words(&self.context.home, &self.context.spec.id, self.log_mark, false);
                     tracing::info!(database = %self.context.spec.id, why, "started cold; sessions held from before end with 57P01");
                 }
                 if self.old && !cold {
