@@ -20,7 +20,7 @@ pub(crate) struct Host {
     files: Option<File>,
     _lock: Option<File>,
     #[cfg(test)]
-    recorder: Option<Recorder>,
+    pub recorder: Option<Recorder>,
 }
 
 /// One file of the layer, open for reading and writing.

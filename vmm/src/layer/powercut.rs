@@ -10,7 +10,7 @@ use super::{Errno, GuestBytes, Kind, Layer, LayerOptions};
 use crate::fs::tests::{Folders, HASH, Random, folders};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use vm_memory::VolatileSlice;
 
@@ -246,6 +246,8 @@ struct Player {
     trees: Vec<Tree>,
     /// Nodes looked up, to be forgotten.
     known: Vec<u64>,
+    /// Layer, template, and a layer that nobody needs.
+    folders: (PathBuf, PathBuf, PathBuf),
 }
 
 fn full(dir: &str, name: &str) -> String {
@@ -262,8 +264,11 @@ impl Player {
         Ok(at)
     }
 
-    fn load(layer: Layer) -> Player {
-        let mut player = Player { layer, tree: Tree::new(), files: Vec::new(), trees: Vec::new(), known: Vec::new() };
+    fn load(layer: Layer, folders: &Folders) -> Player {
+        let spare = folders.temp.path().join("spare");
+        std::fs::create_dir_all(&spare).unwrap();
+        let folders = (folders.layer.clone(), folders.template.clone(), spare);
+        let mut player = Player { layer, tree: Tree::new(), files: Vec::new(), trees: Vec::new(), known: Vec::new(), folders };
         let (tree, files) = player.read_all();
         player.tree = tree.clone();
         player.trees = vec![tree];
@@ -316,6 +321,18 @@ impl Player {
     /// One random step, in the layer and in what is known of it.
     fn step(&mut self, random: &mut Random) {
         let name = *random.pick(&["100", "101", "a", "b", "c", "pg_control", "0001", "0002"]);
+        if random.chance(3) {
+            // The guest sleeps and wakes within one life of the host, with nothing flushed.
+            let saved = self.layer.save();
+            let recorder = self.layer.host.recorder.clone();
+            let options = LayerOptions::new(HASH);
+            let (layer, template, spare) = self.folders.clone();
+            // Another one takes the old one's place meanwhile, so that it lets go of the lock.
+            self.layer = Layer::open(&spare, &template, options.clone()).unwrap();
+            RECORDER.set(recorder);
+            self.layer = Layer::restore(&layer, &template, options, &saved).unwrap();
+            RECORDER.set(None);
+        }
         match random.below(20) {
             0..9 => {
                 let Some(path) = self.pick(random, |e| matches!(e, Entry::File(_))) else { return };
@@ -454,7 +471,7 @@ fn what_was_flushed_is_there_after_a_power_cut() {
         for _round in 0..6 {
             let mut disk = Disk::of(&folders.layer);
             let (layer, recorder) = open(&folders);
-            let mut player = Player::load(layer);
+            let mut player = Player::load(layer, &folders);
             for _ in 0..1 + random.below(60) {
                 player.step(&mut random);
             }
@@ -479,7 +496,7 @@ fn what_was_flushed_is_there_after_a_power_cut() {
             }
             disk.cut(&mut random, &[0, 20, 50, 80, 100], &folders.layer);
 
-            let mut after = Player::load(open(&folders).0);
+            let mut after = Player::load(open(&folders).0, &folders);
             let (found, bytes) = after.read_all();
             // Which of the states since the last flush is it?
             let matches = |known: &&Tree| {
@@ -506,7 +523,7 @@ fn what_was_flushed_is_there_after_a_power_cut() {
 
 /// A layer with block 1 of `base/5/100` written and flushed, and the file's node.
 fn with_one_block(folders: &Folders) -> (Player, u64) {
-    let mut player = Player::load(open(folders).0);
+    let mut player = Player::load(open(folders).0, folders);
     let id = player.walk("base/5/100").unwrap();
     write(&mut player.layer, id, 8192, 1).unwrap();
     player.layer.sync(id).unwrap();
@@ -540,7 +557,7 @@ fn a_cut_file_that_grows_again_never_shows_the_template() {
     recorder.0.lock().unwrap().iter().for_each(|event| disk.play(event));
     // The layer's files all arrive, whatever was flushed.
     disk.cut(&mut Random::new(0), &[100], &folders.layer);
-    let mut after = Player::load(open(&folders).0);
+    let mut after = Player::load(open(&folders).0, &folders);
     let id = after.walk("base/5/100").unwrap();
     let found = content(&mut after.layer, id);
     assert!(found[..found.len().min(3 * 8192)].iter().all(|&b| b == 0), "bytes from before the cut");
@@ -567,7 +584,7 @@ fn a_full_host_disk_costs_the_flush_and_nothing_else() {
     write(&mut player.layer, id, 0, 5).unwrap();
     player.layer.sync(id).unwrap();
     drop(player);
-    let mut after = Player::load(open(&folders).0);
+    let mut after = Player::load(open(&folders).0, &folders);
     let id = after.walk("base/5/100").unwrap();
     let found = content(&mut after.layer, id);
     assert!(found[..8192] == [5; 8192] && found[8192..] == before[8192..]);
@@ -590,7 +607,7 @@ fn after_a_flush_that_failed_nothing_is_called_flushed() {
         assert_eq!(player.layer.create(ROOT, b"new", Kind::File, 0o600, b""), Err(Errno(libc::EIO)));
         assert_eq!(content(&mut player.layer, id)[..8192], [5; 8192]);
         drop(player);
-        let mut after = Player::load(open(&folders).0);
+        let mut after = Player::load(open(&folders).0, &folders);
         let id = after.walk("base/5/100").unwrap();
         write(&mut after.layer, id, 0, 7).unwrap();
         assert_eq!(after.layer.sync(id), Ok(()));
