@@ -164,10 +164,11 @@ pub fn encode_index(frames: &[Frame]) -> Vec<u8> {
     out.into_bytes()
 }
 
-/// Reads an index whose bytes have been checked; page numbers are below `pages`.
+/// Reads an index whose bytes have been checked; page numbers are below `pages` and ascend, so none comes twice.
 pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> {
     let mut reader = Reader::new(bytes);
     let mut frames = Vec::new();
+    let mut next = 0;
     for _ in 0..reader.u32()? {
         let at = Extent { offset: reader.u64()?, len: u64::from(reader.u32()?), crc: reader.u32()? };
         let count = usize::from(reader.u16()?);
@@ -178,9 +179,10 @@ pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> 
         for _ in 0..count {
             let word = reader.u32()?;
             let page = Page { number: word & !XOR, kind: if word & XOR == 0 { Kind::Whole } else { Kind::Xor } };
-            if u64::from(page.number) >= pages {
+            if u64::from(page.number) >= pages || page.number < next {
                 return Err(Unreadable::Damaged("its index"));
             }
+            next = page.number + 1;
             list.push(page);
         }
         frames.push(Frame { at, pages: list });
@@ -230,11 +232,13 @@ mod tests {
             pages: vec![Page { number: 7, kind: Kind::Xor }, Page { number: 9, kind: Kind::Whole }],
         }];
         let bytes = encode_index(&frames);
-        assert_eq!(decode_index(&bytes, 10), Ok(frames));
+        assert_eq!(decode_index(&bytes, 10).as_ref(), Ok(&frames));
         assert!(decode_index(&bytes, 9).is_err(), "a page beyond memory");
         for cut in 0..bytes.len() {
             assert!(decode_index(&bytes[..cut], 10).is_err(), "cut at {cut}");
         }
         assert!(decode_index(&[0xff; 64], 10).is_err());
+        let twice = vec![frames[0].clone(), frames[0].clone()];
+        assert!(decode_index(&encode_index(&twice), 10).is_err(), "a page twice");
     }
 }
