@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use super::write::NAME;
+use super::write::{NAME, TEMPORARY};
 use crate::crash;
 
 /// The snapshot between being spent and being removed. Whatever lies there is nothing.
@@ -72,11 +72,18 @@ impl Spending {
     }
 }
 
-/// Moves a snapshot that can't be used out of the way, durably, before the database starts cold.
+/// Moves a snapshot that can't be used out of the way, durably, before the database starts cold, and removes what
+/// earlier processes left half done.
 pub fn refuse(dir: &Path) -> io::Result<()> {
     match std::fs::rename(dir.join(NAME), dir.join(REFUSED)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
+    }
+    for leftover in [SPENT, TEMPORARY] {
+        match std::fs::remove_file(dir.join(leftover)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
     }
     // Flushed even when there is nothing: an earlier process may have spent it and died before its flush.
     File::open(dir)?.sync_all()

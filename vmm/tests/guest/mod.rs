@@ -430,6 +430,11 @@ impl Drop for Vmm {
 }
 
 impl Vmm {
+    /// Starts a command of [`Home::command`].
+    pub fn new(mut command: Command, home: &Home) -> Self {
+        Self { child: command.spawn().unwrap(), run_dir: home.run_dir() }
+    }
+
     /// Waits for the end; returns the status and what was logged.
     pub fn end(mut self) -> (ExitStatus, String) {
         let mut log = String::new();

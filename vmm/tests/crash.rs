@@ -1,0 +1,86 @@
+//! A kill at each named step of suspend and restore: the next start finds the one state or the other, never both.
+//!
+//! `cargo test -p dormouse-vmm --features crash-points --test crash`
+#![cfg(feature = "crash-points")]
+
+mod guest;
+
+use guest::{Home, Vmm, files, has_kvm};
+
+fn start_crashing(home: &Home, step: &str) -> Vmm {
+    let mut command = home.command("s");
+    command.env("DORMOUSE_CRASH_AT", step);
+    Vmm::new(command, home)
+}
+
+/// Starts without crashing; says whether cold, and stops.
+fn start(home: &Home) -> bool {
+    let vmm = home.start("s", &[]);
+    let mut control = vmm.control();
+    let cold = control.event("ready")["cold"].as_bool().unwrap();
+    assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let mut left = files(&home.database_dir());
+    left.retain(|name| name != "console.log" && name != "snapshot.refused");
+    assert_eq!(left, ["layer"], "no half snapshot is left");
+    cold
+}
+
+fn assert_killed(vmm: Vmm, step: &str) {
+    use std::os::unix::process::ExitStatusExt;
+    let (status, log) = vmm.end();
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "{step}: {log}");
+}
+
+#[test]
+fn a_kill_in_suspend_leaves_a_whole_snapshot_or_none() {
+    if !has_kvm("crash in suspend") {
+        return;
+    }
+    for (step, survives) in [
+        ("suspend-begun", false),
+        ("suspend-flushed", false),
+        ("suspend-written", false),
+        ("suspend-synced", false),
+        ("suspend-renamed", true),
+        ("suspend-committed", true),
+    ] {
+        let home = Home::new();
+        let vmm = start_crashing(&home, step);
+        let mut control = vmm.control();
+        control.event("ready");
+        control.say(r#"{"op":"suspend"}"#);
+        assert_killed(vmm, step);
+        assert_eq!(start(&home), !survives, "{step}");
+        assert!(start(&home), "{step}: used once");
+    }
+}
+
+#[test]
+fn a_kill_in_restore_leaves_an_unused_snapshot_or_none() {
+    if !has_kvm("crash in restore") {
+        return;
+    }
+    for (step, survives) in [
+        ("restore-begun", Some(true)),
+        ("restore-loaded", Some(true)),
+        ("spent-renamed", Some(false)),
+        ("spent", Some(false)),
+        // The mark is made beside the restore: both are right, as the guest has not run.
+        ("restore-entered", None),
+    ] {
+        let home = Home::new();
+        let vmm = home.start("s", &[]);
+        let mut control = vmm.control();
+        control.event("ready");
+        assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
+        drop(vmm);
+        assert_killed(start_crashing(&home, step), step);
+        let cold = start(&home);
+        if let Some(survives) = survives {
+            assert_eq!(cold, !survives, "{step}");
+        }
+        assert!(start(&home), "{step}: used once");
+    }
+}
