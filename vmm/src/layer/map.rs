@@ -31,6 +31,7 @@ impl BlockMap {
         }
     }
 
+    #[cfg(test)]
     pub fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
     }

@@ -14,6 +14,7 @@
 //!
 //! Nothing here knows FUSE: that is [`crate::fs`].
 
+mod attributes;
 mod data;
 mod encoding;
 mod error;
@@ -96,17 +97,6 @@ pub struct Layer {
     poisoned: bool,
     /// Objects with open host files, the oldest first.
     open_files: VecDeque<u64>,
-}
-
-/// What a guest sees of an object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Attributes {
-    pub id: u64,
-    pub kind: Kind,
-    pub size: u64,
-    pub mode: u32,
-    pub links: u32,
-    pub mtime: Time,
 }
 
 impl Layer {

@@ -1,9 +1,9 @@
 //! Names: looking up, making, removing, moving, listing.
 
 use super::object::{Body, DirState, FileState, Object, Override, Own, ROOT};
-use super::record::{Kind, Op, Time};
+use super::record::{Kind, Op};
 use super::template::{Listing, join};
-use super::{Attributes, Errno, Layer, now};
+use super::{Errno, Layer, now};
 
 /// The longest name, in bytes.
 const NAME_MAX: usize = 255;
@@ -458,37 +458,6 @@ impl Layer {
             Body::Symlink(target) => Ok(target),
             _ => Err(Errno(libc::EINVAL)),
         }
-    }
-
-    pub(crate) fn attributes(&mut self, id: u64) -> Result<Attributes, Errno> {
-        self.load(id)?;
-        let object = self.object(id)?;
-        let size = match &object.body {
-            Body::File(file) => file.size.unwrap_or(0),
-            Body::Symlink(target) => target.len() as u64,
-            Body::Dir(_) => 4096,
-        };
-        let links = if object.kind() == Kind::Dir { 2 } else { object.links };
-        Ok(Attributes { id, kind: object.kind(), size, mode: object.mode, links, mtime: object.mtime })
-    }
-
-    /// Sets permission bits and modification time (`None`: leaves them).
-    pub(crate) fn set_attributes(&mut self, id: u64, mode: Option<u32>, mtime: Option<Time>) -> Result<(), Errno> {
-        self.load(id)?;
-        self.begin_change()?;
-        let mut ops = Vec::new();
-        self.record(id, &mut ops)?;
-        let object = self.object_mut(id)?;
-        if let Some(mode) = mode {
-            object.mode = mode & 0o7777;
-        }
-        if let Some(mtime) = mtime {
-            object.mtime = mtime;
-        }
-        if object.in_journal() {
-            ops.push(Op::Attr { id, mode: object.mode, mtime: object.mtime });
-        }
-        self.push(&ops)
     }
 }
 
