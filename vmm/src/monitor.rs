@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::{self, Clock};
 use crate::control::{Client, Control, Request, SessionCounts};
-use crate::reactor::{Events, READ, Reactor, Waker};
+use crate::reactor::{Events, READ, Reactor, Terminate, Waker};
 use crate::sessions::Sessions;
 use crate::shared::SharedPage;
 use crate::virtio::vsock::Vsock;
@@ -27,7 +27,8 @@ use crate::virtio::vsock::Vsock;
 const TOKEN_WAKER: u64 = 0;
 const TOKEN_SESSIONS: u64 = 1;
 const TOKEN_CONTROL: u64 = 2;
-const FIRST_TOKEN: u64 = 3;
+const TOKEN_TERMINATE: u64 = 3;
+const FIRST_TOKEN: u64 = 4;
 
 /// How long a suspend waits for the guest to halt before it is answered "busy".
 const HALT_WITHIN: Duration = Duration::from_millis(100);
@@ -116,6 +117,8 @@ pub struct Io {
     pub control: Control,
     pub life: Life,
     pub suspend: Option<Suspend>,
+    /// SIGTERM came: suspend as soon as it can be done.
+    terminating: bool,
     stopping: Vec<Client>,
     ready: bool,
     cool_down: Duration,
@@ -132,6 +135,7 @@ pub struct Monitor {
     clock: Mutex<Clock>,
     io: Mutex<Io>,
     waker: Waker,
+    terminate: Terminate,
     phase: AtomicU8,
     /// Times the guest was entered after a halt.
     runs: AtomicU64,
@@ -144,6 +148,7 @@ pub struct Monitor {
 }
 
 impl Monitor {
+    #[allow(clippy::too_many_arguments)]
     /// Made by the vCPU thread. `immediate_exit` is the field of that name of its `kvm_run`, which outlives the
     /// I/O thread.
     pub fn new(
@@ -153,10 +158,12 @@ impl Monitor {
         vsock: Vsock,
         (sessions, control): (UnixListener, UnixListener),
         life: Life,
+        terminate: Terminate,
         immediate_exit: *mut u8,
     ) -> std::io::Result<Arc<Self>> {
         let reactor = Reactor::new()?;
         let waker = Waker::new()?;
+        reactor.add(&terminate, TOKEN_TERMINATE, READ)?;
         reactor.add(&waker, TOKEN_WAKER, READ)?;
         reactor.add(&sessions, TOKEN_SESSIONS, READ)?;
         reactor.add(&control, TOKEN_CONTROL, READ)?;
@@ -166,6 +173,7 @@ impl Monitor {
             control: Control::new(control),
             life,
             suspend: None,
+            terminating: false,
             stopping: Vec::new(),
             ready: false,
             cool_down: Duration::from_secs(1),
@@ -180,6 +188,7 @@ impl Monitor {
             clock: Mutex::new(clock),
             io: Mutex::new(io),
             waker,
+            terminate,
             phase: AtomicU8::new(Phase::Running as u8),
             runs: AtomicU64::new(1),
             parked: AtomicBool::new(false),
@@ -266,6 +275,8 @@ impl Monitor {
             };
             match event.token {
                 TOKEN_WAKER => self.waker.clear(),
+                TOKEN_TERMINATE if self.terminate.take() => io.terminate(self),
+                TOKEN_TERMINATE => {}
                 TOKEN_SESSIONS => {
                     sessions.accept(&self.reactor, &mut token, vsock);
                     io.call_off(saving);
@@ -335,6 +346,9 @@ impl Monitor {
             io.idle_told = false;
             return None;
         };
+        if io.terminating && io.suspend.is_none() {
+            io.suspend_unasked();
+        }
         let mut again = None;
         if idle < io.cool_down {
             io.idle_told = false;
@@ -499,6 +513,18 @@ impl Io {
                 monitor.shared.set_event(1);
             }
         }
+    }
+
+    /// SIGTERM: the first asks for a suspend as soon as the guest is idle, the second for a clean stop.
+    fn terminate(&mut self, monitor: &Monitor) {
+        if self.terminating || !self.ready {
+            tracing::info!("terminated: Postgres is asked to shut down");
+            monitor.shared.set_shutdown(1);
+            monitor.shared.set_event(1);
+        } else {
+            tracing::info!("terminated: the database suspends itself");
+        }
+        self.terminating = true;
     }
 
     /// Begins a suspend that nobody asked for.

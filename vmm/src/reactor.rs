@@ -136,3 +136,40 @@ impl AsFd for Waker {
         self.0.as_fd()
     }
 }
+
+/// SIGTERM, as something to wait for. SIGINT and SIGHUP are ignored: they go to whole groups of processes, and a
+/// database outlives the terminal and the server that it was started from.
+#[derive(Debug)]
+pub struct Terminate(OwnedFd);
+
+impl Terminate {
+    /// Called before other threads are made, which inherit the mask.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: the set is initialised by sigemptyset before it is used; the calls only change this process' own
+        // signal dispositions; the descriptor is new and owned by nobody else.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&mut set);
+            libc::sigaddset(&mut set, libc::SIGTERM);
+            check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+            libc::signal(libc::SIGINT, libc::SIG_IGN);
+            libc::signal(libc::SIGHUP, libc::SIG_IGN);
+            let descriptor = check(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;
+            Ok(Self(OwnedFd::from_raw_fd(descriptor)))
+        }
+    }
+
+    /// Takes one signal; false if another thread has.
+    pub fn take(&self) -> bool {
+        let mut info = std::mem::MaybeUninit::<libc::signalfd_siginfo>::uninit();
+        let len = size_of::<libc::signalfd_siginfo>();
+        // SAFETY: as many bytes as the structure has.
+        unsafe { libc::read(self.0.as_raw_fd(), info.as_mut_ptr().cast(), len) == len as isize }
+    }
+}
+
+impl AsFd for Terminate {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -165,9 +165,9 @@ impl Sessions {
         }
     }
 
-    /// A client waits for its hello to be answered.
+    /// A client waits for the guest's answer.
     pub fn waiting(&self) -> bool {
-        !self.greeting.is_empty() || !self.connecting.is_empty()
+        !self.connecting.is_empty()
     }
 }
 

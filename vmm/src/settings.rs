@@ -1,5 +1,6 @@
 //! The command line, and the paths it stands for.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
@@ -100,7 +101,7 @@ impl Settings {
     }
 }
 
-/// Makes a folder and its parents.
+/// Makes a folder and its parents, for this user alone.
 pub fn make_dir(path: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(path)
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -19,6 +19,7 @@ use crate::guest::{End, Guest, RunError};
 use crate::image::{Image, ImageError};
 use crate::machine::{Machine, MachineError, MemoryError, Ram};
 use crate::monitor::{Life, Monitor, Pace};
+use crate::reactor::Terminate;
 use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
 use crate::sleep::{Sleeper, Target};
@@ -116,8 +117,10 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         make_dir(dir).map_err(StartError::io(format!("cannot make {}", dir.display())))?;
     }
     let place = Place { settings, image: &image, database_dir, layer };
+    // Before any thread is made: all must have SIGTERM blocked.
+    let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;
     let begun = place.begin(&mut life)?;
-    place.attend(begun, &run_dir, life)
+    place.attend(begun, &run_dir, life, terminate)
 }
 
 impl Place<'_> {
@@ -290,7 +293,13 @@ impl Place<'_> {
     }
 
     /// Opens the sockets and runs the guest to its end.
-    fn attend(&self, begun: Begun, run_dir: &Path, mut life: Life) -> Result<End, StartError> {
+    fn attend(
+        &self,
+        begun: Begun,
+        run_dir: &Path,
+        mut life: Life,
+        terminate: Terminate,
+    ) -> Result<End, StartError> {
         let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base } = begun;
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
@@ -312,7 +321,7 @@ impl Place<'_> {
             unattended: (self.settings.unattended_s > 0).then(|| Duration::from_secs(self.settings.unattended_s)),
         };
         let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
-        let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, immediate_exit)
+        let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, terminate, immediate_exit)
             .map_err(StartError::io("cannot watch sockets"))?;
         let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
         // A restored guest is ready before it runs.

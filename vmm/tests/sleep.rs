@@ -112,6 +112,49 @@ fn bytes_under_way_call_a_suspend_off_and_the_guest_goes_on() {
 }
 
 #[test]
+fn a_suspend_that_is_called_off_leaves_the_guest_running() {
+    if !has_kvm("called off") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("e", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    let (mut stream, _) = vmm.session();
+    // Both in one write, so that the second finds the first not yet done.
+    control.say("{\"op\":\"suspend\"}\n{\"op\":\"cancel\"}");
+    let answers = [control.line(), control.line()];
+    assert!(answers.contains(&json!({"ok": true})), "{answers:?}");
+    assert!(answers.contains(&json!({"ok": false, "error": "cancelled"})), "{answers:?}");
+    echo(&mut stream, b"still here");
+
+    // A snapshot that can't be written is called off too.
+    std::fs::create_dir(home.database_dir().join("snapshot.tmp")).unwrap();
+    let answer = control.ask(SUSPEND);
+    assert!(answer["error"].as_str().unwrap().contains("cannot create the snapshot"), "{answer}");
+    echo(&mut stream, b"and here");
+    std::fs::remove_dir(home.database_dir().join("snapshot.tmp")).unwrap();
+    assert_eq!(control.ask(SUSPEND), json!({"ok": true}));
+}
+
+#[test]
+fn a_terminated_vmm_suspends_its_guest() {
+    if !has_kvm("terminated") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("s", &[]);
+    vmm.control().event("ready");
+    for signal in [libc::SIGINT, libc::SIGHUP, libc::SIGTERM] {
+        // SAFETY: signals the child that this test has started and not yet waited for.
+        assert_eq!(unsafe { libc::kill(vmm.child.id() as libc::pid_t, signal) }, 0);
+    }
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(home.database_dir().join("snapshot").exists());
+}
+
+#[test]
 fn a_damaged_snapshot_is_refused_and_the_database_starts_cold() {
     if !has_kvm("damaged") {
         return;

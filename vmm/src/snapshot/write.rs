@@ -118,11 +118,32 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Writes and commits the snapshot of a guest that stands still. `header` has everything but the extents.
+/// Writes and commits the snapshot of a guest that stands still. `header` has everything but the extents. After an
+/// error other than [`WriteError::Stuck`] there is none, and the guest may go on.
 ///
 /// # Safety
 /// The vCPU is out of the guest and no device runs.
 pub unsafe fn snapshot(
+    dir: &Path,
+    header: Header,
+    state: &[u8],
+    ram: &Ram,
+    free: &Free,
+    base: Option<&Base>,
+    commit: &Commit,
+) -> Result<Written, WriteError> {
+    // SAFETY: the caller's promise.
+    let written = unsafe { write(dir, header, state, ram, free, base, commit) };
+    if written.is_err() {
+        // On a full disk it is this that gives the room back.
+        let _ = std::fs::remove_file(dir.join(TEMPORARY));
+    }
+    written
+}
+
+/// # Safety
+/// The vCPU is out of the guest and no device runs.
+unsafe fn write(
     dir: &Path,
     mut header: Header,
     state: &[u8],
@@ -164,7 +185,6 @@ pub unsafe fn snapshot(
     file.sync_all().map_err(io("flush"))?;
     crash::point("suspend-synced");
     if !commit.commit() {
-        let _ = std::fs::remove_file(&temporary);
         return Err(WriteError::Cancelled);
     }
     std::fs::rename(&temporary, dir.join(NAME)).map_err(io("name"))?;
