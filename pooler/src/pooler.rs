@@ -93,8 +93,8 @@ pub struct Pooler {
 
 impl Pooler {
     /// Loads or makes the certificate, raises the limit on descriptors and listens. `sessions` is the host's handle.
-    pub async fn bind(settings: Settings, host: Arc<dyn Host>, sessions: &Sessions) -> Result<Pooler, StartError> {
-        raise_descriptor_limit(settings.max_clients);
+    pub async fn bind(mut settings: Settings, host: Arc<dyn Host>, sessions: &Sessions) -> Result<Pooler, StartError> {
+        settings.max_clients = raise_descriptor_limit(settings.max_clients);
         let tls = settings.tls.then(|| certificate::load(&settings)).transpose()?;
         let mock = certificate::mock_secret(&settings)?;
         let address = settings.listen;
@@ -180,8 +180,9 @@ fn configure(tcp: &TcpStream, keepalive_ms: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// A soft limit of 1,024 makes clients hang without a word: raise it as far as is allowed.
-fn raise_descriptor_limit(max_clients: usize) {
+/// A soft limit of 1,024 makes clients hang without a word: raises it as far as is allowed, and gives the number of
+/// clients that there are descriptors for.
+fn raise_descriptor_limit(max_clients: usize) -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum
@@ -189,9 +190,29 @@ fn raise_descriptor_limit(max_clients: usize) {
     {
         tracing::warn!(%error, "cannot raise the limit on open files");
     }
-    // An awake client needs two descriptors.
     let have = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if have < 2 * max_clients as u64 + 256 {
-        tracing::warn!(have, max_clients, "the limit on open files is too low for max_clients awake clients");
+    let possible = clients_for(have);
+    if possible < max_clients {
+        tracing::info!(open_files = have, possible, max_clients, "max_clients is lowered to what open files allow");
+    }
+    max_clients.min(possible)
+}
+
+/// Two descriptors for each client that is awake, after some for everything else in the process.
+fn clients_for(descriptors: u64) -> usize {
+    let others = 1024.min(descriptors / 4);
+    usize::try_from((descriptors - others) / 2).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::clients_for;
+
+    #[test]
+    fn clients_by_descriptors() {
+        assert_eq!(clients_for(1024), 384);
+        assert_eq!(clients_for(20_000), 9_488);
+        assert!(clients_for(u64::MAX) > 1 << 40);
+        assert_eq!(clients_for(0), 0);
     }
 }

@@ -37,7 +37,8 @@ pub struct Settings {
     pub tls_names: Vec<String>,
     /// Who may connect without TLS: `loopback`, `always` or `never`. Default `loopback`.
     pub plain: Plain,
-    /// Client connections, held ones included, after which further ones get 53300. Default 20000.
+    /// Client connections, held ones included, after which further ones get 53300. Lowered to what the hard
+    /// limit on open files allows: an awake client takes two. Default 20000.
     pub max_clients: usize,
     /// The largest number of clients that wait for one database to wake; further ones get 53300. Clients that
     /// were already connected are not counted: their number is bounded by the database's limit. Default 500.

@@ -32,6 +32,7 @@ pub struct Inner {
     pub sessions: HashMap<u64, Backend>,
     listener: Option<JoinHandle<()>>,
     connections: Vec<JoinHandle<()>>,
+    stops: usize,
     pub hellos: Vec<[u8; 32]>,
     /// Status with which the next hellos are answered, instead of what would be true.
     pub force_status: Option<u32>,
@@ -104,8 +105,10 @@ impl FakeVm {
             let vm = self.clone();
             inner.listener = Some(tokio::spawn(async move {
                 while let Ok((stream, _)) = listener.accept().await {
-                    let task = tokio::spawn(vm.clone().connection(stream));
-                    vm.inner.lock().unwrap().connections.push(task);
+                    // Under the lock, so that a suspend finds every connection there is.
+                    let mut inner = vm.inner.lock().unwrap();
+                    let task = tokio::spawn(vm.clone().connection(stream, inner.stops));
+                    inner.connections.push(task);
                 }
             }));
         }
@@ -145,7 +148,7 @@ impl FakeVm {
         });
     }
 
-    async fn connection(self, mut stream: UnixStream) {
+    async fn connection(self, mut stream: UnixStream, stops: usize) {
         let mut hello = [0; 32];
         if stream.read_exact(&mut hello).await.is_err() {
             return;
@@ -180,7 +183,12 @@ impl FakeVm {
             self.serve(&mut stream, session).await;
         }
         // Closed by the other side: the guest's session ends.
-        self.with(|inner| inner.sessions.remove(&session));
+        self.with(|inner| {
+            // Unless that was a suspend, whose end a task may see before it is aborted.
+            if inner.stops == stops {
+                inner.sessions.remove(&session);
+            }
+        });
         self.changed.notify_waiters();
     }
 
@@ -330,5 +338,6 @@ impl Inner {
             listener.abort();
         }
         self.connections.drain(..).for_each(|c| c.abort());
+        self.stops += 1;
     }
 }

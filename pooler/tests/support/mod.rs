@@ -97,6 +97,8 @@ impl World {
     }
 
     pub async fn with_spare(change: impl FnOnce(&mut Settings)) -> World {
+        // Shown for tests that fail.
+        let _ = tracing_subscriber::fmt().with_test_writer().with_max_level(tracing::Level::DEBUG).try_init();
         let dir = tempfile::tempdir().unwrap();
         let mut settings = Settings {
             listen: "127.0.0.1:0".parse().unwrap(),

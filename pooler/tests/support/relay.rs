@@ -120,6 +120,7 @@ struct Inner {
     next: u64,
     sessions: HashMap<u64, Arc<Session>>,
     connections: Vec<JoinHandle<()>>,
+    suspends: usize,
 }
 
 #[derive(Clone)]
@@ -137,8 +138,10 @@ impl Relay {
         let taking = relay.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let task = tokio::spawn(taking.clone().connection(stream));
-                taking.inner.lock().unwrap().connections.push(task);
+                // Under the lock, so that a suspend finds every connection there is.
+                let mut inner = taking.inner.lock().unwrap();
+                let task = tokio::spawn(taking.clone().connection(stream, inner.suspends));
+                inner.connections.push(task);
             }
         });
         relay
@@ -157,6 +160,7 @@ impl Relay {
             }
         }
         inner.connections.drain(..).for_each(|c| c.abort());
+        inner.suspends += 1;
         Ok(())
     }
 
@@ -164,7 +168,7 @@ impl Relay {
         self.inner.lock().unwrap().sessions.len()
     }
 
-    async fn connection(self, mut stream: UnixStream) {
+    async fn connection(self, mut stream: UnixStream, suspends: usize) {
         let mut hello = [0; 32];
         if stream.read_exact(&mut hello).await.is_err() {
             return;
@@ -196,7 +200,11 @@ impl Relay {
         }
         let session = self.inner.lock().unwrap().sessions[&number].clone();
         let _ = copy(&mut stream, &session).await;
-        self.inner.lock().unwrap().sessions.remove(&number);
+        // A task may see the end that a suspend brings before it is aborted.
+        let mut inner = self.inner.lock().unwrap();
+        if inner.suspends == suspends {
+            inner.sessions.remove(&number);
+        }
     }
 }
 
