@@ -59,8 +59,12 @@ test: ## everything: unit tests, the console in a browser, PostgreSQL on real KV
 	@$(MAKE) test-console
 	@$(MAKE) test-rust
 
+.PHONY: crash-points
+crash-points: ## a VMM for tests, which can be made to die at each step of suspend and resume
+	@$(STEP) "VMM with crash points" cargo build --release --package dormouse-vmm --features crash-points --target-dir target/crash-points
+
 .PHONY: test-rust
-test-rust: ## the workspace's tests, with those on real KVM (loadtest/tests) last
+test-rust: crash-points ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
 	@$(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 

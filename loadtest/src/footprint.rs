@@ -107,7 +107,7 @@ fn one(
         };
         Ok((bytes, rest::vm_processes(id).len()))
     };
-    rest.wait_asleep(id)?;
+    rest.wait_at_rest(id)?;
     let fresh = asleep()?;
     let mut client = created.connect()?;
     client.first_row("select 1")?;

@@ -167,11 +167,20 @@ impl Rest {
 
     /// Returns when the API says `suspended` and no process of the database is left.
     pub fn wait_asleep(&self, id: &str) -> Result<(), RestError> {
+        self.wait_for(id, &["suspended"])
+    }
+
+    /// As [`Rest::wait_asleep`], or `stopped`: at rest, but without a snapshot.
+    pub fn wait_at_rest(&self, id: &str) -> Result<(), RestError> {
+        self.wait_for(id, &["suspended", "stopped"])
+    }
+
+    fn wait_for(&self, id: &str, states: &[&str]) -> Result<(), RestError> {
         let started = Instant::now();
         loop {
             let state = self.database(id)?.state;
             let processes = vm_processes(id).len();
-            if state == "suspended" && processes == 0 {
+            if states.contains(&state.as_str()) && processes == 0 {
                 return Ok(());
             }
             if started.elapsed() > limit(SUSPEND_LIMIT) {
@@ -206,7 +215,8 @@ pub fn vm_processes(id: &str) -> Vec<u32> {
 fn names_database(command_line: &[u8], id: &str) -> bool {
     let mut arguments = command_line.split(|byte| *byte == 0);
     let option = format!("--database={id}");
-    arguments.any(|argument| argument == b"vmm")
+    // `dormouse vmm`, or the same as a program of its own.
+    arguments.any(|argument| argument == b"vmm" || argument.ends_with(b"/dormouse-vmm"))
         && arguments.any(|argument| argument == id.as_bytes() || argument == option.as_bytes())
 }
 
@@ -234,6 +244,10 @@ mod tests {
         let vm = b"/usr/bin/dormouse\0vmm\0--database\0db_1\0--home\0.dormouse\0";
         assert!(names_database(vm, "db_1"));
         assert!(!names_database(vm, "db_2"));
+        assert!(names_database(
+            b"target/dormouse-vmm\0--database\0db_1\0",
+            "db_1"
+        ));
         assert!(names_database(b"dormouse\0vmm\0--database=db_1\0", "db_1"));
         assert!(!names_database(
             b"psql\0postgresql://a.db_1:x@localhost/db\0",

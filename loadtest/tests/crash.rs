@@ -9,6 +9,7 @@
 mod harness;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -20,6 +21,14 @@ use harness::{Server, connect_again, programs};
 
 /// Delays in ms at which the process is killed, over the length of a suspend or a resume.
 const MOMENTS: [u64; 14] = [0, 1, 2, 3, 5, 7, 10, 14, 20, 28, 40, 60, 90, 140];
+
+/// Steps of a suspend at which no snapshot is there yet.
+const BEFORE_THE_RENAME: [&str; 4] = [
+    "suspend-begun",
+    "suspend-flushed",
+    "suspend-written",
+    "suspend-synced",
+];
 
 /// A table of which each row is acknowledged, and a session held open beside it.
 struct Ledger {
@@ -45,6 +54,11 @@ impl Ledger {
 
     fn id(&self) -> &str {
         &self.created.database.id
+    }
+
+    fn start_time(&self) -> String {
+        let mut client = connect_again(&self.created.target().unwrap());
+        client.value(dormouse_loadtest::wake::START_TIME).unwrap()
     }
 
     /// Puts into the held session what tells it from another.
@@ -297,9 +311,9 @@ fn a_spent_snapshot_put_back_is_refused() {
     ledger.check("server restarted over a snapshot older than the data");
 }
 
-/// New memory with older data: what was written and not flushed is gone, and the host has another boot id.
+/// New memory with older data: the data directory is put back, the snapshot is not.
 #[test]
-fn a_snapshot_of_another_boot_is_used_only_if_it_was_sealed() {
+fn a_snapshot_newer_than_the_data_is_refused() {
     if !harness::have_kvm() {
         return;
     }
@@ -307,30 +321,41 @@ fn a_snapshot_of_another_boot_is_used_only_if_it_was_sealed() {
     let mut ledger = Ledger::open(&server);
     ledger.add();
     let id = ledger.id().to_owned();
-    let mut client = ledger.created.connect().unwrap();
-    client.query("checkpoint").unwrap();
-    client.close().unwrap();
     server.rest.suspend(&id).unwrap();
     server.stop();
-    // All of this has been flushed, by the checkpoint.
-    let files = server.home.join("databases").join(&id).join("layer/files");
+    let layer = server.home.join("databases").join(&id).join("layer");
     let flushed = server.home.join("flushed");
-    copy(&files, &flushed);
+    copy(&layer, &flushed);
+    let then = ledger.acknowledged;
     server.run();
-    for _ in 0..200 {
+    for _ in 0..20 {
         ledger.add();
     }
     server.rest.suspend(&id).unwrap();
     server.stop();
-    if !snapshot_is_sealed(&server, &id) {
-        // The log was flushed at each commit; of the tables nothing had to be.
-        for entry in fs::read_dir(&flushed).unwrap().flatten() {
-            let current = files.join(entry.file_name());
-            if current.exists() && fs::metadata(&current).unwrap().len() != 1 << 20 {
-                fs::copy(entry.path(), current).unwrap();
-            }
-        }
+    fs::remove_dir_all(&layer).unwrap();
+    copy(&flushed, &layer);
+    server.run();
+    // What was acknowledged when the data were as they are now: no more, and nothing of the newer memory.
+    ledger.acknowledged = then;
+    ledger.check("server restarted over data older than the snapshot");
+}
+
+/// After a power cut the host has another boot id. A snapshot is good then only because it was sealed: all of the
+/// layer was flushed before it.
+#[test]
+fn a_snapshot_outlives_the_hosts_boot() {
+    if !harness::have_kvm() {
+        return;
     }
+    let mut server = Server::start();
+    let mut ledger = Ledger::open(&server);
+    for _ in 0..200 {
+        ledger.add();
+    }
+    let id = ledger.id().to_owned();
+    server.rest.suspend(&id).unwrap();
+    server.stop();
     let boot_id = server.home.join("boot_id");
     fs::write(&boot_id, "00000000-0000-4000-8000-000000000000\n").unwrap();
     let script = format!(
@@ -350,23 +375,65 @@ fn a_snapshot_of_another_boot_is_used_only_if_it_was_sealed() {
     .map(str::to_owned)
     .to_vec();
     server.run();
-    ledger.check("server restarted after a power cut");
-}
-
-/// As the snapshot's own description says.
-fn snapshot_is_sealed(server: &Server, id: &str) -> bool {
-    let mut show = server.command();
-    show.args(["db", "show", id, "--snapshot"]);
-    harness::succeed(show.output().unwrap()).contains("sealed: true")
+    ledger.check("server restarted after the host was");
 }
 
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp")
         .args(["-a", "--sparse=always"])
         .args([from, to])
-        .status()
-        .unwrap();
-    assert!(copied.success());
+        .status();
+    assert!(copied.unwrap().success());
+}
+
+/// The steps that the VMM names, met exactly: a build of it in which each can be made to kill it.
+#[test]
+fn a_vm_killed_at_each_named_step_loses_nothing() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::prepare();
+    let (program, at) = (server.home.join("vmm"), server.home.join("crash-at"));
+    let script = format!(
+        "#!/bin/sh\nDORMOUSE_CRASH_AT=$(cat {at} 2> /dev/null)\nexport DORMOUSE_CRASH_AT\nshift\nexec {vmm} \"$@\"\n",
+        at = at.display(),
+        vmm = harness::crashing_vmm().display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    server.wrapper = vec![
+        "env".to_owned(),
+        format!("DORMOUSE_HOST_VMM_PROGRAM={}", program.display()),
+    ];
+    server.run();
+    let mut ledger = Ledger::open(&server);
+    for step in dormouse_vmm::crash::STEPS {
+        ledger.add();
+        let id = ledger.id().to_owned();
+        let before = ledger.start_time();
+        let suspend = format!("/v1/databases/{id}/suspend");
+        if step.starts_with("suspend") {
+            // The VM that is to die at the step must have been started with its name.
+            server.rest.suspend(&id).unwrap();
+            fs::write(&at, step).unwrap();
+            server.rest.resume(&id).unwrap();
+            let _ = server.rest.call("POST", &suspend, "").unwrap();
+        } else {
+            server.rest.suspend(&id).unwrap();
+            fs::write(&at, step).unwrap();
+            let target = ledger.created.target().unwrap();
+            // A write, so that the step that spends the snapshot is among those met.
+            let wake = Client::connect(&target)
+                .and_then(|mut client| client.query("create table spend (); drop table spend"));
+            assert!(wake.is_err(), "{step}: the VM was not killed");
+        }
+        fs::remove_file(&at).unwrap();
+        ledger.check(&format!("VM killed at {step}"));
+        if BEFORE_THE_RENAME.contains(step) {
+            // There was no snapshot yet: the step was met.
+            assert_ne!(ledger.start_time(), before, "{step}: the VM was not killed");
+        }
+    }
 }
 
 #[test]

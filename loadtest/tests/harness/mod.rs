@@ -65,6 +65,17 @@ pub fn dormouse() -> PathBuf {
     path
 }
 
+/// A VMM built with `crash-points`, as `make test` does.
+pub fn crashing_vmm() -> PathBuf {
+    let path = top().join("target/crash-points/release/dormouse-vmm");
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make crash-points` first",
+        path.display()
+    );
+    path
+}
+
 /// Where `make image` put images and templates.
 fn built_home() -> PathBuf {
     let home = std::env::var_os("DORMOUSE_TEST_IMAGES")
