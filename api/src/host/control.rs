@@ -30,7 +30,7 @@ pub enum Request {
 /// A line from the VMM: an answer to the oldest open request, or an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// The sessions are there in the answer to a `status`.
+    /// The sessions, from the pooler's side, are there in the answer to a `status`.
     Answer(Result<Vec<SessionCounts>, String>),
     Event(Event),
 }
@@ -60,7 +60,23 @@ struct Answer {
     #[serde(default)]
     error: Option<String>,
     #[serde(default)]
-    sessions: Vec<SessionCounts>,
+    sessions: Vec<VmmCounts>,
+}
+
+/// A session in the answer to a `status`, from the VMM's side.
+#[derive(Deserialize)]
+struct VmmCounts {
+    session: u64,
+    /// From the pooler.
+    received: u64,
+    /// To the pooler.
+    sent: u64,
+}
+
+impl From<VmmCounts> for SessionCounts {
+    fn from(counts: VmmCounts) -> SessionCounts {
+        SessionCounts { session: counts.session, sent: counts.received, received: counts.sent }
+    }
 }
 
 /// Longest line taken, in bytes: a `status` of many sessions is the longest there is.
@@ -122,7 +138,7 @@ fn parse(line: &[u8]) -> io::Result<Option<Message>> {
     }
     let answer: Answer = serde_json::from_value(value).map_err(wrong)?;
     let error = answer.error.unwrap_or_else(|| "the VMM gave no reason".into());
-    Ok(Some(Message::Answer(if answer.ok { Ok(answer.sessions) } else { Err(error) })))
+    Ok(Some(Message::Answer(if answer.ok { Ok(answer.sessions.into_iter().map(SessionCounts::from).collect()) } else { Err(error) })))
 }
 
 impl Sender {
@@ -158,7 +174,7 @@ mod tests {
         let cases = [
             (r#"{"ok":true}"#, Some(Message::Answer(Ok(vec![])))),
             (
-                r#"{"ok":true,"state":"running","sessions":[{"session":1,"received":3,"sent":2}]}"#,
+                r#"{"ok":true,"state":"running","sessions":[{"session":1,"received":2,"sent":3}]}"#,
                 Some(Message::Answer(Ok(vec![SessionCounts { session: 1, sent: 2, received: 3 }]))),
             ),
             (r#"{"ok":false,"error":"busy"}"#, Some(Message::Answer(Err("busy".into())))),

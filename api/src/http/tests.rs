@@ -364,7 +364,7 @@ async fn events_are_a_tenants_own() {
     w.call(&ada, "DELETE", &format!("/v1/databases/{id}"), None).await;
     let mut text = String::new();
     while !text.contains("event: deleted") {
-        text.push_str(&String::from_utf8(body.frame().await.unwrap().unwrap().into_data().unwrap().to_vec()).unwrap());
+        text.push_str(std::str::from_utf8(&body.frame().await.unwrap().unwrap().into_data().unwrap()).unwrap());
     }
     assert!(text.contains("event: database") && text.contains("\"mine\"") && text.contains("\"deleting\""), "{text}");
     assert!(!text.contains("other"), "{text}");

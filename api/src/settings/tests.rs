@@ -60,7 +60,9 @@ fn plans_come_from_the_environment_and_from_set_too() {
 
 #[test]
 fn every_complaint_names_the_key_and_where_it_came_from() {
-    let cases: &[(&str, &[(&str, &str)], &[&str])] = &[
+    // File, environment, what the message has.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: &[Case] = &[
         ("[api]\nlisten = 'here'\n", &[], &["api.listen", "here", "dormouse.toml"]),
         ("[api]\nlitsen = 'x'\n", &[], &["api.litsen", "dormouse.toml"]),
         ("", &[("DORMOUSE_HOST_WAKES_AT_ONCE", "0")], &["host.wakes_at_once", "DORMOUSE_HOST_WAKES_AT_ONCE", "1 to"]),
