@@ -242,7 +242,6 @@ fn pooler_settings(settings: &Settings, home: &Home) -> pooler::Settings {
         max_waiting: settings.wake_queue,
         // The host gives up first, and can say why.
         wake_timeout_ms: ms(settings.wake_timeout) + 5000,
-        drain_timeout_ms: ms(settings.suspend_wait),
         ..pooler::Settings::default()
     }
 }

@@ -51,8 +51,6 @@ pub struct Settings {
     pub cancel_timeout_ms: u64,
     /// How long a client that is being sent away may take to read why. Default 3000.
     pub farewell_timeout_ms: u64,
-    /// How long `drain` waits for clients in the middle of something. Default 10000.
-    pub drain_timeout_ms: u64,
     /// Idle time after which TCP asks whether the client's machine is still there; 0 for never. Default 300000.
     pub keepalive_ms: u64,
     /// Database for clients that name none. Default `app`.
@@ -78,7 +76,6 @@ impl Default for Settings {
             wake_timeout_ms: 60_000,
             cancel_timeout_ms: 5_000,
             farewell_timeout_ms: 3_000,
-            drain_timeout_ms: 10_000,
             keepalive_ms: 300_000,
             default_database: "app".into(),
             scram_iterations: crate::verifier::DEFAULT_ITERATIONS,
