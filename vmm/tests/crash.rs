@@ -2,6 +2,7 @@
 //!
 //! `cargo test -p dormouse-vmm --features crash-points --test crash`
 #![cfg(feature = "crash-points")]
+#![allow(clippy::unwrap_used)]
 
 mod guest;
 

@@ -1,5 +1,7 @@
 //! A guest that runs: doorbell, clock, interrupts, sockets, and how it ends.
 
+#![allow(clippy::unwrap_used)]
+
 mod guest;
 
 use std::io::{Read, Write};
@@ -60,7 +62,7 @@ fn a_session_is_echoed_and_its_end_reaches_the_guest() {
     assert_eq!(&answer, b"hello");
 
     // More than the window, in both directions at once.
-    let sent: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+    let sent: Vec<u8> = (0..3_000_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
     let mut writer = stream.try_clone().unwrap();
     let copy = sent.clone();
     let writing = std::thread::spawn(move || writer.write_all(&copy).unwrap());

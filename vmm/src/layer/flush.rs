@@ -84,6 +84,10 @@ impl Layer {
         if self.poisoned {
             return Err(Errno(libc::EIO));
         }
+        if !self.doomed.is_empty() {
+            // A snapshot that is not spent yet may still want them.
+            self.begin_change()?;
+        }
         if self.journal.is_behind() {
             self.begin_change()?;
             match self.journal.flush(&self.host) {

@@ -15,6 +15,7 @@
 //! Nothing here knows FUSE: that is [`crate::fs`].
 
 mod attributes;
+mod copy;
 mod data;
 mod encoding;
 mod error;
@@ -33,6 +34,7 @@ mod saved;
 mod template;
 mod tree;
 
+pub use copy::copy;
 pub use error::{Errno, LayerError};
 pub use guest::GuestBytes;
 pub use merge::{is_empty, merge};

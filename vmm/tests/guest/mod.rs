@@ -1,7 +1,7 @@
 //! Tiny guests in assembly, one per behaviour, and what runs them as a real VMM process.
 //!
 //! The first byte of the first process' first argument chooses the behaviour, so one "kernel" serves all tests.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::offset_of;

@@ -200,3 +200,58 @@ fn a_template_is_named_by_what_is_in_it() {
     std::fs::write(f.copy.join("PG_VERSION"), "18\n").unwrap();
     assert_ne!(layer::template_hash(&f.copy).unwrap(), hash);
 }
+
+#[test]
+fn a_copied_layer_goes_on_from_the_saved_state_and_shares_nothing() {
+    let f = folders();
+    let mut golden = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let rel = golden.walk("base/5/100").unwrap().node;
+    golden.write(rel, 8192, &[1; 8192]).unwrap();
+    let wal = golden.create(1, b"wal", 0o600, 0).unwrap().node;
+    golden.setattr(wal, Some(1 << 20), None).unwrap();
+    golden.write(wal, 0, &[2; 8192]).unwrap();
+    golden.device.flush_all().unwrap();
+    let saved = golden.device.save();
+    let used = golden.device.disk_bytes();
+    drop(golden);
+    let to = f.temp.path().join("clone");
+    std::fs::create_dir(&to).unwrap();
+    // An interrupted copy leaves an empty layer, to which it can be copied again.
+    drop(FsDevice::open(&to, &f.template, FsOptions::new(HASH)).unwrap());
+    std::fs::create_dir(to.join("files")).unwrap();
+    std::fs::write(to.join("files/9"), "half").unwrap();
+    assert!(layer::is_empty(&to).unwrap());
+    layer::copy(&f.layer, &to).unwrap();
+    assert!(!layer::is_empty(&to).unwrap());
+    assert!(layer::copy(&f.layer, &to).is_err(), "it is not empty any more");
+    let mut clone = Client::new(FsDevice::restore(&to, &f.template, FsOptions::new(HASH), &saved).unwrap());
+    assert_eq!(clone.device.disk_bytes(), used);
+    assert!(used < 100_000, "holes were copied");
+    assert_eq!(clone.read(rel, 8192, 8192).unwrap(), [1; 8192]);
+    clone.write(rel, 8192, &[3; 8192]).unwrap();
+    clone.syncfs().unwrap();
+    let mut golden = Client::new(FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved).unwrap());
+    assert_eq!(golden.read(rel, 8192, 8192).unwrap(), [1; 8192]);
+    assert_eq!(golden.read(wal, 0, 8192).unwrap(), [2; 8192]);
+}
+
+#[test]
+fn an_orphan_forgotten_after_a_sleep_goes_only_behind_the_gate() {
+    let f = folders();
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, FsOptions::new(HASH)).unwrap());
+    let temp = client.create(1, b"temp", 0o600, 0).unwrap().node;
+    client.write(temp, 0, b"x").unwrap();
+    client.unlink(1, b"temp").unwrap();
+    client.device.flush_all().unwrap();
+    let saved = client.device.save();
+    drop(client);
+    let mut device = FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved).unwrap();
+    device.set_gate(Box::new(|| Err(std::io::ErrorKind::Other.into())));
+    let mut client = Client::new(device);
+    client.forget(temp);
+    assert!(client.device.flush_all().is_err());
+    drop(client);
+    // The snapshot was not spent, and is as good as before.
+    let device = FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved).unwrap();
+    assert_eq!(Client::new(device).read(temp, 0, 10).unwrap(), b"x");
+}

@@ -2,13 +2,14 @@
 //!
 //! - [`packet`]: the wire;
 //! - [`connection`]: the state of one stream, without I/O;
-//! - [`host`]: its host end, a unix stream;
+//! - [`host`]: its host end, a unix stream; `buffers`: copies between slices of guest memory and bytes;
 //! - this file: the device, which moves packets between the two queues and the streams.
 //!
 //! Promises: bytes are never lost, reordered or doubled, whether the stream's host end is there, away (asleep) or
 //! replaced; a guest that breaks the protocol loses the connection and nothing else. Refuses: connections begun by
 //! the guest, datagrams, ports other than Postgres'.
 
+mod buffers;
 pub mod connection;
 pub mod host;
 pub mod packet;
@@ -23,6 +24,7 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::{Chain, QueueError, give_back, pop, position, queue};
 use crate::codec::{Malformed, Reader, Writer};
+use buffers::{append, hand_over, place, split};
 use connection::{Connection, State};
 use host::{HostEnd, Read};
 use packet::{HEADER_LEN, Header, op, shutdown};
@@ -518,56 +520,4 @@ fn reset(to: &Header) -> Header {
         op: op::RST,
         ..Header::default()
     }
-}
-
-/// Copies the first `len` bytes out; returns the slices after them, or `None` if there are fewer.
-fn split<'a>(slices: &[VolatileSlice<'a>], len: usize, head: &mut [u8]) -> Option<Vec<VolatileSlice<'a>>> {
-    let mut rest = Vec::with_capacity(slices.len());
-    let mut at = 0;
-    for slice in slices {
-        let here = slice.len().min(len - at);
-        if here > 0 {
-            slice.copy_to(&mut head[at..at + here]);
-            at += here;
-        }
-        if here < slice.len() {
-            rest.push(slice.offset(here).ok()?);
-        }
-    }
-    (at == len).then_some(rest)
-}
-
-/// Copies bytes to the start of the slices; returns how many fitted.
-fn place(slices: &[VolatileSlice], bytes: &[u8]) -> usize {
-    let mut at = 0;
-    for slice in slices {
-        let here = slice.len().min(bytes.len() - at);
-        slice.copy_from(&bytes[at..at + here]);
-        at += here;
-    }
-    at
-}
-
-/// Appends bytes `from..to` of the slices to a buffer.
-fn append(buffer: &mut VecDeque<u8>, slices: &[VolatileSlice], from: usize, to: usize) {
-    let mut at = 0;
-    for slice in slices {
-        let start = from.clamp(at, at + slice.len()) - at;
-        let end = to.clamp(at, at + slice.len()) - at;
-        if start < end
-            && let Ok(part) = slice.subslice(start, end - start)
-        {
-            let mut bytes = vec![0; end - start];
-            part.copy_to(&mut bytes);
-            buffer.extend(&bytes);
-        }
-        at += slice.len();
-    }
-}
-
-/// Moves at most `most` bytes from a buffer to the slices; returns how many.
-fn hand_over(buffer: &mut VecDeque<u8>, slices: &[VolatileSlice], most: usize) -> usize {
-    let room: usize = slices.iter().map(VolatileSlice::len).sum();
-    let bytes: Vec<u8> = buffer.drain(..most.min(room).min(buffer.len())).collect();
-    place(slices, &bytes)
 }

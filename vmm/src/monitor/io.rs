@@ -1,0 +1,237 @@
+//! Behind the monitor's mutex: the sockets, the device behind them, and what control clients ask and are told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::{FIRST_TOKEN, Monitor, Phase};
+use crate::control::{Client, Control, Request, SessionCounts};
+use crate::sessions::Sessions;
+use crate::virtio::vsock::Vsock;
+
+/// How far a suspend has come. Decided by one compare-and-swap, so a cancel and a commit never both win.
+#[derive(Debug, Default)]
+pub struct Commit(AtomicU8);
+
+impl Commit {
+    const OPEN: u8 = 0;
+    const CANCELLED: u8 = 1;
+    const COMMITTED: u8 = 2;
+
+    /// True if the suspend is (now) called off.
+    pub fn cancel(&self) -> bool {
+        self.0.compare_exchange(Self::OPEN, Self::CANCELLED, Ordering::AcqRel, Ordering::Acquire)
+            != Err(Self::COMMITTED)
+    }
+    /// True if it may be committed; from then on it can't be called off.
+    pub fn commit(&self) -> bool {
+        self.0.compare_exchange(Self::OPEN, Self::COMMITTED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+    pub fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Self::CANCELLED
+    }
+}
+
+/// A suspend that has been asked for.
+#[derive(Clone, Debug)]
+pub struct Suspend {
+    /// Whom to answer; `None` when the VMM decided itself.
+    pub client: Option<Client>,
+    /// `None`: nobody has sessions to compare.
+    pub sessions: Option<Vec<SessionCounts>>,
+    pub asked: Instant,
+    pub commit: Arc<Commit>,
+}
+
+/// What is told of this life of the guest.
+#[derive(Clone, Debug)]
+pub struct Life {
+    pub epoch: String,
+    pub cold: bool,
+    /// Steps of the start, µs since the process began.
+    pub trace: Vec<(&'static str, u64)>,
+    pub started: Instant,
+}
+
+impl Life {
+    /// Notes that a step is done.
+    pub fn step(&mut self, name: &'static str) {
+        self.trace.push((name, self.started.elapsed().as_micros() as u64));
+    }
+
+    pub(super) fn ready_event(&self) -> Value {
+        let trace: Map<String, Value> = self.trace.iter().map(|(name, at)| ((*name).to_owned(), json!(at))).collect();
+        json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "trace": trace})
+    }
+}
+
+/// Behind the mutex.
+pub struct Io {
+    pub vsock: Vsock,
+    pub sessions: Sessions,
+    pub control: Control,
+    pub life: Life,
+    pub suspend: Option<Suspend>,
+    /// SIGTERM came: suspend as soon as it can be done.
+    pub(super) terminating: bool,
+    pub(super) stopping: Vec<Client>,
+    pub(super) ready: bool,
+    pub(super) cool_down: Duration,
+    pub(super) idle_told: bool,
+    pub(super) unattended_since: Option<Instant>,
+    pub(super) next_token: u64,
+}
+
+impl Io {
+    pub(super) fn new(vsock: Vsock, sessions: Sessions, control: Control, life: Life) -> Self {
+        Self {
+            vsock,
+            sessions,
+            control,
+            life,
+            suspend: None,
+            terminating: false,
+            stopping: Vec::new(),
+            ready: false,
+            cool_down: Duration::from_secs(1),
+            idle_told: false,
+            unattended_since: Some(Instant::now()),
+            next_token: FIRST_TOKEN,
+        }
+    }
+
+    /// Somebody wants the database while it is being saved.
+    pub(super) fn call_off(&mut self, saving: bool) {
+        if saving && let Some(suspend) = &self.suspend {
+            suspend.commit.cancel();
+        }
+    }
+
+    pub(super) fn request(&mut self, monitor: &Monitor, client: Client, request: Request) {
+        match request {
+            Request::Status => {
+                let status = self.status(monitor);
+                self.control.tell(client, &status);
+            }
+            Request::CoolDown { ms } => {
+                self.cool_down = Duration::from_millis(ms);
+                self.idle_told = false;
+                self.control.tell(client, &json!({"ok": true}));
+            }
+            Request::Suspend { .. } if self.suspend.is_some() => {
+                self.control.tell(client, &json!({"ok": false, "error": "a suspend is under way"}));
+            }
+            Request::Suspend { sessions } => {
+                self.suspend = Some(Suspend {
+                    client: Some(client),
+                    sessions: Some(sessions),
+                    asked: Instant::now(),
+                    commit: Arc::default(),
+                });
+            }
+            Request::Cancel => {
+                let off = self.suspend.as_ref().is_none_or(|suspend| suspend.commit.cancel());
+                if off {
+                    self.control.tell(client, &json!({"ok": true}));
+                    if monitor.phase() != Phase::Saving && self.suspend.is_some() {
+                        self.suspended("cancelled");
+                    }
+                } else {
+                    self.control.tell(client, &json!({"ok": false, "error": "committed"}));
+                }
+            }
+            Request::Stop => {
+                self.stopping.push(client);
+                monitor.shared.set_shutdown(1);
+                monitor.shared.set_event(1);
+            }
+        }
+    }
+
+    /// SIGTERM: the first asks for a suspend as soon as the guest is idle, the second for a clean stop.
+    pub(super) fn terminate(&mut self, monitor: &Monitor) {
+        if self.terminating || !self.ready {
+            tracing::info!("terminated: Postgres is asked to shut down");
+            monitor.shared.set_shutdown(1);
+            monitor.shared.set_event(1);
+        } else {
+            tracing::info!("terminated: the database suspends itself");
+        }
+        self.terminating = true;
+    }
+
+    /// Begins a suspend that nobody asked for.
+    pub fn suspend_unasked(&mut self) {
+        self.suspend = Some(Suspend { client: None, sessions: None, asked: Instant::now(), commit: Arc::default() });
+    }
+
+    /// Answers the suspend that is under way with an error, and forgets it.
+    pub fn suspended(&mut self, error: &str) {
+        let Some(suspend) = self.suspend.take() else { return };
+        tracing::info!(error, "suspend called off");
+        if let Some(client) = suspend.client {
+            self.control.tell(client, &json!({"ok": false, "error": error}));
+        }
+    }
+
+    /// Answers the suspend that has been committed.
+    pub fn committed(&mut self) {
+        if let Some(client) = self.suspend.take().and_then(|suspend| suspend.client) {
+            self.control.tell(client, &json!({"ok": true}));
+        }
+    }
+
+    /// The guest has ended; answers who asked it to.
+    pub fn stopped(&mut self, clean: bool) {
+        for client in std::mem::take(&mut self.stopping) {
+            if clean {
+                self.control.tell(client, &json!({"ok": true}));
+            } else {
+                self.control.tell(client, &json!({"ok": false, "error": "Postgres did not shut down cleanly"}));
+            }
+        }
+    }
+
+    fn status(&self, monitor: &Monitor) -> Value {
+        let sessions: Vec<Value> = self
+            .vsock
+            .sessions()
+            .into_iter()
+            .map(|one| json!({"session": one.session, "received": one.received, "sent": one.sent}))
+            .collect();
+        json!({
+            "ok": true,
+            "state": if self.ready { "running" } else { "starting" },
+            "epoch": self.life.epoch,
+            "cold": self.life.cold,
+            "idle_ms": monitor.idle(self).map_or(0, |idle| idle.as_millis() as u64),
+            "busy": monitor.shared.get_busy(),
+            "sessions": sessions,
+            "memory_bytes": monitor.shared.get_pages_used().saturating_mul(dormouse_abi::PAGE),
+        })
+    }
+
+    /// Postgres accepts connections.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suspend_is_either_called_off_or_committed() {
+        let commit = Commit::default();
+        assert!(commit.commit());
+        assert!(!commit.cancel(), "committed is committed");
+        let commit = Commit::default();
+        assert!(commit.cancel());
+        assert!(commit.cancel(), "calling off twice is calling off");
+        assert!(!commit.commit());
+        assert!(commit.cancelled());
+    }
+}
