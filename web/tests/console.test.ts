@@ -1,10 +1,10 @@
 // The console in headless Chromium, against a real server with real databases.
-import { execFileSync } from "node:child_process";
+import { execFile, execFileSync } from "node:child_process";
 import { existsSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { type Browser, type BrowserContext, type Page, chromium } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
-import { Server, skipped } from "./server";
+import { Server, psql, skipped } from "./server";
 
 const browserPath = process.env.CHROMIUM ?? "/usr/bin/chromium";
 /** A folder for pictures of each page, if somebody wants to look at them. */
@@ -63,7 +63,7 @@ describe.skipIf(skipped() !== null)("console", () => {
     await row(name).waitFor({ state: "detached" });
   };
   const query = (uri: string, sql: string) =>
-    execFileSync("psql", ["-X", "-A", "-t", "-c", sql, uri], { encoding: "utf8" }).trim();
+    execFileSync(psql, ["-X", "-A", "-t", "-c", sql, uri], { encoding: "utf8" }).trim();
 
   it("refuses a wrong key in words, and keeps the session from scripts", async () => {
     await page.goto(server.base);
@@ -113,11 +113,8 @@ describe.skipIf(skipped() !== null)("console", () => {
     await shows("suspended");
     await page.getByText("live", { exact: true }).waitFor();
     await picture("asleep");
-    const slow = import("node:child_process").then(
-      ({ execFile }) =>
-        new Promise<void>((done, failed) =>
-          execFile("psql", ["-X", "-c", "select pg_sleep(3)", uri], (error) => (error ? failed(error) : done())),
-        ),
+    const slow = new Promise<void>((done, failed) =>
+      execFile(psql, ["-X", "-c", "select pg_sleep(3)", uri], (error) => (error ? failed(error) : done())),
     );
     await shows("running");
     await picture("awake");

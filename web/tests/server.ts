@@ -9,6 +9,9 @@ import { fileURLToPath } from "node:url";
 const top = fileURLToPath(new URL("../..", import.meta.url));
 const program = process.env.DORMOUSE_TEST_PROGRAM ?? join(top, "target/release/dormouse");
 
+/** The one of `make oracle`. */
+export const psql = join(top, "images/.build/oracle/bin/psql");
+
 async function freePort(): Promise<number> {
   const server = createServer();
   await new Promise<void>((ready) => server.listen(0, "127.0.0.1", ready));
