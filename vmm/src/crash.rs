@@ -12,15 +12,20 @@ pub const STEPS: &[&str] = &[
     "suspend-committed",
     "restore-begun",
     "restore-loaded",
+    "spend-begun",
     "spent-renamed",
     "spent",
     "restore-entered",
 ];
 
-/// Kills the process if `DORMOUSE_CRASH_AT` names this step.
+/// Kills the process if `DORMOUSE_CRASH_AT` names this step; takes 300 ms for it if `DORMOUSE_STALL_AT` does, for
+/// tests of what goes on beside it.
 #[cfg(feature = "crash-points")]
 pub fn point(step: &'static str) {
     debug_assert!(STEPS.contains(&step));
+    if std::env::var_os("DORMOUSE_STALL_AT").is_some_and(|at| at == step) {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
     if std::env::var_os("DORMOUSE_CRASH_AT").is_some_and(|at| at == step) {
         // SAFETY: kills this process; nothing of it goes on.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };

@@ -9,6 +9,7 @@ use crate::guest::{Guest, Suspender};
 use crate::monitor::{Commit, Io, Monitor};
 use crate::snapshot::format::Header;
 use crate::snapshot::pages::{Base, Free};
+use crate::snapshot::spent::Spending;
 use crate::snapshot::write::{self, WriteError};
 use crate::snapshot::{State, layer_copy};
 
@@ -32,6 +33,8 @@ pub struct Sleeper {
     pub header: Header,
     /// The golden memory that this guest's differs from, if it was restored.
     pub base: Option<Base>,
+    /// The mark of the snapshot that this guest was restored from.
+    pub spending: Option<Spending>,
     /// The guest was restored or cloned, not booted.
     pub restored: bool,
     /// Where to look for one if the guest was booted.
@@ -49,6 +52,10 @@ impl Sleeper {
     fn write(&mut self, guest: &mut Guest, commit: &Commit) -> Result<(), String> {
         let began = Instant::now();
         crash::point("suspend-begun");
+        if let Some(spending) = &self.spending {
+            // Whether it worked does not matter here: the new snapshot takes the old one's name.
+            let _ = spending.wait();
+        }
         // What was restored from was sealed, so without a change since there is nothing to flush; and a layer that
         // was never written has to stay so, or it could not be told from one that was.
         let sealed = guest.files.is_empty() || (self.restored && !guest.files.has_changed());

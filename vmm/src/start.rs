@@ -95,6 +95,7 @@ struct Begun {
     epoch: String,
     cold: bool,
     base: Option<Base>,
+    spending: Option<Spending>,
 }
 
 /// Everything a beginning depends on.
@@ -201,6 +202,7 @@ impl Place<'_> {
             epoch: new_epoch().map_err(StartError::io("no random bytes"))?,
             cold: true,
             base: None,
+            spending: None,
             machine,
         })
     }
@@ -220,10 +222,14 @@ impl Place<'_> {
         life.step("memory");
         crash::point("restore-loaded");
         let spending = Spending::begin(&self.database_dir)?;
-        files.set_gate(Box::new(move || spending.wait()));
+        let gate = spending.clone();
+        files.set_gate(Box::new(move || gate.wait()));
         let epoch = snapshot.header.epoch.clone();
-        tracing::debug!(bytes = snapshot.bytes(), "restored memory");
-        self.resume(machine, &state, files, base, epoch, false, life)
+        let resumed = self.resume(machine, &state, files, base, epoch, false, life);
+        if resumed.is_err() {
+            let _ = spending.wait();
+        }
+        resumed.map(|begun| Begun { spending: Some(spending), ..begun })
     }
 
     /// Makes this database a clone of the golden guest; `None` if there is no golden snapshot.
@@ -288,6 +294,7 @@ impl Place<'_> {
             epoch,
             cold: false,
             base,
+            spending: None,
             machine,
         })
     }
@@ -300,7 +307,7 @@ impl Place<'_> {
         mut life: Life,
         terminate: Terminate,
     ) -> Result<End, StartError> {
-        let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base } = begun;
+        let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base, spending } = begun;
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
         shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
@@ -314,7 +321,7 @@ impl Place<'_> {
         let sockets = (listen("vm.sock")?, listen("vm.ctl")?);
         life.step("listening");
         tracing::info!(database = self.settings.database, epoch = life.epoch, cold, "guest begins");
-        let mut sleeper = self.sleeper(&machine, &life, base);
+        let mut sleeper = Sleeper { spending, ..self.sleeper(&machine, &life, base) };
         clock.publish(&shared);
         let pace = Pace {
             tick: Duration::from_millis(self.settings.tick_ms),
@@ -351,6 +358,7 @@ impl Place<'_> {
                 index: Extent::default(),
             },
             base,
+            spending: None,
             restored: !life.cold,
             golden: self.image.golden_dir.clone(),
             layer: self.layer.clone(),

@@ -85,3 +85,27 @@ fn a_kill_in_restore_leaves_an_unused_snapshot_or_none() {
         assert!(start(&home), "{step}: used once");
     }
 }
+
+/// Sessions ended with 57P01 for no visible reason: the thread that spends the old snapshot, held up on a loaded
+/// machine, had taken the new one.
+#[test]
+fn a_database_that_sleeps_again_at_once_keeps_its_snapshot() {
+    if !has_kvm("sleeps again") {
+        return;
+    }
+    let home = Home::new();
+    let suspend = |vmm: Vmm| {
+        let mut control = vmm.control();
+        control.event("ready");
+        assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
+        assert_eq!(vmm.end().0.code(), Some(0));
+    };
+    suspend(home.start("s", &[]));
+    for step in ["spend-begun", "spent-renamed", "spent"] {
+        let mut command = home.command("s");
+        command.env("DORMOUSE_STALL_AT", step);
+        suspend(Vmm::new(command, &home));
+        assert!(home.database_dir().join("snapshot").exists(), "{step}");
+    }
+    assert!(!start(&home));
+}

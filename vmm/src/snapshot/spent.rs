@@ -32,6 +32,7 @@ pub struct Spending {
 }
 
 fn spend(dir: &Path) -> io::Result<()> {
+    crash::point("spend-begun");
     std::fs::rename(dir.join(NAME), dir.join(SPENT))?;
     crash::point("spent-renamed");
     File::open(dir)?.sync_all()?;
@@ -59,7 +60,7 @@ impl Spending {
         Ok(spending)
     }
 
-    /// Waits until the mark has landed.
+    /// Waits until the mark has landed. A suspend waits too: the thread must not take the new snapshot for the old.
     pub fn wait(&self) -> io::Result<()> {
         let mut done = self.mark.done.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
