@@ -43,7 +43,19 @@ pub async fn connect_when_there(folder: &Path, name: &str) -> io::Result<UnixStr
 
 /// An inotify watch on the entries of a folder.
 struct Watch {
-    inotify: AsyncFd<OwnedFd>,
+    /// There until it is dropped.
+    inotify: Option<AsyncFd<OwnedFd>>,
+}
+
+impl Drop for Watch {
+    /// Closing an inotify descriptor waits for a grace period of the kernel's, 18 ms here: twice a whole wake. So
+    /// it is done elsewhere.
+    fn drop(&mut self) {
+        let inotify = self.inotify.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(inotify));
+        }
+    }
 }
 
 impl Watch {
@@ -63,14 +75,15 @@ impl Watch {
         }
         // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.
         let inotify = unsafe { AsyncFd::register(fd)? };
-        Ok(Watch { inotify })
+        Ok(Watch { inotify: Some(inotify) })
     }
 
     /// Completes when an entry has come since the last call.
     async fn changed(&self) -> io::Result<()> {
         let mut buffer = [0_u8; 4096];
+        let Some(inotify) = &self.inotify else { return Ok(()) };
         loop {
-            let mut ready = self.inotify.readable().await?;
+            let mut ready = inotify.readable().await?;
             let result = ready.try_io(|fd| {
                 // SAFETY: the buffer is writable for the length passed.
                 let n = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };

@@ -67,8 +67,18 @@ pub fn start(
     let (sender, commands) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let old = adopted.is_some() || snapshot_is_older(&context);
-        let mut life =
-            Life { context, commands, events, permit: None, log_mark: 0, started: Instant::now(), old, ready: None };
+        let mut life = Life {
+            context,
+            commands,
+            events,
+            permit: None,
+            log_mark: 0,
+            started: Instant::now(),
+            spawned_us: 0,
+            connected_us: 0,
+            old,
+            ready: None,
+        };
         let reason = life.run(adopted).await;
         drop(life.permit.take());
         (life.events)(VmEvent::Exited { reason });
@@ -83,6 +93,9 @@ struct Life<F> {
     permit: Option<OwnedSemaphorePermit>,
     log_mark: u64,
     started: Instant,
+    /// Steps of the start on this side, µs since `started`; the VMM's own are in its trace.
+    spawned_us: u64,
+    connected_us: u64,
     /// It may have sessions from before this server.
     old: bool,
     /// The epoch of a VM that is ready, until its sessions are known.
@@ -140,6 +153,10 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
     }
 
+    fn elapsed_us(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
     fn reason(&self, status: Option<std::process::ExitStatus>) -> Option<String> {
         let status = status?;
         if status.success() {
@@ -180,12 +197,16 @@ impl<F: Fn(VmEvent)> Life<F> {
         self.started = Instant::now();
         let mut process = Process::spawn(&self.context.program, &home, &self.context.spec)
             .map_err(|e| format!("the VMM {} cannot be started: {e}", self.context.program.display()))?;
+        self.spawned_us = self.elapsed_us();
         let folder = home.run_of(&id);
         // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
         tokio::select! {
             biased;
             stream = connect_when_there(&folder, "vm.ctl") => match stream {
-                Ok(stream) => Ok(Some((stream, process))),
+                Ok(stream) => {
+                    self.connected_us = self.elapsed_us();
+                    Ok(Some((stream, process)))
+                }
                 Err(e) => {
                     process.kill();
                     process.gone().await;
@@ -273,8 +294,8 @@ impl<F: Fn(VmEvent)> Life<F> {
         match message {
             Message::Event(Event::Ready { epoch, cold, trace }) => {
                 self.permit = None;
-                let ms = self.started.elapsed().as_secs_f64() * 1e3;
-                tracing::info!(database = %self.context.spec.id, epoch, cold, ms, %trace, "awake");
+                let (spawned, connected, ready) = (self.spawned_us, self.connected_us, self.elapsed_us());
+                tracing::info!(database = %self.context.spec.id, epoch, cold, spawned, connected, ready, %trace, "awake (us)");
                 if cold {
                     let why = last_words(&self.context.home, &self.context.spec.id, self.log_mark, false);
                     tracing::info!(database = %self.context.spec.id, why, "started cold; sessions held from before end with 57P01");
