@@ -21,9 +21,8 @@ help: ## this list
 up: ## build what is not built, then run the server in the foreground (the first time some 10 minutes on 2 cores)
 	@[ -e images/.build/out ] || echo "The first time builds PostgreSQL, the kernel, the image and the server: some 10 minutes on 2 cores."
 	@.ci/need up
-	@$(MAKE) console
-	@$(MAKE) server
-	@$(MAKE) image
+	@$(MAKE) -s console
+	@$(MAKE) -s image
 	@exec $(DORMOUSE) up
 
 .PHONY: server
@@ -52,12 +51,12 @@ web/dist/index.html: web/node_modules/.package-lock.json $(WEB_SOURCES)
 .PHONY: test
 test: ## everything: unit tests, the console in a browser, PostgreSQL on real KVM
 	@.ci/need test
-	@$(MAKE) console
-	@$(MAKE) image
-	@$(MAKE) oracle
-	@$(MAKE) test-kernel
-	@$(MAKE) test-console
-	@$(MAKE) test-rust
+	@$(MAKE) -s console
+	@$(MAKE) -s image
+	@$(MAKE) -s oracle
+	@$(MAKE) -s test-kernel
+	@$(MAKE) -s test-console
+	@$(MAKE) -s test-rust
 
 .PHONY: crash-points
 crash-points: ## a VMM for tests, which can be made to die at each step of suspend and resume
@@ -74,7 +73,7 @@ test-kernel: ## the kernel's unit tests
 
 .PHONY: test-console
 test-console: console ## the console's tests, the last of them in headless Chromium
-	@$(STEP) "console tests" npm --prefix web test --silent
+	@$(STEP) "console tests" npm --prefix web run --silent test
 
 .PHONY: test-svm
 test-svm: ## boot, answer, suspend, resume on stock kvm_amd under QEMU's software SVM
