@@ -231,7 +231,7 @@ pub struct Shared {
     pub ready: u32,
     pub reserved: u32,
     /// Physical address and length in bytes of the page pool's bitmap: bit `i` set means that page
-    /// `BootInfo::slots + i * PAGE` is free, and that its content does not matter.
+    /// `BootInfo::slots + i * PAGE` is free or holds a cache that a restore forgets: its content does not matter.
     pub free_bitmap: u64,
     pub free_bitmap_len: u64,
     /// Pages of the pool in use, for metering.

@@ -12,7 +12,7 @@ pub struct GrowFromPool;
 impl OomHandler for GrowFromPool {
     fn handle_oom(talc: &mut Talc<Self>, layout: core::alloc::Layout) -> Result<(), ()> {
         let count = GROW_PAGES.max(layout.size().div_ceil(4096) + 2);
-        let start = pages::alloc(count).ok_or(())?;
+        let start = pages::alloc_for_kernel(count).ok_or(())?;
         // SAFETY: the pages are ours from now on, and nothing else uses them.
         unsafe { talc.claim(Span::from_base_size(start, count * 4096)).map(|_| ()) }
     }

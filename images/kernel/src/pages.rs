@@ -4,9 +4,11 @@
 //! Ordinary requests are served past the slots first, and from the slots' end of memory only when there is no other
 //! room, the higher slots before the lower ones; a slot is free for a process when all of its pages are.
 //!
-//! One bit a page, set while the page is free; the VMM reads it, so that free pages never get into a snapshot. A
-//! second bitmap tells which free pages were never used and so are still zero: a large mapping that is never
-//! touched then costs no memory.
+//! One bit a page, set while the page is free. A second bitmap tells which free pages were never used and so are still
+//! zero: a large mapping that is never touched then costs no memory. A third, which the VMM reads, has the pages whose
+//! content does not matter: the free ones, and *spare* ones, which hold a cache and get into no snapshot either.
+//!
+//! When the pool has run out, the page cache gives back what it holds, and the request is tried once more.
 
 use crate::global::Global;
 use crate::shared::shared;
@@ -18,11 +20,15 @@ struct Pool {
     count: usize,
     free: &'static mut [u64],
     clean: &'static mut [u64],
+    spare: &'static mut [u64],
     /// First page past the slots.
     past_slots: usize,
     /// Word at which the search past the slots starts: everything between is in use.
     hint: usize,
 }
+
+/// Pages that only the kernel's own heap may take: a process that asks for all memory gets an error, the kernel none.
+const KERNEL_RESERVE: usize = 512;
 
 static POOL: Global<RefCell<Option<Pool>>> = Global::new(RefCell::new(None));
 static USED: Global<Cell<usize>> = Global::new(Cell::new(0));
@@ -32,23 +38,21 @@ pub fn init(slots: u64, past_slots: u64, end: u64) {
     let count = ((end - slots) / abi::PAGE) as usize;
     let words = count.div_ceil(64);
     let first = ((past_slots - slots) / abi::PAGE) as usize;
-    let own = first..first + (words * 8 * 2).div_ceil(abi::PAGE as usize);
-    // SAFETY: the VMM left this memory for the pool, zeroed, and this is its first use.
-    let (free, clean) = unsafe {
-        (
-            core::slice::from_raw_parts_mut(past_slots as *mut u64, words),
-            core::slice::from_raw_parts_mut((past_slots as *mut u64).add(words), words),
-        )
-    };
+    let own = first..first + (words * 8 * 3).div_ceil(abi::PAGE as usize);
+    let [free, clean, spare] = [0, 1, 2].map(|n| {
+        // SAFETY: the VMM left this memory for the pool, zeroed, and this is its first use, in three parts.
+        unsafe { core::slice::from_raw_parts_mut((past_slots as *mut u64).add(n * words), words) }
+    });
     for page in (0..count).filter(|page| !own.contains(page)) {
-        free[page / 64] |= 1 << (page % 64);
-        clean[page / 64] |= 1 << (page % 64);
+        for bits in [&mut *free, &mut *clean, &mut *spare] {
+            bits[page / 64] |= 1 << (page % 64);
+        }
     }
-    shared().set_free_bitmap(past_slots);
+    shared().set_free_bitmap(spare.as_ptr() as u64);
     shared().set_free_bitmap_len((words * 8) as u64);
     USED.get().set(own.len());
     shared().set_pages_used(own.len() as u64);
-    *POOL.get().borrow_mut() = Some(Pool { base: slots, count, free, clean, past_slots: first, hint: first / 64 });
+    *POOL.get().borrow_mut() = Some(Pool { base: slots, count, free, clean, spare, past_slots: first, hint: first / 64 });
 }
 
 impl Pool {
@@ -100,6 +104,7 @@ impl Pool {
         for at in page..page + count {
             let bit = 1u64 << (at % 64);
             self.free[at / 64] &= !bit;
+            self.spare[at / 64] &= !bit;
             let address = (self.base + at as u64 * abi::PAGE) as *mut u8;
             if self.clean[at / 64] & bit != 0 {
                 self.clean[at / 64] &= !bit;
@@ -127,9 +132,23 @@ pub fn alloc(count: usize) -> Option<*mut u8> {
 
 /// The same, the first page's number in the pool being a multiple of `align` pages.
 pub fn alloc_aligned(count: usize, align: usize) -> Option<*mut u8> {
+    try_alloc(count, align).or_else(|| if crate::fs::reclaim() { try_alloc(count, align) } else { None })
+}
+
+/// For the kernel's own heap, which cannot do without: may use the reserve, and never asks the cache, whose own memory
+/// is on that heap.
+pub fn alloc_for_kernel(count: usize) -> Option<*mut u8> {
+    take_run(count, 1, 0)
+}
+
+fn try_alloc(count: usize, align: usize) -> Option<*mut u8> {
+    take_run(count, align, KERNEL_RESERVE)
+}
+
+fn take_run(count: usize, align: usize, leave: usize) -> Option<*mut u8> {
     let mut pool = POOL.get().borrow_mut();
     let pool = pool.as_mut()?;
-    if count == 0 || count > pool.count {
+    if count == 0 || count.checked_add(USED.get().get() + leave)? > pool.count {
         return None;
     }
     let page = pool.find(count, align)?;
@@ -140,6 +159,10 @@ pub fn alloc_aligned(count: usize, align: usize) -> Option<*mut u8> {
 /// Takes the lowest free hot page of a slot, of `slots` slots: its index, and whether it was used before. It is not
 /// cleared.
 pub fn take_slot(slots: usize) -> Option<(usize, bool)> {
+    try_take_slot(slots).or_else(|| if crate::fs::reclaim() { try_take_slot(slots) } else { None })
+}
+
+fn try_take_slot(slots: usize) -> Option<(usize, bool)> {
     const PAGES: usize = (abi::LARGE_PAGE / abi::PAGE) as usize;
     let mut pool = POOL.get().borrow_mut();
     let pool = pool.as_mut()?;
@@ -159,6 +182,16 @@ pub fn alloc_at(start: u64, count: usize) -> bool {
     true
 }
 
+/// Marks pages in use as holding nothing that must outlast a sleep. Whoever has them forgets them after a restore.
+pub fn make_spare(start: *mut u8, count: usize) {
+    let mut pool = POOL.get().borrow_mut();
+    let Some(pool) = pool.as_mut() else { return };
+    let page = ((start as u64 - pool.base) / abi::PAGE) as usize;
+    for at in page..page + count {
+        pool.spare[at / 64] |= 1 << (at % 64);
+    }
+}
+
 /// Gives pages back. They need not be the whole of what one `alloc` gave.
 pub fn free(start: *mut u8, count: usize) {
     let mut pool = POOL.get().borrow_mut();
@@ -169,6 +202,7 @@ pub fn free(start: *mut u8, count: usize) {
         let bit = 1u64 << (at % 64);
         assert!(pool.free[at / 64] & bit == 0, "a page was freed twice");
         pool.free[at / 64] |= bit;
+        pool.spare[at / 64] |= bit;
     }
     if page >= pool.past_slots {
         pool.hint = pool.hint.min(page / 64);

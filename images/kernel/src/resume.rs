@@ -18,6 +18,8 @@ pub fn check() {
     if restores == RESTORES.get().replace(restores) {
         return;
     }
+    // Spare pages were in no snapshot: what they held is gone.
+    crate::fs::reclaim();
     random::reseed(&shared().entropy());
     let clones = shared().clone_count();
     if clones != CLONES.get().replace(clones) {

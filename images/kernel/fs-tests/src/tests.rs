@@ -485,7 +485,12 @@ fn small_reads_are_read_ahead_and_never_stale() {
     file.write_at(b"changed", 70_000).unwrap();
     file.read_at(&mut piece, 69_999).unwrap();
     assert_eq!(&piece[1..8], b"changed");
+    assert_eq!(count(server::READ), 3, "what was written is in the window");
+    assert!(fs::reclaim());
+    file.read_at(&mut piece, 69_999).unwrap();
+    assert_eq!(&piece[1..8], b"changed", "and on the host");
     assert_eq!(count(server::READ), 4);
+    assert!(fs::reclaim() && !fs::reclaim());
     file.truncate(70_003).unwrap();
     assert_eq!(file.read_at(&mut piece, 69_999), Ok(4));
     let held = pages::IN_USE.load(Ordering::Relaxed);
@@ -495,7 +500,7 @@ fn small_reads_are_read_ahead_and_never_stale() {
 }
 
 #[test]
-fn the_read_ahead_is_bounded() {
+fn the_page_cache_is_bounded() {
     let _guard = boot(|server| {
         for i in 0..40 {
             server.put(&format!("f{i}"), &vec![i; 65_536]);

@@ -1,11 +1,11 @@
 //! Content and attributes of the share's inodes: what an open file does.
 //!
 //! An inode is its own open file: nothing is per open, so opening costs no memory and no request. Reads are cut at the
-//! cached length, so the read that only meets the end of the file costs nothing either. Blocks of 8 KiB and more go
-//! straight between the caller's memory and the host; shorter reads go through the read-ahead.
+//! cached length, so the read that only meets the end of the file costs nothing either. Reads of a window's length and more
+//! go straight between the caller's memory and the host; shorter ones through the page cache.
 
 use super::fuse::Segments;
-use super::readahead::SMALL;
+use super::cache::WINDOW;
 use super::share::{DEVICE, Inode};
 use super::wire::{self, Opcode, Wire};
 use super::{StatFs, kind, with_dots};
@@ -15,10 +15,10 @@ use alloc::vec::Vec;
 use core::any::Any;
 
 impl Inode {
-    /// The content is not what it was: nothing read ahead is true any more.
+    /// The content is not what it was: nothing cached is true any more.
     pub(super) fn content_changed(&self) {
-        if self.windows.replace(false) {
-            self.share.windows.drop_node(self.id);
+        if self.cached.replace(false) {
+            self.share.cache.drop_node(self.id);
         }
     }
 
@@ -36,13 +36,13 @@ impl Inode {
         self.ctime.set(now);
     }
 
-    fn read_small(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+    fn read_cached(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let size = self.size.get();
         let mut done = 0;
         while done < buf.len() {
-            self.windows.set(true);
-            let (client, windows) = (&self.share.client, &self.share.windows);
-            match windows.read(client, self.id, size, offset + done as u64, &mut buf[done..]) {
+            self.cached.set(true);
+            let (client, cache) = (&self.share.client, &self.share.cache);
+            match cache.read(client, self.id, size, offset + done as u64, &mut buf[done..]) {
                 Some(Ok(0)) => break,
                 Some(Ok(len)) => done += len,
                 Some(Err(error)) if done == 0 => return Err(error),
@@ -73,15 +73,28 @@ impl Inode {
         self.regular()?;
         let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
         offset.checked_add(total as u64).filter(|&end| end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;
-        self.content_changed();
         let pieces = buffers.iter().map(|buffer| (buffer.as_ptr(), buffer.len()));
-        transfer(usize::MAX, pieces, || self.share.client.segments(), |segments, done| {
+        let result = transfer(usize::MAX, pieces, || self.share.client.segments(), |segments, done| {
             let at = offset + done as u64;
             let len = self.share.client.write(self.id, at, segments)?;
             self.size.set(self.size.get().max(at + len as u64));
             self.modified();
             Ok(len)
-        })
+        });
+        if self.cached.get() {
+            match result {
+                Ok(len) if len == total => {
+                    let mut at = offset;
+                    for buffer in buffers {
+                        self.share.cache.wrote(self.id, at, buffer);
+                        at += buffer.len() as u64;
+                    }
+                }
+                // What the host has taken of it is not known.
+                _ => self.content_changed(),
+            }
+        }
+        result
     }
 
     /// Sets attributes; `change.valid` says which.
@@ -210,7 +223,7 @@ impl File for Inode {
         if offset >= self.size.get() {
             return Ok(0);
         }
-        if buf.len() < SMALL { self.read_small(buf, offset) } else { self.read_all(&mut [buf], offset) }
+        if (buf.len() as u64) < WINDOW { self.read_cached(buf, offset) } else { self.read_all(&mut [buf], offset) }
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {

@@ -5,7 +5,7 @@
 //! /dev         null zero random urandom                   device
 //! /dev/shm  /tmp  /run     writable memory                ramfs, memory
 //! /proc/self/exe           link to the program
-//! /pgdata      the host's directory, by FUSE              share, content, readahead, fuse, wire
+//! /pgdata      the host's directory, by FUSE              share, content, cache, fuse, wire
 //! /pgdata/pgsql_tmp                      memory
 //! /pgdata/global/config_exec_params*     memory
 //! ```
@@ -22,13 +22,13 @@
 //! descriptor, hence to the caller.
 
 mod archive;
+mod cache;
 mod content;
 mod device;
 mod fuse;
 mod memory;
 mod path;
 mod ramfs;
-mod readahead;
 mod share;
 mod wire;
 
@@ -452,6 +452,14 @@ pub fn syncfs(file: &dyn File) -> Result<()> {
     }
 }
 
+/// Gives back all memory that only caches the share's content; false when there was none.
+pub fn reclaim() -> bool {
+    match TREE.get().get().map(|tree| &tree.data) {
+        Some(Node::Share(inode)) => inode.share.cache.clear(),
+        _ => false,
+    }
+}
+
 /// `sync`: the share is all there is to flush.
 pub fn sync() -> Result<()> {
     syncfs(tree().data.file())
@@ -464,7 +472,7 @@ pub fn read_vectored(file: &dyn File, buffers: &mut [&mut [u8]], offset: u64) ->
     }
     if let Some(inode) = file.as_any().downcast_ref::<share::Inode>() {
         let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
-        if total >= readahead::SMALL {
+        if total >= cache::WINDOW as usize {
             return inode.read_vectored(buffers, offset);
         }
     }

@@ -19,7 +19,7 @@
 //! A directory can have an *overlay*: names that are in guest memory instead (see `fs/mod.rs`).
 
 use super::fuse::Client;
-use super::readahead::Windows;
+use super::cache::Cache;
 use super::wire::{self, Opcode, Wire};
 use super::{NAME_MAX, Node, check_name, kind, ramfs};
 use crate::errno::{Errno, Result};
@@ -43,7 +43,7 @@ pub const DEVICE: u64 = 2;
 /// The share: its connection and what all its inodes have in common.
 pub struct Share {
     pub(super) client: Client,
-    pub(super) windows: Windows,
+    pub(super) cache: Cache,
     inodes: RefCell<BTreeMap<u64, Weak<Inode>>>,
     /// Inodes at which the cache is trimmed next.
     trim_at: Cell<usize>,
@@ -71,8 +71,8 @@ pub struct Inode {
     pub(super) atime: Cell<u64>,
     pub(super) mtime: Cell<u64>,
     pub(super) ctime: Cell<u64>,
-    /// Whether the read-ahead may hold windows of it.
-    pub(super) windows: Cell<bool>,
+    /// Whether the cache may hold windows of it.
+    pub(super) cached: Cell<bool>,
     directory: Option<Box<Directory>>,
     target: OnceCell<Box<[u8]>>,
 }
@@ -98,7 +98,7 @@ impl Share {
     pub fn mount(root: Overlay, global: Overlay) -> Result<Rc<Inode>> {
         let share: &'static Share = Box::leak(Box::new(Share {
             client: Client::connect()?,
-            windows: Windows::default(),
+            cache: Cache::default(),
             inodes: RefCell::new(BTreeMap::new()),
             trim_at: Cell::new(INODES_MAX),
             global,
@@ -150,7 +150,7 @@ impl Share {
             atime: Cell::new(nanoseconds(attr.atime, attr.atime_ns)),
             mtime: Cell::new(nanoseconds(attr.mtime, attr.mtime_ns)),
             ctime: Cell::new(nanoseconds(attr.ctime, attr.ctime_ns)),
-            windows: Cell::new(false),
+            cached: Cell::new(false),
             directory,
             target: OnceCell::new(),
         });
