@@ -34,6 +34,7 @@ fn mount(device: &mut FsDevice, folder: &str) -> Result<(), Box<dyn Error>> {
     if done != 0 {
         return Err(std::io::Error::last_os_error().into());
     }
+    println!("mounted");
     let (mut message, mut answer) = (vec![0; MESSAGE], vec![0; MESSAGE]);
     loop {
         let n = match fuse.read(&mut message) {

@@ -143,3 +143,33 @@ fn wrong_arguments_are_usage_errors() {
         assert_eq!(status.code(), Some(64), "{wrong:?}: {log}");
     }
 }
+
+/// Hides `/dev/kvm` from one child by a mount namespace of its own, which only root may make.
+#[test]
+fn without_kvm_the_exit_status_says_so() {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: getuid has no preconditions.
+    if unsafe { libc::getuid() } != 0 {
+        eprintln!("without KVM: skipped, not root");
+        return;
+    }
+    let home = Home::new();
+    let mut command = home.command("d");
+    // SAFETY: only system calls between fork and exec, with constant strings.
+    unsafe {
+        command.pre_exec(|| {
+            let done = libc::unshare(libc::CLONE_NEWNS) == 0
+                && libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
+                && libc::mount(c"/dev/null".as_ptr(), c"/dev/kvm".as_ptr(), std::ptr::null(), libc::MS_BIND, std::ptr::null()) == 0;
+            if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        });
+    }
+    match guest::Vmm::try_new(command, &home) {
+        Ok(vmm) => {
+            let (status, log) = vmm.end();
+            assert_eq!(status.code(), Some(69), "{log}");
+            assert!(log.contains("/dev/kvm"), "{log}");
+        }
+        Err(error) => eprintln!("without KVM: skipped, no mount namespace here: {error}"),
+    }
+}

@@ -20,6 +20,9 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 pub use memory::{MemoryError, Ram};
 
+/// The only version of KVM's interface there has been since 2007.
+const KVM_API_VERSION: i32 = 12;
+
 /// Why a machine could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
@@ -62,6 +65,10 @@ impl Machine {
     /// The slot is registered before the vCPU exists: the other way round waits for a grace period of the host.
     pub fn new(ram: Ram) -> Result<Self, MachineError> {
         let kvm = Kvm::new().map_err(|error| MachineError::NoKvm(io::Error::from_raw_os_error(error.errno())))?;
+        // A device of that name that is not KVM is no KVM.
+        if kvm.get_api_version() != KVM_API_VERSION {
+            return Err(MachineError::NoKvm(io::Error::other("it does not speak KVM's interface, version 12")));
+        }
         let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("list CPU features"))?;
         cpu::check_and_trim(&mut cpuid)?;
         let vm = kvm.create_vm().map_err(refused("create a VM"))?;

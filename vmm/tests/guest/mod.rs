@@ -431,8 +431,13 @@ impl Drop for Vmm {
 
 impl Vmm {
     /// Starts a command of [`Home::command`].
-    pub fn new(mut command: Command, home: &Home) -> Self {
-        Self { child: command.spawn().unwrap(), run_dir: home.run_dir() }
+    pub fn new(command: Command, home: &Home) -> Self {
+        Self::try_new(command, home).unwrap()
+    }
+
+    /// The same, where the start itself may fail.
+    pub fn try_new(mut command: Command, home: &Home) -> std::io::Result<Self> {
+        Ok(Self { child: command.spawn()?, run_dir: home.run_dir() })
     }
 
     /// Waits for the end; returns the status and what was logged.

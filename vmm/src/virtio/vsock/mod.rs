@@ -37,6 +37,8 @@ const CLOSING: Duration = Duration::from_secs(8);
 const MOST_HELD: usize = 1 << 20;
 /// Answers owed to the guest at which its packets are left in the queue.
 const MOST_CONTROL: usize = 1024;
+/// Packets taken from the guest in one go, which a guest that runs on another core could make endless.
+const MOST_DRAINED: usize = 2 * dormouse_abi::QUEUE_SIZE as usize;
 /// Transmit buffers given back in one go of which the guest is told at once.
 const MANY: usize = 16;
 
@@ -204,7 +206,7 @@ impl Vsock {
     /// Packets of the guest.
     fn drain_guest(&mut self) -> usize {
         let mut drained = 0;
-        while self.control.len() < MOST_CONTROL {
+        while self.control.len() < MOST_CONTROL && drained < MOST_DRAINED {
             let memory = self.memory.clone();
             let Some(chain) = pop(&mut self.tx, &memory) else { break };
             self.packet(&chain);
@@ -521,3 +523,6 @@ fn reset(to: &Header) -> Header {
         ..Header::default()
     }
 }
+
+#[cfg(test)]
+mod tests;
