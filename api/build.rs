@@ -51,7 +51,8 @@ fn build_name(top: &Path) {
     };
     let name = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=DORMOUSE_BUILD={name}");
-    let head = top.join(".git/HEAD");
+    // Its log changes with every commit; HEAD itself names a branch and does not.
+    let head = top.join(".git/logs/HEAD");
     if head.exists() {
         println!("cargo::rerun-if-changed={}", head.display());
     }

@@ -77,11 +77,11 @@ impl Metadata {
     /// Inserts the row in state `creating` and its role. The plan's count is checked in the same transaction,
     /// so two creates at once cannot both take the last place.
     pub async fn create_database(&self, new: &NewDatabase<'_>) -> Result<DatabaseRow, CreateError> {
-        let mut tx = self.writer.begin().await.map_err(MetadataError::from)?;
+        let mut write = self.begin().await?;
         let have: i64 = sqlx::query("SELECT count(*) AS n FROM databases WHERE tenant_id = ? AND plan = ?")
             .bind(new.tenant.as_str())
             .bind(new.plan)
-            .fetch_one(&mut *tx)
+            .fetch_one(write.on())
             .await
             .and_then(|row| row.try_get("n"))
             .map_err(MetadataError::from)?;
@@ -95,7 +95,7 @@ impl Metadata {
             .bind(new.image)
             .bind(new.cool_down_ms.map(|ms| ms as i64))
             .bind(now_ms())
-            .execute(&mut *tx)
+            .execute(write.on())
             .await;
         match inserted {
             Ok(_) => {}
@@ -110,16 +110,16 @@ impl Metadata {
             .bind(new.id.as_str())
             .bind(new.role)
             .bind(new.verifier)
-            .execute(&mut *tx)
+            .execute(write.on())
             .await
             .map_err(MetadataError::from)?;
         let row = sqlx::query(&format!("{SELECT} WHERE d.id = ?"))
             .bind(new.id.as_str())
-            .fetch_one(&mut *tx)
+            .fetch_one(write.on())
             .await
             .map_err(MetadataError::from)?;
         let row = read(&row)?;
-        tx.commit().await.map_err(MetadataError::from)?;
+        write.commit().await?;
         Ok(row)
     }
 
@@ -161,32 +161,32 @@ impl Metadata {
 
     /// Writes a state that must be on disk before what it announces begins.
     pub async fn set_state(&self, id: &DatabaseId, state: State, message: Option<&str>) -> Result<(), MetadataError> {
+        let mut write = self.begin().await?;
         sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ?")
             .bind(state.as_str())
             .bind(message)
             .bind(id.as_str())
-            .execute(&self.writer)
+            .execute(write.on())
             .await?;
-        Ok(())
+        write.commit().await
     }
 
     /// Sets or, with none, gives back to the plan the database's cool-down.
     pub async fn set_cool_down(&self, id: &DatabaseId, ms: Option<u64>) -> Result<(), MetadataError> {
+        let mut write = self.begin().await?;
         sqlx::query("UPDATE databases SET cool_down_ms = ? WHERE id = ?")
             .bind(ms.map(|ms| ms as i64))
             .bind(id.as_str())
-            .execute(&self.writer)
+            .execute(write.on())
             .await?;
-        Ok(())
+        write.commit().await
     }
 
     /// Removes the row and, with it, its roles.
     pub async fn remove_database(&self, id: &DatabaseId) -> Result<(), MetadataError> {
-        sqlx::query("DELETE FROM databases WHERE id = ?")
-            .bind(id.as_str())
-            .execute(&self.writer)
-            .await?;
-        Ok(())
+        let mut write = self.begin().await?;
+        sqlx::query("DELETE FROM databases WHERE id = ?").bind(id.as_str()).execute(write.on()).await?;
+        write.commit().await
     }
 
     /// Images that a database still needs.

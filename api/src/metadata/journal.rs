@@ -98,30 +98,15 @@ impl StateJournal {
 }
 
 async fn write(metadata: &Metadata, batch: &HashMap<DatabaseId, (State, Option<String>)>) -> Result<(), MetadataError> {
-    let mut connection = metadata.writer.acquire().await?;
-    // No flush for hints. The pool has one writer, and every way out of here sets it back or closes it.
-    sqlx::query("PRAGMA synchronous = NORMAL").execute(&mut *connection).await?;
-    let result = write_all(&mut connection, batch).await;
-    if sqlx::query("PRAGMA synchronous = FULL").execute(&mut *connection).await.is_err() {
-        connection.close_on_drop();
-    }
-    result
-}
-
-async fn write_all(
-    connection: &mut sqlx::SqliteConnection,
-    batch: &HashMap<DatabaseId, (State, Option<String>)>,
-) -> Result<(), MetadataError> {
-    use sqlx::Connection;
-    let mut tx = connection.begin().await?;
+    let mut write = metadata.begin_unflushed().await?;
     for (id, (state, message)) in batch {
         // A row that is being deleted stays so, whatever its VM still does.
         sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ? AND state <> 'deleting'")
             .bind(state.as_str())
             .bind(message.as_deref())
             .bind(id.as_str())
-            .execute(&mut *tx)
+            .execute(write.on())
             .await?;
     }
-    Ok(tx.commit().await?)
+    write.commit().await
 }

@@ -8,6 +8,7 @@ mod databases;
 mod journal;
 mod roles;
 mod tenants;
+mod writer;
 
 use std::path::Path;
 use std::str::FromStr;

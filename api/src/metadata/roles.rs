@@ -41,19 +41,19 @@ impl Metadata {
 
     /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired.
     pub async fn add_role(&self, database: &DatabaseId, role: &str, verifier: &str, expires_at: i64) -> Result<(), MetadataError> {
-        let mut tx = self.writer.begin().await?;
+        let mut write = self.begin().await?;
         sqlx::query("DELETE FROM roles WHERE database_id = ? AND expires_at <= ?")
             .bind(database.as_str())
             .bind(now_ms())
-            .execute(&mut *tx)
+            .execute(write.on())
             .await?;
         sqlx::query("INSERT INTO roles (database_id, role, verifier, expires_at) VALUES (?, ?, ?, ?)")
             .bind(database.as_str())
             .bind(role)
             .bind(verifier)
             .bind(expires_at)
-            .execute(&mut *tx)
+            .execute(write.on())
             .await?;
-        Ok(tx.commit().await?)
+        write.commit().await
     }
 }

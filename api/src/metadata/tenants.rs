@@ -30,15 +30,20 @@ impl Metadata {
     pub async fn create_tenant(&self, id: &TenantId, name: &str, key_hash: &[u8; 32]) -> Result<TenantRow, NewTenantError> {
         let sql = "INSERT INTO tenants (id, name, key_hash, created_at) VALUES (?, ?, ?, ?) \
                    RETURNING seq, id, name, created_at";
+        let mut write = self.begin().await?;
         let row = sqlx::query(sql)
             .bind(id.as_str())
             .bind(name)
             .bind(key_hash.as_slice())
             .bind(now_ms())
-            .fetch_one(&self.writer)
+            .fetch_one(write.on())
             .await;
         match row {
-            Ok(row) => Ok(read(&row)?),
+            Ok(row) => {
+                let row = read(&row)?;
+                write.commit().await?;
+                Ok(row)
+            }
             Err(e) if e.as_database_error().is_some_and(|e| e.is_unique_violation()) => Err(NewTenantError::NameTaken),
             Err(e) => Err(NewTenantError::Metadata(e.into())),
         }

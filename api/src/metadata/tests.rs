@@ -97,3 +97,57 @@ async fn metadata_of_a_newer_server_is_refused() {
     let error = Metadata::open(&dir.path().join("dormouse.db")).await.unwrap_err();
     assert!(matches!(error, MetadataError::Newer), "{error}");
 }
+
+/// A user saw databases that were answered for and gone after a restart, once the disk had been full.
+#[tokio::test]
+async fn what_is_written_after_the_disk_was_full_is_kept() {
+    let (dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let before = create(&m, &tenant, "before", 99).await.unwrap();
+    // Full at any of the pages a create needs.
+    let mut full = 0;
+    for spare in 0..40 {
+        let pages: i64 = {
+            use sqlx::Row;
+            let mut connection = m.writer.acquire().await.unwrap();
+            let row = sqlx::query("PRAGMA page_count").fetch_one(&mut *connection).await.unwrap();
+            let pages = row.get::<i64, _>(0) + spare / 20;
+            sqlx::query(&format!("PRAGMA max_page_count = {pages}")).execute(&mut *connection).await.unwrap();
+            pages
+        };
+        let name = format!("{spare}-{}", "x".repeat(58));
+        match create(&m, &tenant, &name, 99).await {
+            Ok(row) => m.set_state(&row.id, State::Suspended, None).await.unwrap(),
+            Err(CreateError::Metadata(MetadataError::Full)) => full += 1,
+            Err(other) => panic!("{pages} pages: {other}"),
+        }
+    }
+    assert!(full > 0);
+    let after = create(&m, &tenant, "after", 99).await.unwrap();
+    m.set_state(&after.id, State::Suspended, None).await.unwrap();
+    m.close().await;
+    let m = Metadata::open(&dir.path().join("dormouse.db")).await.unwrap();
+    assert!(m.database(&before.id).await.unwrap().is_some());
+    assert_eq!(m.database(&after.id).await.unwrap().unwrap().state, State::Suspended);
+}
+
+/// A client that goes away in the middle of a create leaves nothing open.
+#[tokio::test]
+async fn a_write_that_is_dropped_is_undone_and_blocks_nobody() {
+    let (_dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    for polls in 1..60 {
+        let name = format!("n{polls}");
+        let mut dropped = Box::pin(create(&m, &tenant, &name, 999));
+        for _ in 0..polls {
+            if std::future::poll_fn(|cx| std::task::Poll::Ready(dropped.as_mut().poll(cx).is_ready())).await {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(dropped);
+        create(&m, &tenant, &format!("after-{polls}"), 999).await.unwrap();
+    }
+    let rows = m.list_databases(DatabaseFilter::default(), Page { after: 0, limit: 1000 }).await.unwrap();
+    assert!(rows.iter().filter(|r| r.name.starts_with("after")).count() == 59);
+}
