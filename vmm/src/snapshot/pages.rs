@@ -69,26 +69,23 @@ impl Base {
     /// For each large page, whether the file has any data there.
     pub fn regions(&self) -> io::Result<Vec<bool>> {
         let mut regions = vec![false; self.len / LARGE_PAGE as usize];
-        let mut at = 0i64;
-        loop {
+        let mut region = 0;
+        // One question a large page, not one an extent: the file may have thousands.
+        while region < regions.len() {
+            let at = region as i64 * LARGE_PAGE as i64;
             // SAFETY: seeking has no memory effects.
             let data = unsafe { libc::lseek(self.file.as_raw_fd(), at, libc::SEEK_DATA) };
             if data < 0 {
                 let error = io::Error::last_os_error();
                 return if error.raw_os_error() == Some(libc::ENXIO) { Ok(regions) } else { Err(error) };
             }
-            // SAFETY: as above.
-            let hole = unsafe { libc::lseek(self.file.as_raw_fd(), data, libc::SEEK_HOLE) };
-            if hole < 0 {
-                return Err(io::Error::last_os_error());
+            region = (data as u64 / LARGE_PAGE) as usize;
+            if let Some(region) = regions.get_mut(region) {
+                *region = true;
             }
-            let first = data as u64 / LARGE_PAGE;
-            let last = (hole as u64).div_ceil(LARGE_PAGE).min(regions.len() as u64);
-            for region in first..last {
-                regions[region as usize] = true;
-            }
-            at = hole;
+            region += 1;
         }
+        Ok(regions)
     }
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use dormouse_abi::{KERNEL, LARGE_PAGE, PAGE, SYSTEM};
+use dormouse_abi::{LARGE_PAGE, PAGE};
 
 use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Kind, Unreadable};
 use super::pages::{Base, REGION_PAGES};
@@ -152,11 +152,7 @@ impl Snapshot {
         }
         if let Some(base) = base {
             let in_base = base.regions()?;
-            let mut plans: Vec<Plan> = in_base.iter().zip(&changed).map(|(&base, &pages)| plan(base, pages)).collect();
-            // The kernel's own pages are written at once by every guest, whatever its snapshot says.
-            for at in [SYSTEM, KERNEL] {
-                plans[(at / LARGE_PAGE) as usize] = Plan::Copy;
-            }
+            let plans: Vec<Plan> = in_base.iter().zip(&changed).map(|(&base, &pages)| plan(base, pages)).collect();
             let mut region = 0;
             while region < regions {
                 let same = plans[region..].iter().take_while(|plan| **plan == plans[region]).count();
