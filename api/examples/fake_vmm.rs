@@ -113,7 +113,7 @@ impl Vm {
                 say(json!({"ok": true, "state": "running", "epoch": self.epoch, "sessions": sessions}));
             }
             "cool_down" => {
-                fs::write(self.folder.join("cool_down"), request["ms"].to_string()).unwrap();
+                write_whole(&self.folder.join("cool_down"), &request["ms"].to_string());
                 say(json!({"ok": true}));
             }
             "stop" | "suspend" if self.has("deaf") => {}
@@ -126,7 +126,7 @@ impl Vm {
                 say(json!({"ok": true}));
             }
             "suspend" => {
-                fs::write(self.folder.join("counts"), request["sessions"].to_string()).unwrap();
+                write_whole(&self.folder.join("counts"), &request["sessions"].to_string());
                 if self.has("busy") {
                     return say(json!({"ok": false, "error": "busy"}));
                 }

@@ -204,10 +204,12 @@ fn version(settings: Option<&Settings>) -> String {
     let image = settings.and_then(|s| image::current(&s.home));
     let image = image.unwrap_or_else(|| "none (run `dormouse image build`)".into());
     format!(
-        "dormouse {}\nimage    {image}\nformats  guest {}, image {}",
+        "dormouse {}\nimage    {image}\nformats  guest {}, image {}, snapshot {}, metadata {}",
         crate::VERSION,
         dormouse_abi::ABI_VERSION,
         dormouse_images::manifest::FORMAT,
+        dormouse_vmm::snapshot::format::VERSION,
+        crate::metadata::version(),
     )
 }
 

@@ -122,6 +122,11 @@ async fn migrate(pool: &SqlitePool) -> Result<(), MetadataError> {
     })
 }
 
+/// The schema's version: the number of the last migration.
+pub fn version() -> i64 {
+    MIGRATIONS.iter().map(|(number, ..)| *number).max().unwrap_or(0)
+}
+
 /// Now, in ms since 1970.
 pub fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
