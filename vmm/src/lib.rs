@@ -34,6 +34,7 @@ pub mod sessions;
 pub mod settings;
 pub mod shared;
 pub mod sleep;
+pub mod symbols;
 pub mod snapshot;
 pub mod sockets;
 pub mod start;

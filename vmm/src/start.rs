@@ -29,6 +29,7 @@ use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
 use crate::snapshot::write::NAME;
 use crate::snapshot::{State, layer_copy};
+use crate::symbols::{Programs, Symbols};
 use crate::virtio::console::Console;
 use crate::virtio::files::FileServer;
 use crate::virtio::vsock::Vsock;
@@ -313,7 +314,11 @@ impl Place<'_> {
         shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
         let log = self.database_dir.join("console.log");
         let console = Console::open(&log, self.settings.foreground)
-            .map_err(StartError::io(format!("cannot open {}", log.display())))?;
+            .map_err(StartError::io(format!("cannot open {}", log.display())))?
+            .with_symbols(Symbols::new(Programs {
+                kernel: self.image.boot.kernel.clone(),
+                postgres: self.image.boot.postgres.clone(),
+            }));
         let listen = |name: &str| {
             crate::sockets::listen(run_dir, name)
                 .map_err(StartError::io(format!("cannot listen at {}", run_dir.join(name).display())))

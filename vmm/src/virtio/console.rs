@@ -8,6 +8,7 @@ use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 use super::{give_back, pop};
+use crate::symbols::Symbols;
 
 /// Size in bytes at which `console.log` becomes `console.log.1`, replacing the one before.
 const CAP: u64 = 1 << 20;
@@ -20,6 +21,7 @@ pub struct Console {
     foreground: bool,
     // Single bytes of the doorbell, until a line is whole.
     line: Vec<u8>,
+    symbols: Option<Symbols>,
 }
 
 impl Console {
@@ -27,7 +29,12 @@ impl Console {
     pub fn open(path: &Path, foreground: bool) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let len = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, len, foreground, line: Vec::new() })
+        Ok(Self { path: path.to_owned(), file, len, foreground, line: Vec::new(), symbols: None })
+    }
+
+    /// Names the addresses in what comes byte by byte, which is how a fault is reported.
+    pub fn with_symbols(self, symbols: Symbols) -> Self {
+        Self { symbols: Some(symbols), ..self }
     }
 
     /// Writes bytes from the guest. A full disk loses console output, nothing else.
@@ -67,7 +74,13 @@ impl Console {
     pub fn flush(&mut self) {
         if !self.line.is_empty() {
             let line = std::mem::take(&mut self.line);
-            self.write(&line);
+            match &mut self.symbols {
+                Some(symbols) => {
+                    let line = symbols.annotate(&line);
+                    self.write(&line);
+                }
+                None => self.write(&line),
+            }
         }
     }
 
