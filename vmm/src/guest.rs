@@ -248,7 +248,7 @@ impl Guest {
             }
             io.vsock.hold_rest();
             if let Some(sessions) = &suspend.sessions
-                && let Err(error) = compare(&io.vsock.sessions(), sessions)
+                && let Err(error) = compare(&io.vsock.sessions(), &io.vsock.attached(), sessions)
             {
                 io.suspended(&error);
                 return false;
@@ -300,11 +300,15 @@ impl Guest {
     }
 }
 
-/// The pooler's counts against the VMM's.
+/// The pooler's counts against the VMM's. It has to name every session that it holds.
 fn compare(
     ours: &[crate::virtio::vsock::Counts],
+    attached: &[u64],
     theirs: &[crate::control::SessionCounts],
 ) -> Result<(), String> {
+    if let Some(session) = attached.iter().find(|session| theirs.iter().all(|one| one.session != **session)) {
+        return Err(format!("session {session} is connected and not in the request"));
+    }
     for one in theirs {
         match ours.iter().find(|our| our.session == one.session) {
             None => return Err(format!("there is no session {}", one.session)),
@@ -329,10 +333,11 @@ mod tests {
     fn bytes_under_way_call_a_suspend_off() {
         let ours = [Counts { session: 1, received: 10, sent: 20 }];
         let theirs = |sent, received| [SessionCounts { session: 1, sent, received }];
-        assert_eq!(compare(&ours, &theirs(10, 20)), Ok(()));
-        assert_eq!(compare(&ours, &theirs(11, 20)), Err("bytes_in_flight".to_owned()));
-        assert_eq!(compare(&ours, &theirs(10, 19)), Err("bytes_in_flight".to_owned()));
-        assert!(compare(&ours, &[SessionCounts { session: 2, sent: 0, received: 0 }]).is_err());
-        assert_eq!(compare(&ours, &[]), Ok(()), "sessions that nobody holds sleep as they are");
+        assert_eq!(compare(&ours, &[1], &theirs(10, 20)), Ok(()));
+        assert_eq!(compare(&ours, &[1], &theirs(11, 20)), Err("bytes_in_flight".to_owned()));
+        assert_eq!(compare(&ours, &[1], &theirs(10, 19)), Err("bytes_in_flight".to_owned()));
+        assert!(compare(&ours, &[1], &[SessionCounts { session: 2, sent: 0, received: 0 }]).is_err());
+        assert_eq!(compare(&ours, &[], &[]), Ok(()), "sessions that nobody holds sleep as they are");
+        assert!(compare(&ours, &[1], &[]).is_err(), "one that somebody holds has to be counted");
     }
 }

@@ -442,6 +442,12 @@ impl Vsock {
         !self.hosts.is_empty()
     }
 
+    /// Sessions with a host end that has not hung up.
+    pub fn attached(&self) -> Vec<u64> {
+        let alive = |port: &u32| self.hosts.get(port).is_some_and(|host| !host.hung_up);
+        self.connections.iter().filter(|(port, _)| alive(port)).map(|(_, one)| one.session).collect()
+    }
+
     /// Counts of all sessions.
     pub fn sessions(&self) -> Vec<Counts> {
         self.connections.values().filter(|connection| connection.session != 0).map(counts).collect()
