@@ -41,7 +41,8 @@ oracle: ## build native PostgreSQL of the same source, the yardstick (images/.bu
 console: web/dist/index.html ## build the console (web/dist)
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
-	@$(STEP) "console's packages" npm --prefix web ci --no-audit --no-fund --loglevel error
+	@# Not `npm ci`: it refuses a lock file that leaves out other platforms' optional binaries.
+	@$(STEP) "console's packages" npm --prefix web install --no-save --no-audit --no-fund --loglevel error
 	@touch $@
 
 web/dist/index.html: web/node_modules/.package-lock.json $(WEB_SOURCES)
