@@ -44,7 +44,7 @@ pub enum Command {
     Cut,
 }
 
-/// What its own helpers report.
+/// What its own tasks report.
 enum Note {
     /// From the VM of this life.
     Vm(u64, VmEvent),
