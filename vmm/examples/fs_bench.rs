@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     measure("READ, every other block from the layer", BLOCKS, |i| c.call(15, rel, &read(i * BLOCK as u64), &[]));
     let start = Instant::now();
     c.device.flush_all()?;
-    println!("flush_all of {} MiB: {:.1} ms", BLOCKS as usize / 2 * BLOCK >> 20, start.elapsed().as_secs_f64() * 1e3);
+    println!("flush_all of {} MiB: {:.1} ms", (BLOCKS as usize / 2 * BLOCK) >> 20, start.elapsed().as_secs_f64() * 1e3);
     let start = Instant::now();
     c.device.flush_all()?;
     println!("flush_all of nothing: {:.1} µs", start.elapsed().as_secs_f64() * 1e6);

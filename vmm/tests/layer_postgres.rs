@@ -2,10 +2,12 @@
 //! is killed, and what is merged is a data directory like any other.
 //!
 //! ```text
-//! DORMOUSE_ORACLE=…/oracle DORMOUSE_TEMPLATE=…/template cargo test -p dormouse-vmm --test layer_postgres -- --ignored
+//! [DORMOUSE_ORACLE=PREFIX DORMOUSE_TEMPLATE=FOLDER] cargo test -p dormouse-vmm --test layer_postgres -- --ignored
 //! ```
 //!
 //! Needs root (for the mount, and to run Postgres as another user), `/dev/fuse`, and Postgres of the template's version.
+
+#![allow(clippy::unwrap_used)]
 
 use std::ffi::CString;
 use std::io::{BufRead, BufReader, Write};
@@ -26,11 +28,15 @@ struct World {
 
 impl World {
     fn new() -> World {
-        let variable = |name: &str| PathBuf::from(std::env::var_os(name).unwrap_or_else(|| panic!("{name} is not set")));
+        // What the image builder leaves in the project's folder, unless told otherwise.
+        let variable = |name: &str, built: &str| match std::env::var_os(name) {
+            Some(path) => PathBuf::from(path),
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/.build").join(built).canonicalize().unwrap(),
+        };
         let temp = tempfile::tempdir().unwrap();
         let template = temp.path().join("template");
         let mut copy = Command::new("cp");
-        copy.args(["-r", "--sparse=always"]).arg(variable("DORMOUSE_TEMPLATE").join(".")).arg(&template);
+        copy.args(["-r", "--sparse=always"]).arg(variable("DORMOUSE_TEMPLATE", "out/template").join(".")).arg(&template);
         std::fs::create_dir(&template).unwrap();
         run(&mut copy);
         for dir in ["layer", "mount", "run"] {
@@ -38,7 +44,7 @@ impl World {
         }
         run(Command::new("chown").arg(USER.to_string()).arg(temp.path()).arg(temp.path().join("run")));
         let hash = dormouse_vmm::layer::template_hash(&template).unwrap();
-        World { temp, oracle: variable("DORMOUSE_ORACLE"), hash }
+        World { temp, oracle: variable("DORMOUSE_ORACLE", "oracle"), hash }
     }
 
     fn at(&self, name: &str) -> PathBuf {
@@ -106,6 +112,15 @@ impl World {
     }
 }
 
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Ok(target) = CString::new(self.at("mount").as_os_str().as_encoded_bytes()) {
+            // SAFETY: a NUL-terminated path. That it may not be mounted any more is no error.
+            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        }
+    }
+}
+
 fn run(command: &mut Command) {
     let status = command.status().unwrap();
     assert!(status.success(), "{command:?}");
@@ -117,9 +132,8 @@ fn postmaster(run: &Path) -> i32 {
     lock.lines().next().unwrap().parse().unwrap()
 }
 
-/// Ends a Postgres whose files are gone.
-fn kill_postgres(run: &Path) {
-    let first = postmaster(run);
+/// Ends a Postgres at once, as the end of its machine does.
+fn kill_postgres(run: &Path, first: i32) {
     let mut all = vec![first];
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
@@ -146,7 +160,7 @@ fn kill_postgres(run: &Path) {
 }
 
 #[test]
-#[ignore = "needs root, /dev/fuse, DORMOUSE_ORACLE and DORMOUSE_TEMPLATE"]
+#[ignore = "needs root, /dev/fuse, and the image builder's Postgres and template"]
 fn a_stock_postgres_finds_what_it_acknowledged() {
     let world = World::new();
     let run_dir = world.at("run");
@@ -155,6 +169,7 @@ fn a_stock_postgres_finds_what_it_acknowledged() {
     world.ask("create table ack(id int primary key, filler text)");
     let mut acknowledged = 0;
     for round in 1..=ROUNDS {
+        let first_process = postmaster(&run_dir);
         // One session inserts and says so; it is cut off in the middle of a checkpoint and of work on other tables.
         let mut session = world.sql().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut input = session.stdin.take().unwrap();
@@ -174,13 +189,13 @@ fn a_stock_postgres_finds_what_it_acknowledged() {
             acknowledged = line.unwrap().parse().unwrap();
             if acknowledged == first + 150 * round {
                 device.kill().unwrap();
+                kill_postgres(&run_dir, first_process);
             }
         }
         device.wait().unwrap();
         session.wait().unwrap();
         writer.join().unwrap();
         busy.wait().unwrap();
-        kill_postgres(&run_dir);
         world.unmount();
 
         device = world.mount();

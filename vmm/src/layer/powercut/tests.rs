@@ -37,7 +37,8 @@ impl Content {
         let shortest = sizes().map(Vec::len).min().unwrap_or(0);
         for (i, &byte) in found.iter().enumerate() {
             let written = sizes().any(|c| c.get(i) == Some(&byte));
-            if !written && !(byte == 0 && i >= shortest) {
+            let grown = byte == 0 && i >= shortest;
+            if !written && !grown {
                 return Err(format!("byte {i} is {byte}, flushed {:?}", self.durable.get(i)));
             }
         }
