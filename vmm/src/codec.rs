@@ -88,7 +88,11 @@ mod tests {
         assert_eq!(reader.end(), Ok(()));
         for cut in 0..bytes.len() {
             let mut reader = Reader::new(&bytes[..cut]);
-            let all = (|| { reader.u16()?; reader.bytes()?; reader.u64() })();
+            let all = (|| {
+                reader.u16()?;
+                reader.bytes()?;
+                reader.u64()
+            })();
             assert_eq!(all, Err(Malformed), "cut at {cut}");
         }
         assert_eq!(Reader::new(&[0xff; 8]).bytes(), Err(Malformed));

@@ -185,7 +185,10 @@ mod tests {
         let reactor = Reactor::new().unwrap();
         let mut client = UnixStream::connect(dir.path().join("vm.ctl")).unwrap();
         let mut next = 10;
-        let new = control.accept(&reactor, &mut || { next += 1; next });
+        let new = control.accept(&reactor, &mut || {
+            next += 1;
+            next
+        });
         assert_eq!(new, [Client(11)]);
         client.write_all(b"nonsense\n{\"op\":\"status\"}\n{\"op\":").unwrap();
         let event = Event { token: 11, ready: libc::EPOLLIN as u32 };

@@ -125,7 +125,9 @@ impl Guest {
             let exit = match self.machine.vcpu.run() {
                 Ok(VcpuExit::MmioWrite(address, data)) => match <[u8; 4]>::try_from(data) {
                     Ok(value) => Exit::Write(address, u32::from_le_bytes(value)),
-                    Err(_) => Exit::Other(format!("wrote {} bytes at {address:#x}, where there is no memory", data.len())),
+                    Err(_) => {
+                        Exit::Other(format!("wrote {} bytes at {address:#x}, where there is no memory", data.len()))
+                    }
                 },
                 Ok(VcpuExit::MmioRead(address, _)) => {
                     Exit::Other(format!("read from {address:#x}, where there is no memory"))
@@ -290,9 +292,27 @@ impl Guest {
                 "rip={:#x} rsp={:#x} rflags={:#x} cr2={:#x} cs={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} \
                  rdi={:#x} rbp={:#x} r8={:#x} r9={:#x} r10={:#x} r11={:#x} r12={:#x} r13={:#x} r14={:#x} r15={:#x} \
                  fs={:#x}",
-                regs.rip, regs.rsp, regs.rflags, sregs.cr2, sregs.cs.selector, regs.rax, regs.rbx, regs.rcx, regs.rdx,
-                regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14,
-                regs.r15, sregs.fs.base,
+                regs.rip,
+                regs.rsp,
+                regs.rflags,
+                sregs.cr2,
+                sregs.cs.selector,
+                regs.rax,
+                regs.rbx,
+                regs.rcx,
+                regs.rdx,
+                regs.rsi,
+                regs.rdi,
+                regs.rbp,
+                regs.r8,
+                regs.r9,
+                regs.r10,
+                regs.r11,
+                regs.r12,
+                regs.r13,
+                regs.r14,
+                regs.r15,
+                sregs.fs.base,
             ),
             _ => "its registers cannot be read".to_owned(),
         };

@@ -28,7 +28,10 @@ pub enum ImageError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The kernel was built for another contract.
-    #[error("image {image} was built for guest ABI {found}, this monitor speaks {}: build the image again", dormouse_abi::ABI_VERSION)]
+    #[error(
+        "image {image} was built for guest ABI {found}, this monitor speaks {}: build the image again",
+        dormouse_abi::ABI_VERSION
+    )]
     OtherAbi { image: String, found: u32 },
     /// Neither an image nor all of its parts.
     #[error("name an --image, or all of --kernel, --postgres, --boot and --template")]

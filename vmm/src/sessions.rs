@@ -95,7 +95,8 @@ impl Sessions {
             return true;
         }
         let left = event.hung_up();
-        if let Some(port) = self.connecting.iter().find(|(_, (token, _))| *token == event.token).map(|(port, _)| *port) {
+        if let Some(port) = self.connecting.iter().find(|(_, (token, _))| *token == event.token).map(|(port, _)| *port)
+        {
             if left {
                 // The guest's answer, when it comes, finds no host and parks the connection.
                 self.connecting.remove(&port);

@@ -301,13 +301,7 @@ impl Place<'_> {
     }
 
     /// Opens the sockets and runs the guest to its end.
-    fn attend(
-        &self,
-        begun: Begun,
-        run_dir: &Path,
-        mut life: Life,
-        terminate: Terminate,
-    ) -> Result<End, StartError> {
+    fn attend(&self, begun: Begun, run_dir: &Path, mut life: Life, terminate: Terminate) -> Result<End, StartError> {
         let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base, spending } = begun;
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);

@@ -159,8 +159,20 @@ fn without_kvm_the_exit_status_says_so() {
     unsafe {
         command.pre_exec(|| {
             let done = libc::unshare(libc::CLONE_NEWNS) == 0
-                && libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()) == 0
-                && libc::mount(c"/dev/null".as_ptr(), c"/dev/kvm".as_ptr(), std::ptr::null(), libc::MS_BIND, std::ptr::null()) == 0;
+                && libc::mount(
+                    c"none".as_ptr(),
+                    c"/".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_REC | libc::MS_PRIVATE,
+                    std::ptr::null(),
+                ) == 0
+                && libc::mount(
+                    c"/dev/null".as_ptr(),
+                    c"/dev/kvm".as_ptr(),
+                    std::ptr::null(),
+                    libc::MS_BIND,
+                    std::ptr::null(),
+                ) == 0;
             if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
         });
     }

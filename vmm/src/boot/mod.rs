@@ -76,9 +76,10 @@ fn large_pages(len: u64) -> u64 {
 
 /// Copies bytes to a guest-physical address.
 pub(crate) fn put(ram: &Ram, what: &'static str, address: u64, bytes: &[u8]) -> Result<(), BootError> {
-    ram.view()
-        .write_slice(bytes, GuestAddress(address))
-        .map_err(|error| BootError::Misfit { what, problem: format!("does not fit in memory at {address:#x}: {error}") })
+    ram.view().write_slice(bytes, GuestAddress(address)).map_err(|error| BootError::Misfit {
+        what,
+        problem: format!("does not fit in memory at {address:#x}: {error}"),
+    })
 }
 
 /// Fills memory and the vCPU for the image's first instruction.
@@ -151,8 +152,7 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
     fill_strings(&mut info, image)?;
     // SAFETY: BootInfo is repr(C) of integers and byte arrays without padding that matters; reading it as bytes
     // is sound because it was built field by field from a zeroed array and its padding is never interpreted.
-    let bytes =
-        unsafe { std::slice::from_raw_parts((&raw const info).cast::<u8>(), size_of::<BootInfo>()) };
+    let bytes = unsafe { std::slice::from_raw_parts((&raw const info).cast::<u8>(), size_of::<BootInfo>()) };
     put(ram, "boot information", SYSTEM + system::BOOT_INFO, bytes)?;
 
     let layout = tables::Layout { slots, slot_count: image.slots, shared_end: program.shared_end, hot: program.hot };

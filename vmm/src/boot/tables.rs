@@ -3,9 +3,7 @@
 //! All page tables lie in the first 2 MiB, which nothing maps: one top-level entry, one page of 1 GiB entries,
 //! and a page of 2 MiB entries for each GiB in use.
 
-use dormouse_abi::{
-    DOORBELL, LARGE_PAGE, SLOT_BASE, SLOT_STRIDE, SYSTEM, TEXT, VECTOR_STUB_LEN, selector, system,
-};
+use dormouse_abi::{DOORBELL, LARGE_PAGE, SLOT_BASE, SLOT_STRIDE, SYSTEM, TEXT, VECTOR_STUB_LEN, selector, system};
 
 use super::{BootError, put};
 use crate::machine::{Ram, cpu::TSS_LEN};
@@ -127,10 +125,7 @@ pub fn descriptors(ram: &Ram, vectors: u64) -> Result<(), BootError> {
         let stub = vectors + vector * VECTOR_STUB_LEN;
         // Interrupt gates; only the breakpoint may be raised by an instruction of ring 3.
         let kind: u64 = if vector == 3 { 0xee } else { 0x8e };
-        let low = (stub & 0xffff)
-            | u64::from(selector::RING0_CODE) << 16
-            | kind << 40
-            | (stub >> 16 & 0xffff) << 48;
+        let low = (stub & 0xffff) | u64::from(selector::RING0_CODE) << 16 | kind << 40 | (stub >> 16 & 0xffff) << 48;
         idt.extend_from_slice(&low.to_le_bytes());
         idt.extend_from_slice(&(stub >> 32).to_le_bytes());
     }
@@ -175,8 +170,7 @@ mod tests {
     #[test]
     fn the_largest_guest_fits_and_a_larger_is_refused() {
         let ram = Ram::new(64 << 20).unwrap();
-        let mut layout =
-            Layout { slots: 32 << 20, slot_count: MAX_SLOTS as u32, shared_end: 16 << 20, hot: 18 << 20 };
+        let mut layout = Layout { slots: 32 << 20, slot_count: MAX_SLOTS as u32, shared_end: 16 << 20, hot: 18 << 20 };
         page_tables(&ram, &layout).unwrap();
         layout.slot_count += 1;
         assert!(page_tables(&ram, &layout).is_err());

@@ -28,8 +28,20 @@ const BUSY_TSS: u8 = 11;
 
 /// Unprivileged instructions of leaf 1, register ECX, that run as they are in ring 3: SSE3 to SSE4.2, PCLMULQDQ,
 /// FMA, CMPXCHG16B, MOVBE, POPCNT, AES, XSAVE, AVX, F16C, RDRAND.
-const PLAIN_1_ECX: u32 = 1 | 1 << 1 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 19 | 1 << 20 | 1 << 22 | 1 << 23 | 1 << 25
-    | 1 << 26 | 1 << 28 | 1 << 29 | 1 << 30;
+const PLAIN_1_ECX: u32 = 1
+    | 1 << 1
+    | 1 << 9
+    | 1 << 12
+    | 1 << 13
+    | 1 << 19
+    | 1 << 20
+    | 1 << 22
+    | 1 << 23
+    | 1 << 25
+    | 1 << 26
+    | 1 << 28
+    | 1 << 29
+    | 1 << 30;
 /// The same of leaf 7, register EBX: FSGSBASE, BMI1, AVX2, BMI2, ERMS, RDSEED, ADX, CLFLUSHOPT, SHA.
 const PLAIN_7_EBX: u32 = 1 | 1 << 3 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 18 | 1 << 19 | 1 << 23 | 1 << 29;
 /// The same of leaf 0x8000_0001, register ECX: LAHF, LZCNT, SSE4A, PREFETCHW.

@@ -94,8 +94,8 @@ impl Ram {
         }
         .map_err(|error| MemoryError::Describe(error.to_string()))?;
         let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or(MemoryError::Size(len))?;
-        let view = GuestMemoryMmap::from_regions(vec![region])
-            .map_err(|error| MemoryError::Describe(error.to_string()))?;
+        let view =
+            GuestMemoryMmap::from_regions(vec![region]).map_err(|error| MemoryError::Describe(error.to_string()))?;
         let files = (0..len / LARGE_PAGE).map(|_| AtomicBool::new(false)).collect();
         Ok(Self { view, base, len, files, _reservation: reservation })
     }

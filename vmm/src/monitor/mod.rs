@@ -78,9 +78,9 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    #[allow(clippy::too_many_arguments)]
     /// Made by the vCPU thread. `immediate_exit` is the field of that name of its `kvm_run`, which outlives the
     /// I/O thread.
+    #[allow(clippy::too_many_arguments)]
     pub fn new(
         shared: SharedPage,
         clock: Clock,

@@ -93,8 +93,7 @@ impl Header {
         let mut name = || -> Result<String, Unreadable> {
             String::from_utf8(reader.bytes()?.to_vec()).map_err(|_| Unreadable::Damaged("a name"))
         };
-        let (database, image, template, epoch, identity, base) =
-            (name()?, name()?, name()?, name()?, name()?, name()?);
+        let (database, image, template, epoch, identity, base) = (name()?, name()?, name()?, name()?, name()?, name()?);
         let memory = reader.u64()?;
         let mut extent =
             || Ok::<_, Malformed>(Extent { offset: reader.u64()?, len: reader.u64()?, crc: reader.u32()? });

@@ -154,12 +154,7 @@ unsafe fn write(
 ) -> Result<Written, WriteError> {
     let temporary = dir.join(TEMPORARY);
     let io = |what| move |source| WriteError::Io { what, source };
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .write(true)
-        .open(&temporary)
-        .map_err(io("create"))?;
+    let file = OpenOptions::new().create(true).truncate(true).write(true).open(&temporary).map_err(io("create"))?;
     let mut growing = Growing {
         out: io::BufWriter::with_capacity(1 << 20, file),
         at: HEADER_LEN as u64,
@@ -240,8 +235,7 @@ pub unsafe fn golden(
     let offset = HEADER_LEN as u64;
     header.state = Extent { offset, len: state.len() as u64, crc: crc32c::crc32c(state) };
     let index = format::encode_index(&[]);
-    header.index =
-        Extent { offset: offset + state.len() as u64, len: index.len() as u64, crc: crc32c::crc32c(&index) };
+    header.index = Extent { offset: offset + state.len() as u64, len: index.len() as u64, crc: crc32c::crc32c(&index) };
     file.write_all(&header.encode().map_err(|_| WriteError::Header)?)?;
     file.write_all(state)?;
     file.write_all(&index)?;

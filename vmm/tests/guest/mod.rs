@@ -320,11 +320,8 @@ impl Home {
         std::fs::write(at("kernel.elf"), elf(2, &[(abi::KERNEL, code, 0x10000, 7)])).unwrap();
         let text = vec![0xc3u8; 4096];
         let data = b"pristine".to_vec();
-        std::fs::write(
-            at("postgres.elf"),
-            elf(3, &[(0, &text, 4096, 5), ((4 << 20) + (1 << 20), &data, 8192, 6)]),
-        )
-        .unwrap();
+        std::fs::write(at("postgres.elf"), elf(3, &[(0, &text, 4096, 5), ((4 << 20) + (1 << 20), &data, 8192, 6)]))
+            .unwrap();
         std::fs::write(at("boot.cpio"), b"").unwrap();
         std::fs::create_dir(at("template")).unwrap();
         std::fs::write(at("template/PG_VERSION"), b"17\n").unwrap();

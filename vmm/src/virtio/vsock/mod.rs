@@ -128,7 +128,9 @@ impl Vsock {
     pub fn parked(&self) -> Option<u32> {
         self.connections
             .values()
-            .find(|connection| connection.session == 0 && connection.state == State::Open && connection.guest_closed == 0)
+            .find(|connection| {
+                connection.session == 0 && connection.state == State::Open && connection.guest_closed == 0
+            })
             .map(|connection| connection.port)
     }
 
@@ -247,7 +249,10 @@ impl Vsock {
             op::RW => {
                 let payload_len: usize = payload.iter().map(VolatileSlice::len).sum();
                 let len = header.len as usize;
-                if len > payload_len || connection.state == State::Requested || !connection.guest_sends() || !connection.came_from_guest(len)
+                if len > payload_len
+                    || connection.state == State::Requested
+                    || !connection.guest_sends()
+                    || !connection.came_from_guest(len)
                 {
                     tracing::warn!(port, "the guest broke the socket protocol; the connection is reset");
                     let header = connection.header(op::RST, 0, 0);
@@ -343,10 +348,7 @@ impl Vsock {
                 gone.push(*port);
                 continue;
             }
-            if connection.host_ended
-                && connection.to_guest.is_empty()
-                && connection.told_closed & shutdown::SEND == 0
-            {
+            if connection.host_ended && connection.to_guest.is_empty() && connection.told_closed & shutdown::SEND == 0 {
                 connection.told_closed |= shutdown::SEND;
                 let header = connection.header(op::SHUTDOWN, shutdown::SEND, 0);
                 self.control.push_back(header);
