@@ -41,8 +41,7 @@ oracle: ## build native PostgreSQL of the same source, the yardstick (images/.bu
 console: web/dist/index.html ## build the console (web/dist)
 
 web/node_modules/.package-lock.json: web/package.json web/package-lock.json
-	@# Not `npm ci`: it refuses a lock file that leaves out other platforms' optional binaries.
-	@$(STEP) "console's packages" npm --prefix web install --no-save --no-audit --no-fund --loglevel error
+	@$(STEP) "console's packages" npm --prefix web ci --no-audit --no-fund --loglevel error
 	@touch $@
 
 web/dist/index.html: web/node_modules/.package-lock.json $(WEB_SOURCES)
@@ -66,6 +65,7 @@ crash-points: ## a VMM for tests, which can be made to die at each step of suspe
 .PHONY: test-rust
 test-rust: crash-points ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
+	@$(STEP) "tests of crashes" cargo test --release --package dormouse-vmm --features crash-points --target-dir target/crash-points --test crash
 	@$(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-kernel

@@ -236,6 +236,7 @@ impl Server {
         let mut command = programs().command("psql");
         command.args([
             "-X",
+            "-q",
             "-A",
             "-t",
             "-v",
