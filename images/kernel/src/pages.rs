@@ -166,6 +166,9 @@ fn try_take_slot(slots: usize) -> Option<(usize, bool)> {
     const PAGES: usize = (abi::LARGE_PAGE / abi::PAGE) as usize;
     let mut pool = POOL.get().borrow_mut();
     let pool = pool.as_mut()?;
+    if USED.get().get() + PAGES + KERNEL_RESERVE > pool.count {
+        return None;
+    }
     let index = (0..slots).find(|&slot| pool.first_used(slot * PAGES, PAGES).is_none())?;
     Some((index, pool.take(index * PAGES, PAGES, false)))
 }
@@ -175,7 +178,8 @@ pub fn alloc_at(start: u64, count: usize) -> bool {
     let mut pool = POOL.get().borrow_mut();
     let Some(pool) = pool.as_mut() else { return false };
     let page = ((start - pool.base) / abi::PAGE) as usize;
-    if page + count > pool.count || pool.first_used(page, count).is_some() {
+    let over = USED.get().get() + count + KERNEL_RESERVE > pool.count;
+    if over || page + count > pool.count || pool.first_used(page, count).is_some() {
         return false;
     }
     pool.take(page, count, true);

@@ -1,10 +1,10 @@
 //! Descriptor tables.
 
 use crate::errno::{Errno, Result};
-use crate::file::File;
+use crate::file::{DirEntry, File};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 
 pub const O_NONBLOCK: u32 = 0o4000;
 pub const O_APPEND: u32 = 0o2000;
@@ -17,11 +17,14 @@ pub struct OpenFile {
     pub file: Rc<dyn File>,
     pub flags: Cell<u32>,
     pub offset: Cell<u64>,
+    /// A directory's entries as they were when its reading began: names may go while it is read, and none may be
+    /// skipped for that.
+    pub listing: RefCell<Option<Vec<DirEntry>>>,
 }
 
 impl OpenFile {
     pub fn new(file: Rc<dyn File>, flags: u32) -> Rc<Self> {
-        Rc::new(Self { file, flags: Cell::new(flags & !O_CLOEXEC), offset: Cell::new(0) })
+        Rc::new(Self { file, flags: Cell::new(flags & !O_CLOEXEC), offset: Cell::new(0), listing: RefCell::new(None) })
     }
     pub fn nonblock(&self) -> bool {
         self.flags.get() & O_NONBLOCK != 0

@@ -180,9 +180,13 @@ fn seek(open: &OpenFile, offset: i64, whence: u64) -> Result<u64> {
 /// `getdents64`: the descriptor's offset counts entries.
 fn list(open: &OpenFile, at: u64, room: u64) -> Result<u64> {
     let out = buffer_mut(at, room)?;
-    let entries = open.file.entries()?;
-    let mut len = 0;
     let mut index = open.offset.get() as usize;
+    if index == 0 || open.listing.borrow().is_none() {
+        *open.listing.borrow_mut() = Some(open.file.entries()?);
+    }
+    let listing = open.listing.borrow();
+    let entries = listing.as_deref().unwrap_or_default();
+    let mut len = 0;
     while let Some(entry) = entries.get(index) {
         let record = (19 + entry.name.len() + 1).next_multiple_of(8);
         if len + record > out.len() {
@@ -202,6 +206,10 @@ fn list(open: &OpenFile, at: u64, room: u64) -> Result<u64> {
         index += 1;
     }
     open.offset.set(index as u64);
+    drop(listing);
+    if len == 0 {
+        open.listing.take();
+    }
     Ok(len as u64)
 }
 

@@ -143,8 +143,9 @@ extern "C" fn syscall_entry(number: i64, a: u64, b: u64, c: u64, d: u64, e: u64,
         crate::vsock::kick();
         if sched::others_wait() {
             sched::give_way();
-            signal::deliver();
         }
+        // The look at the clock may have sent this very task an alarm, and no tick will come for it again.
+        signal::deliver();
     }
     arch::set_in_kernel(false);
     match result {
