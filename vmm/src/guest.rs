@@ -209,10 +209,13 @@ impl Guest {
                     break Step::Enter;
                 }
                 let look = monitor.idleness(&mut io);
-                if io.suspend.is_none() && suspender.wants(&io) {
-                    io.suspend_unasked();
-                }
                 let mut prepared = None;
+                if io.suspend.is_none() && suspender.wants(&io) {
+                    prepared = io.pause();
+                    if prepared.is_none() {
+                        io.suspend_unasked();
+                    }
+                }
                 if io.suspend.is_some() {
                     prepared = suspender.prepare(&monitor, &mut io);
                     if prepared.is_none() {
@@ -244,7 +247,9 @@ impl Guest {
         let commit = {
             let mut io = monitor.io();
             let Some(suspend) = io.suspend.clone() else { return false };
-            if monitor.shared.get_busy() != 0 || !io.vsock.settled() || io.sessions.waiting() {
+            // The I/O thread may have handed the guest something since the last look.
+            let news = monitor.shared.get_event() != 0;
+            if news || monitor.shared.get_busy() != 0 || !io.vsock.settled() || io.sessions.waiting() {
                 io.suspended("busy");
                 return false;
             }

@@ -88,6 +88,11 @@ impl Sessions {
         }
     }
 
+    /// Whether the token is a connection's that has not said yet what it wants.
+    pub fn greets(&self, token: u64) -> bool {
+        self.greeting.contains_key(&token)
+    }
+
     /// Something happened to a connection. False if it is none of these.
     pub fn event(&mut self, event: Event, vsock: &mut Vsock) -> bool {
         if self.greeting.contains_key(&event.token) {

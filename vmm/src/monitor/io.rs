@@ -67,6 +67,9 @@ impl Life {
     }
 }
 
+/// Between two tries of a suspend that nobody asked for: what makes one fail (a full disk) seldom goes at once.
+const RETRY_UNASKED: Duration = Duration::from_secs(1);
+
 /// Behind the mutex.
 pub struct Io {
     pub vsock: Vsock,
@@ -74,6 +77,8 @@ pub struct Io {
     pub control: Control,
     pub life: Life,
     pub suspend: Option<Suspend>,
+    /// When a suspend that nobody asked for may be tried again, after one that failed.
+    retry_at: Option<Instant>,
     /// SIGTERM came: suspend as soon as it can be done.
     pub(super) terminating: bool,
     pub(super) stopping: Vec<Client>,
@@ -92,6 +97,7 @@ impl Io {
             control,
             life,
             suspend: None,
+            retry_at: None,
             terminating: false,
             stopping: Vec::new(),
             ready: false,
@@ -162,6 +168,11 @@ impl Io {
         self.terminating = true;
     }
 
+    /// How long a suspend that nobody asked for still has to wait, if the last one failed a moment ago.
+    pub fn pause(&self) -> Option<Duration> {
+        self.retry_at.and_then(|at| at.checked_duration_since(Instant::now())).filter(|pause| !pause.is_zero())
+    }
+
     /// Begins a suspend that nobody asked for.
     pub fn suspend_unasked(&mut self) {
         self.suspend = Some(Suspend { client: None, sessions: None, asked: Instant::now(), commit: Arc::default() });
@@ -171,6 +182,9 @@ impl Io {
     pub fn suspended(&mut self, error: &str) {
         let Some(suspend) = self.suspend.take() else { return };
         tracing::info!(error, "suspend called off");
+        if suspend.client.is_none() {
+            self.retry_at = Some(Instant::now() + RETRY_UNASKED);
+        }
         if let Some(client) = suspend.client {
             self.control.tell(client, &json!({"ok": false, "error": error}));
         }

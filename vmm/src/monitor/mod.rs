@@ -194,6 +194,10 @@ impl Monitor {
                 TOKEN_WAKER => self.waker.clear(),
                 TOKEN_TERMINATE if self.terminate.take() => io.terminate(self),
                 TOKEN_TERMINATE => {}
+                // Whoever comes while the guest is saved waits: what is agreed now would be in no snapshot. Either the
+                // suspend is called off for it, or it meets the end of this process.
+                TOKEN_SESSIONS if saving => io.call_off(saving),
+                other if saving && sessions.greets(other) => io.call_off(saving),
                 TOKEN_SESSIONS => {
                     sessions.accept(&self.reactor, &mut token, vsock);
                     io.call_off(saving);
@@ -263,13 +267,16 @@ impl Monitor {
             io.idle_told = false;
             return None;
         };
-        if io.terminating && io.suspend.is_none() {
-            io.suspend_unasked();
-        }
         let mut again = None;
+        if io.terminating && io.suspend.is_none() {
+            again = io.pause();
+            if again.is_none() {
+                io.suspend_unasked();
+            }
+        }
         if idle < io.cool_down {
             io.idle_told = false;
-            again = Some(io.cool_down - idle);
+            again = sooner(again, io.cool_down - idle);
         } else if !io.idle_told {
             io.idle_told = true;
             io.control.tell_all(&json!({"event": "idle", "for_ms": idle.as_millis() as u64}));
@@ -284,7 +291,7 @@ impl Monitor {
                 io.unattended_since = Some(Instant::now());
                 io.suspend_unasked();
             } else {
-                again = Some(again.map_or(limit - alone, |again| again.min(limit - alone)));
+                again = sooner(again, limit - alone);
             }
         }
         again
@@ -342,7 +349,9 @@ impl Monitor {
                 continue;
             }
             last_tick = Instant::now();
-            self.refresh_clock();
+            if self.phase() != Phase::Saving {
+                self.refresh_clock();
+            }
             if self.phase() == Phase::Running && self.due() {
                 self.kick();
             }
@@ -381,6 +390,10 @@ impl Drop for IoThread {
             let _ = handle.join();
         }
     }
+}
+
+fn sooner(one: Option<Duration>, other: Duration) -> Option<Duration> {
+    Some(one.map_or(other, |one| one.min(other)))
 }
 
 /// The signal that takes the vCPU thread out of the guest.

@@ -115,9 +115,14 @@ impl Content<'_> {
 }
 
 /// Bit `i` set: page `i` of memory is free in the guest and its content does not matter.
+///
+/// But for one thing: a guest takes a free page that it never used to be zero. In a clone's base it is, since clone and
+/// golden guest have used the same pages; a guest that was booted by itself has another past than the golden one it is
+/// compared with, so there the golden file's bytes must not show through.
 pub struct Free {
     pool: u64,
     bits: Vec<u8>,
+    foreign: bool,
 }
 
 impl Free {
@@ -131,9 +136,10 @@ impl Free {
         let pool_at = info + std::mem::offset_of!(dormouse_abi::BootInfo, slots) as u64;
         // SAFETY: the caller's promise is that of `frozen`.
         let (pool, bits) = unsafe { (ram.frozen(pool_at, 8), ram.frozen(at, len)) };
+        let foreign = shared.get_clone_count() == 0;
         match (pool.and_then(|pool| pool.try_into().ok()).map(u64::from_le_bytes), bits) {
-            (Some(pool), Some(bits)) if pool % PAGE == 0 => Self { pool: pool / PAGE, bits: bits.to_vec() },
-            _ => Self { pool: 0, bits: Vec::new() },
+            (Some(pool), Some(bits)) if pool % PAGE == 0 => Self { pool: pool / PAGE, bits: bits.to_vec(), foreign },
+            _ => Self { pool: 0, bits: Vec::new(), foreign },
         }
     }
 
@@ -166,11 +172,15 @@ pub unsafe fn differing<E: From<io::Error>>(
         for (offset, entry) in entries.chunks_exact(8).enumerate() {
             let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
             let number = first + offset;
-            let ours = entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & FILE == 0);
+            // A huge zero page of anonymous memory that was only read also counts as a file's.
+            let ours = entry & SWAPPED != 0 || (entry & PRESENT != 0 && (entry & FILE == 0 || !ram.is_file(region)));
+            let base_page = base.filter(|_| in_base).map(|base| base.page(number));
             if free.has(number) {
+                if free.foreign && base_page.is_some_and(|page| page != ZERO) {
+                    each(number, Content::Zero, base_page)?;
+                }
                 continue;
             }
-            let base_page = base.filter(|_| in_base).map(|base| base.page(number));
             if !ours {
                 // Not there: the golden file's page where that is mapped, zero where nothing is.
                 if entry & PRESENT == 0 && base_page.is_some() && !ram.is_file(region) && base_page != Some(&ZERO[..]) {

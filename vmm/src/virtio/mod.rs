@@ -13,6 +13,8 @@ pub mod rng;
 pub mod vsock;
 
 use dormouse_abi::{QUEUE_SIZE, SYSTEM, system};
+use std::sync::Once;
+
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
 
@@ -53,7 +55,9 @@ pub fn pop<'a>(queue: &mut Queue, memory: &'a GuestMemoryMmap) -> Option<Chain<'
     let mut chain = Chain { head: descriptors.head_index(), readable: Vec::new(), writable: Vec::new() };
     for descriptor in descriptors {
         let Ok(slice) = memory.get_slice(descriptor.addr(), descriptor.len() as usize) else {
-            tracing::warn!(address = descriptor.addr().0, "a descriptor points outside guest memory");
+            // Once: a wild guest must not fill the host's disk with what is said of it.
+            static SAID: Once = Once::new();
+            SAID.call_once(|| tracing::warn!(address = descriptor.addr().0, "a descriptor points outside guest memory"));
             chain.readable.clear();
             chain.writable.clear();
             break;
@@ -70,7 +74,8 @@ pub fn pop<'a>(queue: &mut Queue, memory: &'a GuestMemoryMmap) -> Option<Chain<'
 /// Gives a chain back. A failure means that the ring itself is broken, which only a wild guest does.
 pub fn give_back(queue: &mut Queue, memory: &GuestMemoryMmap, head: u16, written: usize) {
     if let Err(error) = queue.add_used(memory, head, written as u32) {
-        tracing::warn!(%error, "cannot give a buffer back to the guest");
+        static SAID: Once = Once::new();
+        SAID.call_once(|| tracing::warn!(%error, "cannot give a buffer back to the guest"));
     }
 }
 

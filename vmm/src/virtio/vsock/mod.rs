@@ -254,7 +254,8 @@ impl Vsock {
                     || !connection.guest_sends()
                     || !connection.came_from_guest(len)
                 {
-                    tracing::warn!(port, "the guest broke the socket protocol; the connection is reset");
+                    static SAID: std::sync::Once = std::sync::Once::new();
+                    SAID.call_once(|| tracing::warn!(port, "the guest broke the socket protocol; the connection is reset"));
                     let header = connection.header(op::RST, 0, 0);
                     connection.state = State::Draining;
                     self.control.push_back(header);
