@@ -7,9 +7,10 @@ SHELL := /bin/sh
 MAKEFLAGS += --no-print-directory
 
 PURGE ?= 0
-STATE := $(or $(DORMOUSE_HOME),.dormouse)
 STEP := .ci/step
 DORMOUSE := target/release/dormouse
+# For the tests: where `make image` put what it built, unless the caller says otherwise.
+WITH_IMAGES = images="$${DORMOUSE_TEST_IMAGES:-$$(.ci/home)}" && DORMOUSE_TEST_IMAGES="$$images"
 WEB_SOURCES := $(shell find web/src web/public web/index.html web/*.ts web/tsconfig*.json -type f 2>/dev/null)
 
 .PHONY: help
@@ -66,7 +67,7 @@ crash-points: ## a VMM for tests, which can be made to die at each step of suspe
 test-rust: crash-points ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
 	@$(STEP) "tests of crashes" cargo test --release --package dormouse-vmm --features crash-points --target-dir target/crash-points --test crash
-	@$(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
+	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-kernel
 test-kernel: ## the kernel's unit tests
@@ -74,13 +75,13 @@ test-kernel: ## the kernel's unit tests
 
 .PHONY: test-console
 test-console: console ## the console's tests, the last of them in headless Chromium
-	@$(STEP) "console tests" npm --prefix web run --silent test
+	@$(WITH_IMAGES) $(STEP) "console tests" npm --prefix web run --silent test
 
 .PHONY: test-svm
 test-svm: ## boot, answer, suspend, resume on stock kvm_amd under QEMU's software SVM
 	@.ci/need svm
 	@$(MAKE) image
-	@$(STEP) "software SVM" .ci/svm/run
+	@$(WITH_IMAGES) $(STEP) "software SVM" .ci/svm/run
 
 .PHONY: third-party
 third-party: ## write THIRD-PARTY.md again from what the build uses
@@ -91,14 +92,11 @@ BUILT := target images/.build images/kernel/target web/dist web/node_modules
 .PHONY: clean
 clean: ## remove what was built, after listing it; databases and their images stay
 	@[ ! -s target/packages-installed ] || cp target/packages-installed .packages-installed
-	@.ci/remove $(BUILT)
+	@.ci/clear $(BUILT) || { rm -f .packages-installed; exit 1; }
 	@[ ! -s .packages-installed ] || { mkdir -p target && mv .packages-installed target/packages-installed; }
 
 .PHONY: uninstall
 uninstall: ## as clean; with PURGE=1 also all databases. Names the Debian packages that were installed
-	@if [ "$(PURGE)" = 1 ] && [ -e "$(STATE)/lock" ] && ! flock --nonblock "$(STATE)/lock" true; then \
-		echo "a server runs on $(STATE): stop it first (Ctrl-C)" >&2; exit 1; fi
 	@[ ! -s target/packages-installed ] || \
 		echo "installed by make up, and left: apt-get remove $$(sort -u target/packages-installed | tr '\n' ' ')"
-	@if [ "$(PURGE)" = 1 ]; then .ci/remove $(BUILT) "$(STATE)"; else .ci/remove $(BUILT); \
-		[ ! -e "$(STATE)" ] || echo "kept: $(STATE), the databases and their images (PURGE=1 removes them)"; fi
+	@.ci/clear $(if $(filter 1,$(PURGE)),--purge) $(BUILT)

@@ -3,7 +3,7 @@ import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const top = fileURLToPath(new URL("../..", import.meta.url));
@@ -37,12 +37,20 @@ export class Server {
   ) {}
 
   static async start(): Promise<Server> {
-    const built = process.env.DORMOUSE_TEST_IMAGES ?? join(top, ".dormouse");
+    const built = process.env.DORMOUSE_TEST_IMAGES || resolve(top, process.env.DORMOUSE_HOME || ".dormouse");
     if (!existsSync(program)) throw new Error(`${program} is missing: run \`make server\` first`);
     if (!existsSync(join(built, "images/current"))) throw new Error(`${built} has no image: run \`make image\` first`);
     // Beside the image, so that links to it can be made; the system's temporary folder may be another disk.
     const home = mkdtempSync(join(existsSync(join(top, "target")) ? join(top, "target") : tmpdir(), "console-"));
-    for (const part of ["images", "templates"]) execFileSync("cp", ["-al", join(built, part), home]);
+    for (const part of ["images", "templates"]) {
+      try {
+        execFileSync("cp", ["-al", join(built, part), home], { stdio: "ignore" });
+      } catch {
+        // Another file system.
+        rmSync(join(home, part), { recursive: true, force: true });
+        execFileSync("cp", ["-a", "--sparse=always", join(built, part), home]);
+      }
+    }
     const api = `127.0.0.1:${await freePort()}`;
     const server = new Server(
       home,
