@@ -17,6 +17,14 @@ use vm_memory::VolatileSlice;
 pub(crate) const FILE_MAX: u64 = 1 << 40;
 /// Objects with host files open at a time.
 const OPEN_MAX: usize = 400;
+/// Of a storage limit this much, but at least so many bytes and at most half of it, is kept for the server's own files:
+/// a tenant whose tables are full must still be able to start, delete and commit, all of which write WAL, and a server
+/// that can't write WAL ends.
+const RESERVE_PART: u64 = 16;
+const RESERVE_MIN: u64 = 16 << 20;
+/// Files up to this many bytes may grow into half of that: VACUUM makes maps, and TRUNCATE a new index, before anything
+/// is freed.
+const SMALL: u64 = 256 << 10;
 /// Runs of zeros of this many bytes become holes when a file is copied up whole.
 const HOLE: usize = 4096;
 
@@ -160,9 +168,15 @@ impl Layer {
         let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
         file.dirty = true;
         self.dirty.insert(id);
-        let n = self.host.write_guest(upper, from, offset)?;
-        let end = offset + n as u64;
-        if offset < visible && n > 0 {
+        let taken = offset + self.host.write_guest(upper, from, offset)? as u64;
+        // The host may stop in the middle of a block that is still the template's: what it took of that one is not taken.
+        let stopped_in = taken / BLOCK;
+        let end = if taken < visible && !file.map.has(stopped_in) { taken.min(stopped_in * BLOCK) } else { taken };
+        if end <= offset {
+            self.account(id)?;
+            return Err(Errno(libc::ENOSPC));
+        }
+        if offset < visible {
             for block in offset / BLOCK..=(end.min(visible) - 1) / BLOCK {
                 if covered_from(block, end) && !file.map.has(block) {
                     file.map.insert(block);
@@ -172,7 +186,7 @@ impl Layer {
         }
         file.size = Some(file.size.unwrap_or(0).max(end));
         self.account(id)?;
-        Ok(n)
+        Ok((end - offset) as usize)
     }
 
     /// Copies a template block up unless it is here.
@@ -254,6 +268,8 @@ impl Layer {
         let object = self.object(id)?;
         let file = object.file().ok_or(Errno(libc::EISDIR))?;
         let (size, own) = (file.size.unwrap_or(0), file.own);
+        // Only growth is held back: a checkpoint writes what is in the files already, and WAL can't go before it has.
+        let limit = if object.is_bulk() && end > size { limit - kept_back(limit, end) } else { limit };
         let copy_up = match &object.origin {
             Some(origin) if own == Own::No && !is_relation(origin) => size,
             _ => 2 * BLOCK,
@@ -414,6 +430,12 @@ impl Layer {
         let slices = [VolatileSlice::from(buffer)];
         self.read(id, offset, GuestBytes::new(&slices))
     }
+}
+
+/// Bytes of a storage limit that the growth of a tenant's own file to `end` bytes must leave free.
+fn kept_back(limit: u64, end: u64) -> u64 {
+    let reserve = RESERVE_MIN.max(limit / RESERVE_PART).min(limit / 2);
+    if end <= SMALL { reserve / 2 } else { reserve }
 }
 
 /// Makes a new file `size` bytes long, with the bytes of `lower` if there is one.

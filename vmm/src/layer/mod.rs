@@ -57,7 +57,7 @@ pub type Gate = Box<dyn FnMut() -> io::Result<()> + Send>;
 pub struct LayerOptions {
     /// Content hash of the template, as [`template_hash`] makes it and as the template's folder is named.
     pub template: String,
-    /// The most bytes of disk that the layer may take; more is ENOSPC. `None`: the disk's end.
+    /// The most bytes of disk that the layer may take; more is ENOSPC. Relations leave a reserve of it. `None`: the disk's end.
     pub storage_limit: Option<u64>,
     /// The most objects and names that it may hold.
     pub object_limit: usize,

@@ -3,7 +3,7 @@
 use super::host::HostFile;
 use super::map::{BLOCK, BlockMap};
 use super::record::{Kind, Time};
-use super::template::Listing;
+use super::template::{Listing, is_relation};
 use std::collections::BTreeMap;
 use std::fs::File;
 
@@ -22,6 +22,8 @@ pub(crate) struct Object {
     pub placed: bool,
     /// Names it has.
     pub links: u32,
+    /// A name it has, or had, is one of a tenant's own data: see `template::is_bulk_name`.
+    pub bulk: bool,
     /// Times the guest looked it up and didn't forget.
     pub lookups: u64,
     pub body: Body,
@@ -116,6 +118,11 @@ impl Object {
     /// Whether the journal follows this object: one without a name is nobody's after a crash.
     pub fn in_journal(&self) -> bool {
         self.recorded && self.links > 0
+    }
+
+    /// Whether the tenant's own data are in it, which leave the reserve of the storage limit alone.
+    pub fn is_bulk(&self) -> bool {
+        self.bulk || self.origin.as_deref().is_some_and(is_relation)
     }
 
     pub fn kind(&self) -> Kind {

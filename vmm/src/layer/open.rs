@@ -77,6 +77,7 @@ impl Layer {
                 mtime: root.map_or(Time::default(), |entry| entry.mtime),
                 recorded: true,
                 links: 1,
+                bulk: false,
                 lookups: 0,
                 body: Body::Dir(DirState::default()),
             },
@@ -118,6 +119,7 @@ impl Layer {
                     mtime: *mtime,
                     recorded: true,
                     links: u32::from(*placed),
+                    bulk: false,
                     lookups: 0,
                     body,
                 };

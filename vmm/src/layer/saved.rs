@@ -187,7 +187,7 @@ fn read_object(r: &mut Reader) -> Result<Object, LayerError> {
             ..FileState::default()
         }),
     };
-    Ok(Object { origin, placed, mode, mtime, recorded, links, lookups, body })
+    Ok(Object { origin, placed, mode, mtime, recorded, links, bulk: false, lookups, body })
 }
 
 const _: () = assert!(ROOT == 1);

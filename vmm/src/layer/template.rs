@@ -169,13 +169,39 @@ pub(crate) fn is_relation(path: &[u8]) -> bool {
         _ => None,
     };
     let (Some(file), None) = (file, parts.next()) else { return false };
-    let mut halves = file.splitn(2, |&b| b == b'.');
+    is_relation_name(file)
+}
+
+/// Whether a name is a number, with a fork and a segment or without.
+fn is_relation_name(name: &[u8]) -> bool {
+    let number = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
+    let mut halves = name.splitn(2, |&b| b == b'.');
     let (stem, segment) = (halves.next().unwrap_or_default(), halves.next());
     let mut halves = stem.splitn(2, |&b| b == b'_');
     let (node, fork) = (halves.next().unwrap_or_default(), halves.next());
-    number(node)
-        && segment.is_none_or(number)
-        && fork.is_none_or(|f| matches!(f, b"fsm" | b"vm" | b"init"))
+    number(node) && segment.is_none_or(number) && fork.is_none_or(|f| matches!(f, b"fsm" | b"vm" | b"init"))
+}
+
+/// Whether a name, `depth` names below the data folder's `top`, is of a tenant's own data: relations, temporary ones
+/// (`t3_16384`), and what queries spill (`pgsql_tmp`). WAL, transaction status and the like have numbers for names too,
+/// but in other folders.
+pub(crate) fn is_bulk_name(top: &[u8], depth: usize, name: &[u8]) -> bool {
+    let folder = match top {
+        b"global" => 1,
+        b"base" => 2,
+        b"pg_tblspc" => 4,
+        _ => return false,
+    };
+    if depth != folder {
+        // Files that workers share while they sort lie in a folder of their own, deeper than any other.
+        return depth > folder && top != b"global";
+    }
+    let temporary = || {
+        let rest = name.strip_prefix(b"t")?;
+        let at = rest.iter().position(|&b| b == b'_').filter(|&at| at > 0 && rest[..at].iter().all(u8::is_ascii_digit))?;
+        Some(is_relation_name(&rest[at + 1..]))
+    };
+    is_relation_name(name) || name.starts_with(b"pgsql_tmp") || temporary() == Some(true)
 }
 
 /// The name of a template: SHA-256 in hexadecimal over its files, folders and links in the order of their paths, each
@@ -237,6 +263,23 @@ mod tests {
             "base/5/.1", "base/5/1.", "16384",
         ] {
             assert!(!is_relation(no.as_bytes()), "{no}");
+        }
+    }
+
+    #[test]
+    fn a_tenants_data_are_told_from_what_the_server_needs() {
+        for (top, depth, name) in [
+            ("base", 2, "16384"), ("base", 2, "16384_fsm.2"), ("base", 2, "t3_16384"), ("base", 2, "t3_16384_vm"),
+            ("base", 2, "pgsql_tmp77.0"), ("base", 3, "i0of1.p0.0"), ("global", 1, "1262"), ("pg_tblspc", 4, "16384.1"),
+        ] {
+            assert!(is_bulk_name(top.as_bytes(), depth, name.as_bytes()), "{top} {depth} {name}");
+        }
+        for (top, depth, name) in [
+            ("pg_wal", 1, "000000010000000000000001"), ("pg_xact", 1, "0000"), ("pg_multixact", 2, "0000"),
+            ("base", 1, "16384"), ("base", 2, "pg_filenode.map"), ("base", 2, "pg_internal.init"), ("base", 2, "t_1"),
+            ("base", 2, "tx_1"), ("base", 2, "t3"), ("global", 1, "pg_control"), ("global", 2, "1"), ("", 1, "16384"),
+        ] {
+            assert!(!is_bulk_name(top.as_bytes(), depth, name.as_bytes()), "{top} {depth} {name}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::object::{Body, DirState, FileState, Object, Override, Own, ROOT};
 use super::record::{Kind, Op};
-use super::template::{Listing, join};
+use super::template::{Listing, is_bulk_name, join};
 use super::{Errno, Layer, now};
 
 /// The longest name, in bytes.
@@ -87,6 +87,7 @@ impl Layer {
                         mtime: entry.mtime,
                         recorded: false,
                         links: 1,
+                        bulk: false,
                         lookups: 0,
                         body,
                     },
@@ -166,8 +167,10 @@ impl Layer {
     /// Enters a name, in memory only.
     pub(super) fn add_name(&mut self, folder: u64, name: &[u8], entry: Override) -> Result<(), Errno> {
         if let Override::Entry { id, .. } = entry {
+            let bulk = self.place_of(folder).is_some_and(|(top, depth)| is_bulk_name(top, depth, name));
             let object = self.object_mut(id)?;
             object.links += 1;
+            object.bulk |= bulk;
             if let Some(dir) = object.dir_mut() {
                 dir.parent = folder;
             }
@@ -183,6 +186,24 @@ impl Layer {
             self.names += 1;
         }
         Ok(())
+    }
+
+    /// The template's top folder that a folder is below, and how many names a file in it has below that one.
+    fn place_of(&self, folder: u64) -> Option<(&[u8], usize)> {
+        let (mut at, mut depth) = (folder, 1);
+        // Deeper than this nothing of interest is, and a journal that goes in circles ends too.
+        while depth <= 6 {
+            let object = self.objects.get(&at)?;
+            let Some(origin) = &object.origin else {
+                at = object.dir()?.parent;
+                depth += 1;
+                continue;
+            };
+            let mut parts = origin.split(|&b| b == b'/');
+            let top = parts.next()?;
+            return Some((top, depth + parts.count()));
+        }
+        None
     }
 
     /// Takes a name away, in memory only. Returns whether a whiteout is left, and the object if it is in memory.
@@ -275,6 +296,7 @@ impl Layer {
             mtime: now(),
             recorded: true,
             links: 0,
+            bulk: false,
             lookups: 1,
             body,
         };

@@ -146,6 +146,63 @@ fn the_storage_limit_is_enospc_until_something_is_deleted() {
 }
 
 #[test]
+fn full_tables_leave_the_server_room_to_free_them() {
+    let f = folders();
+    let mut options = FsOptions::new(HASH);
+    options.storage_limit = Some(8 << 20);
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, options.clone()).unwrap());
+    let block = [1; 8192];
+    let fill = |client: &mut Client, node: u64, from: u64| {
+        (from..2000).take_while(|i| client.write(node, i * 8192, &block).is_ok()).count() as u64
+    };
+    // In a folder of the template's, and in one made since.
+    let base = client.walk("base").unwrap().node;
+    let made = client.mkdir(base, b"777").unwrap().node;
+    let theirs = client.walk("base/5").unwrap().node;
+    let first = client.create(made, b"16384", 0o600, 0).unwrap().node;
+    assert_eq!((0..300).filter(|i| client.write(first, i * 8192, &block).is_ok()).count(), 300);
+    let second = client.create(theirs, b"16385.1", 0o600, 0).unwrap().node;
+    let grown = fill(&mut client, second, 0);
+    // Half of so small a limit is kept: 512 blocks are for tables.
+    assert!((190..212).contains(&grown), "{grown}");
+    assert_eq!(client.write(first, 300 * 8192, &block), Err(libc::ENOSPC));
+    assert_eq!(client.fallocate(second, grown * 8192, 65_536, 0), Err(libc::ENOSPC));
+    for name in [&b"t3_99"[..], b"pgsql_tmp77.0"] {
+        let node = client.create(theirs, name, 0o600, 0).unwrap().node;
+        assert_eq!(client.write(node, 512 << 10, &block), Err(libc::ENOSPC));
+    }
+
+    // The same is known after a cold start.
+    client.syncfs().unwrap();
+    drop(client);
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, options).unwrap());
+    let first = client.walk("base/777/16384").unwrap().node;
+    let second = client.walk("base/5/16385.1").unwrap().node;
+    assert_eq!(client.write(first, 300 * 8192, &block), Err(libc::ENOSPC));
+
+    // WAL goes on, a checkpoint reaches blocks that were only the template's, and a small new file can be made.
+    let wal = client.walk("pg_wal").unwrap().node;
+    let segment = client.create(wal, b"000000010000000000000002", 0o600, 0).unwrap().node;
+    assert_eq!((0..128).filter(|i| client.write(segment, i * 8192, &block).is_ok()).count(), 128);
+    let old = client.walk("base/5/100").unwrap().node;
+    assert_eq!(client.write(old, 8192, &block), Ok(8192));
+    let theirs = client.walk("base/5").unwrap().node;
+    let small = client.create(theirs, b"16399", 0o600, 0).unwrap().node;
+    assert_eq!(fill(&mut client, small, 0), 32);
+
+    // TRUNCATE, and the table takes rows again.
+    client.setattr(second, Some(0), None).unwrap();
+    client.unlink(wal, b"000000010000000000000002").unwrap();
+    client.forget(segment);
+    assert!(fill(&mut client, second, 0) > 100);
+    // Whatever it is, there is an end.
+    let segment = client.create(wal, b"000000010000000000000003", 0o600, 0).unwrap().node;
+    let room = fill(&mut client, segment, 0);
+    assert!((400..520).contains(&room), "{room}");
+    assert!(client.device.disk_bytes() <= 8 << 20);
+}
+
+#[test]
 fn the_object_limit_is_enospc() {
     let f = folders();
     let mut options = FsOptions::new(HASH);

@@ -55,6 +55,11 @@ pub(crate) fn fault(operation: &str, file: &str) -> std::io::Result<()> {
     }
 }
 
+/// Bytes that the host takes of a guest's write, if the test wants that to be less than all.
+pub(crate) fn short_write() -> Option<usize> {
+    FAULT.get().filter(|(at, _)| *at == "short write").map(|(_, bytes)| bytes as usize)
+}
+
 /// Whoever writes down what the layers do that are opened by this thread.
 pub(crate) fn recorder() -> Option<Recorder> {
     RECORDER.with_borrow(Clone::clone)

@@ -409,6 +409,44 @@ fn a_full_host_disk_costs_the_flush_and_nothing_else() {
 }
 
 #[test]
+fn a_host_that_takes_half_a_block_is_believed_only_to_the_last_whole_one() {
+    let folders = folders();
+    let mut layer = open(&folders).0;
+    let base = layer.lookup(ROOT, b"base").unwrap();
+    let folder = layer.lookup(base, b"5").unwrap();
+    let id = layer.lookup(folder, b"100").unwrap();
+    let mut expected = content(&mut layer, id);
+    let mut write = |layer: &mut Layer, at: usize, len: usize, byte: u8, short: Option<i32>| {
+        let mut bytes = vec![byte; len];
+        FAULT.set(short.map(|bytes| ("short write", bytes)));
+        let taken = layer.write(id, at as u64, GuestBytes::new(&[VolatileSlice::from(&mut bytes[..])]));
+        FAULT.set(None);
+        if let Ok(taken) = taken {
+            expected[at..at + taken].fill(byte);
+        }
+        assert!(content(layer, id) == expected, "at {at}, {len} bytes, {short:?} of them: {taken:?}");
+        taken
+    };
+    // Nothing of the first block: no room.
+    assert_eq!(write(&mut layer, 0, 3 * 8192, 1, Some(100)), Err(Errno(libc::ENOSPC)));
+    // One and a half; the rest follows in pieces, as the guest's kernel sends it.
+    assert_eq!(write(&mut layer, 0, 3 * 8192, 2, Some(12_000)), Ok(8192));
+    assert_eq!(write(&mut layer, 8192, 2 * 8192, 3, Some(8192)), Ok(8192));
+    // Blocks that are here already are taken to the byte, and so are those that were copied up for their first part.
+    assert_eq!(write(&mut layer, 0, 2 * 8192, 4, Some(9000)), Ok(9000));
+    assert_eq!(write(&mut layer, 3 * 8192 + 100, 8192, 5, Some(50)), Ok(50));
+    assert_eq!(write(&mut layer, 3 * 8192 + 150, 50, 6, None), Ok(50));
+    // The last block was copied up for the write that did not reach it.
+    assert_eq!(write(&mut layer, 2 * 8192, 2 * 8192 + 10, 7, Some(4000)), Err(Errno(libc::ENOSPC)));
+    assert_eq!(write(&mut layer, 2 * 8192, 2 * 8192 + 10, 8, None), Ok(2 * 8192 + 10));
+    layer.sync(id).unwrap();
+    drop(layer);
+    let mut after = Player::load(open(&folders).0, &folders);
+    let id = after.walk("base/5/100").unwrap();
+    assert!(content(&mut after.layer, id) == expected, "after a cold start");
+}
+
+#[test]
 fn after_a_flush_that_failed_nothing_is_called_flushed() {
     for broken in ["sync files/", "sync journal"] {
         let folders = folders();
