@@ -41,6 +41,7 @@ pub mod start;
 pub mod virtio;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -66,9 +67,29 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     start::exit_code(&result)
 }
 
+/// Standard error, whose errors are nobody's: a log that can't be written, on a full disk say, must not end a database.
+struct Log;
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// One JSON object a line; `DORMOUSE_LOG` sets the level.
 fn log_to_stderr() {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("DORMOUSE_LOG").unwrap_or_else(|_| "info".into());
-    let _ = tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .json()
+        .with_env_filter(filter)
+        .with_writer(|| Log)
+        // It would tell of them by eprintln!, to the same file, and panic.
+        .log_internal_errors(false)
+        .try_init();
 }

@@ -144,6 +144,23 @@ fn wrong_arguments_are_usage_errors() {
     }
 }
 
+#[test]
+fn a_log_that_cannot_be_written_ends_nothing() {
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let home = Home::new();
+    let mut usage = home.command("d");
+    assert_eq!(usage.args(["--park", "3"]).stderr(full()).status().unwrap().code(), Some(64));
+    let mut broken = home.command("d");
+    let broken = broken.args(["--template", "/nonexistent"]).env("DORMOUSE_LOG", "trace").stderr(full());
+    let code = broken.status().unwrap().code();
+    assert!(matches!(code, Some(69 | 74)), "{code:?}");
+    if has_kvm("log") {
+        let status = home.command("d").env("DORMOUSE_LOG", "trace").stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(17));
+        assert_eq!(home.console(), "hi\n");
+    }
+}
+
 /// Hides `/dev/kvm` from one child by a mount namespace of its own, which only root may make.
 #[test]
 fn without_kvm_the_exit_status_says_so() {
