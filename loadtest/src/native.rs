@@ -188,19 +188,7 @@ pub struct Native {
 impl Native {
     /// Makes the data directory. `core` pins the server to one CPU.
     pub fn create(programs: &Programs, core: Option<usize>) -> Result<Self, NativeError> {
-        let folder = std::env::temp_dir().join(format!("dormouse-native-{}", std::process::id()));
-        let io = |source| NativeError::Io {
-            path: folder.clone(),
-            source,
-        };
-        fs::create_dir(&folder).map_err(io)?;
-        fs::set_permissions(&folder, Permissions::from_mode(0o700)).map_err(io)?;
-        let native = Self {
-            programs: programs.clone(),
-            folder,
-            core,
-            server: None,
-        };
+        let native = Self::without_data(programs, core)?;
         let mut initdb = programs.server_command("initdb", None);
         initdb.args([
             "--username",
@@ -217,7 +205,25 @@ impl Native {
         Ok(native)
     }
 
-    fn data(&self) -> PathBuf {
+    /// A folder in which [`Native::data`] has yet to be made, by the caller.
+    pub fn without_data(programs: &Programs, core: Option<usize>) -> Result<Self, NativeError> {
+        let folder = std::env::temp_dir().join(format!("dormouse-native-{}", std::process::id()));
+        let io = |source| NativeError::Io {
+            path: folder.clone(),
+            source,
+        };
+        fs::create_dir(&folder).map_err(io)?;
+        fs::set_permissions(&folder, Permissions::from_mode(0o700)).map_err(io)?;
+        Ok(Self {
+            programs: programs.clone(),
+            folder,
+            core,
+            server: None,
+        })
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> PathBuf {
         self.folder.join("data")
     }
 

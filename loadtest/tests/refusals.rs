@@ -8,6 +8,7 @@ use std::fs;
 
 use dormouse_loadtest::client::{Client, ClientError, Target};
 use dormouse_loadtest::rest;
+use dormouse_loadtest::wake::START_TIME;
 use harness::{Server, succeed, text};
 
 fn code(target: &Target) -> String {
@@ -61,7 +62,14 @@ fn a_damaged_snapshot_means_a_cold_start_that_the_log_tells_of() {
     let created = server.create();
     let id = &created.database.id;
     succeed(server.psql(&created, "create table stays as select 7 as n"));
+    let told = || {
+        let log = server.home.join("databases").join(id).join("vmm.log");
+        let vmm = fs::read_to_string(log).unwrap_or_default();
+        vmm.matches("the snapshot cannot be used").count()
+            + server.logs().matches("started cold").count()
+    };
     for damage in ["cut", "flipped", "emptied"] {
+        let started = succeed(server.psql(&created, START_TIME));
         server.rest.suspend(id).unwrap();
         let snapshot = server.home.join("databases").join(id).join("snapshot");
         let mut bytes = fs::read(&snapshot).unwrap();
@@ -74,17 +82,49 @@ fn a_damaged_snapshot_means_a_cold_start_that_the_log_tells_of() {
             _ => bytes.clear(),
         }
         fs::write(&snapshot, bytes).unwrap();
+        let before = told();
         assert_eq!(
             succeed(server.psql(&created, "select n from stays")),
             "7",
             "{damage}"
         );
+        assert_ne!(
+            succeed(server.psql(&created, START_TIME)),
+            started,
+            "{damage}: it did not start cold"
+        );
+        assert!(
+            told() > before,
+            "{damage}: no log tells of it:\n{}",
+            server.logs()
+        );
     }
-    assert!(
-        server.logs().contains("cold"),
-        "the log does not say that it started cold:\n{}",
-        server.logs()
-    );
+}
+
+#[test]
+fn a_password_set_by_sql_is_refused_with_who_keeps_them() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let mut client = created.connect().unwrap();
+    for sql in [
+        "alter role app password 'x'",
+        "create role other login password 'x'",
+    ] {
+        match client.query(sql).unwrap_err() {
+            ClientError::Server(error) => {
+                assert_eq!(error.code, "0A000", "{sql}: {}", error.message);
+                assert!(error.message.contains("Dormouse"), "{}", error.message);
+            }
+            error => panic!("{sql}: {error}"),
+        }
+    }
+    // The one it had still opens the database, and the rest of ALTER ROLE works.
+    client.query("alter role app set work_mem = '2MB'").unwrap();
+    let mut again = created.connect().unwrap();
+    assert_eq!(again.value("show work_mem").unwrap(), "2MB");
 }
 
 #[test]

@@ -4,10 +4,12 @@
 
 mod harness;
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use dormouse_loadtest::client::Client;
 use dormouse_loadtest::rest;
+use dormouse_loadtest::wake::START_TIME;
 use harness::{Server, driver, succeed};
 
 #[test]
@@ -224,6 +226,48 @@ fn a_stopped_server_has_put_all_to_sleep_and_a_new_one_finds_them() {
     server.run();
     assert_eq!(server.rest.database(id).unwrap().state, "suspended");
     assert_eq!(succeed(server.psql(&created, "select n from stays")), "7");
+}
+
+/// What cannot be put to sleep in time is shut down, by Postgres' own clean shutdown.
+#[test]
+fn a_server_stopped_under_a_long_statement_shuts_postgres_down_cleanly() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let mut server = Server::prepare();
+    server.wrapper = vec![
+        "env".to_owned(),
+        "DORMOUSE_HOST_SUSPEND_WAIT_MS=1000".to_owned(),
+    ];
+    server.run();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client
+        .query("create table stays as select generate_series(1, 1000) as n")
+        .unwrap();
+    let started = client.value(START_TIME).unwrap();
+    client.send("select pg_sleep(600)").unwrap();
+    server.stop();
+    let cut = client.finish().unwrap_err();
+    assert_eq!(cut.code(), Some("57P01"), "{cut}");
+    assert_eq!(rest::vm_processes(id), Vec::<u32>::new());
+    let folder = server.home.join("databases").join(id);
+    assert!(!folder.join("snapshot").exists());
+
+    server.run();
+    assert_eq!(server.rest.database(id).unwrap().state, "stopped");
+    assert_eq!(
+        succeed(server.psql(&created, "select count(*) from stays")),
+        "1000"
+    );
+    assert_ne!(succeed(server.psql(&created, START_TIME)), started);
+    let console = fs::read_to_string(folder.join("console.log")).unwrap();
+    assert!(
+        console.contains("database system was shut down at")
+            && !console.contains("database system was not properly shut down"),
+        "{console}"
+    );
 }
 
 #[test]
