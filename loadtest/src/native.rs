@@ -227,7 +227,8 @@ impl Native {
         self.folder.join("data")
     }
 
-    fn log(&self) -> PathBuf {
+    /// What the last server wrote.
+    pub fn log(&self) -> PathBuf {
         self.folder.join("log")
     }
 

@@ -1,0 +1,92 @@
+//! A database's folder is a plain Postgres data directory once its layer and its template are merged: nobody is locked
+//! in, and what was acknowledged is in the files that the host keeps.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs;
+
+use dormouse_loadtest::client::{Client, Target};
+use dormouse_loadtest::native::Native;
+use dormouse_vmm::layer;
+use harness::{Server, programs};
+
+#[test]
+fn stock_postgres_opens_the_merged_layer_of_a_sleeping_database() {
+    if !harness::have_kvm() {
+        return;
+    }
+    let server = Server::start();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client
+        .query("create table kept (n int primary key, filler text)")
+        .unwrap();
+    client
+        .query("insert into kept select n, repeat('x', n % 1000) from generate_series(1, 5000) n")
+        .unwrap();
+    // Each acknowledged by itself, the last just before it sleeps; one transaction is open.
+    for n in 5001..=5100 {
+        client
+            .query(&format!("insert into kept values ({n}, 'alone')"))
+            .unwrap();
+    }
+    let sum = "select count(*) || ' ' || sum(n) || ' ' || sum(length(filler)) from kept";
+    let before = client.value(sum).unwrap();
+    client
+        .query("begin; insert into kept values (6000, 'never committed')")
+        .unwrap();
+    server.rest.suspend(id).unwrap();
+
+    let manifest = fs::read(server.home.join("images/current/image.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
+    let template = manifest["template"].as_str().unwrap();
+    let mut native = Native::without_data(&programs(), None).unwrap();
+    let merged = layer::merge(
+        &server.home.join("databases").join(id).join("layer"),
+        &server.home.join("templates").join(template),
+        template,
+        &native.data(),
+    )
+    .unwrap();
+    assert!(merged.files > 900, "{merged:?}");
+
+    // The sleeping postmaster's own lock file: its process id is the guest's, and may be anybody's here.
+    let _ = fs::remove_file(native.data().join("postmaster.pid"));
+    if let Err(error) = native.start() {
+        panic!(
+            "{error}: {}",
+            fs::read_to_string(native.log()).unwrap_or_default()
+        );
+    }
+    let app = Target {
+        database: "app".to_owned(),
+        ..native.target()
+    };
+    let mut stock = Client::connect(&app).unwrap();
+    assert_eq!(stock.value(sum).unwrap(), before);
+    // The index agrees with the table, and the folder can be written to.
+    stock.query("set enable_seqscan = off").unwrap();
+    assert_eq!(
+        stock
+            .value("select filler from kept where n = 5100")
+            .unwrap(),
+        "alone"
+    );
+    stock
+        .query("insert into kept values (6000, 'stock'); checkpoint")
+        .unwrap();
+    drop(stock);
+    native.stop().unwrap();
+
+    // The merge took nothing from the sleeper: its session goes on in its transaction.
+    client.query("commit").unwrap();
+    assert_eq!(
+        client
+            .value("select filler from kept where n = 6000")
+            .unwrap(),
+        "never committed"
+    );
+}
