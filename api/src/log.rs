@@ -1,4 +1,6 @@
 //! Logs: one JSON object a line to `DORMOUSE_HOME/log`, rotated by size, and lines for people on a terminal.
+//!
+//! A log that cannot be written, such as on a full disk, loses lines and nothing else: the server goes on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
@@ -24,13 +26,18 @@ pub fn start(settings: &Settings, folder: &Path) -> io::Result<()> {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let json = || tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    let to_file = json().with_writer(Mutex::new(file)).with_filter(filter(settings.log_level)).boxed();
+    // Not told of errors either: the layer would `eprintln!` them, which panics when standard error is on the
+    // same full disk.
+    let json = || {
+        let layer = tracing_subscriber::fmt::layer().log_internal_errors(false);
+        layer.json().flatten_event(true).with_current_span(false).with_span_list(false)
+    };
+    let to_file = json().with_writer(Mutex::new(Lossy(file))).with_filter(filter(settings.log_level)).boxed();
     let to_stderr = if text {
-        let layer = tracing_subscriber::fmt::layer().with_ansi(terminal).with_target(false).with_writer(io::stderr);
-        layer.with_filter(filter(settings.log_level)).boxed()
+        let layer = tracing_subscriber::fmt::layer().log_internal_errors(false).with_ansi(terminal).with_target(false);
+        layer.with_writer(|| Lossy(io::stderr())).with_filter(filter(settings.log_level)).boxed()
     } else {
-        json().with_writer(io::stderr).with_filter(filter(settings.log_level)).boxed()
+        json().with_writer(|| Lossy(io::stderr())).with_filter(filter(settings.log_level)).boxed()
     };
     // A second server in one process (tests) keeps the first one's logs.
     let _ = tracing_subscriber::registry().with(vec![to_file, to_stderr]).try_init();
@@ -41,6 +48,21 @@ pub fn start(settings: &Settings, folder: &Path) -> io::Result<()> {
 fn filter(level: LevelFilter) -> Targets {
     let sql = if level >= LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
     Targets::new().with_default(level).with_target("sqlx", sql).with_target("hyper", level.min(LevelFilter::INFO))
+}
+
+/// A writer whose errors are nobody's: what cannot be logged cannot be reported either.
+struct Lossy<W>(W);
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
+    }
 }
 
 /// A file that starts anew when it has grown past its limit, and keeps so many old ones.
@@ -96,6 +118,15 @@ impl Write for Rotated {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_that_cannot_be_written_is_lost_without_a_word() {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        assert!((&full).write_all(b"line\n").is_err());
+        let mut log = Lossy(full);
+        log.write_all(b"line\n").unwrap();
+        log.flush().unwrap();
+    }
 
     #[test]
     fn rotates_by_size_keeps_whole_lines_and_so_many_files() {
