@@ -8,6 +8,7 @@
 //! | `fail` | ends at once with the status in it, after a line on stderr |
 //! | `slow` | never becomes ready |
 //! | `busy` | refuses every suspend |
+//! | `refuse` | answers a suspend with the error in it, and adds a line to `refused` |
 //! | `hang` | keeps a suspend open until it is cancelled, or the file is gone |
 //! | `deaf` | answers neither stop nor suspend |
 //! | `sessions` | the sessions it has, as JSON |
@@ -62,6 +63,7 @@ fn main() {
     fs::write(folder.join("layer/files/1"), "data").unwrap();
     let mut lives = fs::OpenOptions::new().create(true).append(true).open(folder.join("lives")).unwrap();
     writeln!(lives, "{}", std::process::id()).unwrap();
+    fs::write(folder.join("memory_mib"), value("--memory-mib")).unwrap();
 
     let run = home.join("run").join(&id);
     fs::create_dir_all(&run).unwrap();
@@ -129,6 +131,11 @@ impl Vm {
                 write_whole(&self.folder.join("counts"), &request["sessions"].to_string());
                 if self.has("busy") {
                     return say(json!({"ok": false, "error": "busy"}));
+                }
+                if let Ok(error) = fs::read_to_string(self.folder.join("refuse")) {
+                    let mut refused = fs::OpenOptions::new().create(true).append(true).open(self.folder.join("refused")).unwrap();
+                    writeln!(refused, "{error}").unwrap();
+                    return say(json!({"ok": false, "error": error}));
                 }
                 *self.cancelled.lock().unwrap() = false;
                 fs::write(self.folder.join("hanging"), "").unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dormouse_api::host::control::SessionCounts;
 use dormouse_api::host::{State, SuspendError, WakeError};
+use dormouse_vmm::snapshot::format::{Extent, Header};
 use support::{World, alive, until};
 
 type Test = std::io::Result<()>;
@@ -304,5 +305,146 @@ async fn a_cool_down_reaches_a_running_guest_and_outlives_a_sleep() -> Test {
     db.wake().await;
     until("told again", async || db.read("cool_down") == "123").await;
     w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspend_that_fails_says_why_and_is_not_tried_at_every_idle_moment() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("plans.free.cool_down_ms", "60000")]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    let full = "cannot write the snapshot: No space left on device (os error 28)";
+    db.order("refuse", full);
+    let error = w.host.suspend(&db.id).await.unwrap_err();
+    assert!(matches!(error, SuspendError::DiskFull(_)), "{error}");
+    assert!(error.to_string().contains(full) && error.to_string().contains("Free some space"), "{error}");
+    assert_eq!(db.state().await, Some(State::Running));
+    assert_eq!(db.message().await, Some(error.to_string()));
+    assert_eq!(w.pooler.take().pop().as_deref(), Some("release"));
+    assert_eq!(db.read("refused").lines().count(), 3);
+    // An idle moment within the pause writes no snapshot; who asks gets another attempt, and one is enough.
+    db.order("idle", "");
+    until("the idle event is sent", async || !db.has("idle")).await;
+    db.order("refuse", "the machine is odd");
+    let error = w.host.suspend(&db.id).await.unwrap_err();
+    assert!(matches!(&error, SuspendError::Failed(why) if why == "the machine is odd"), "{error}");
+    assert_eq!(db.read("refused").lines().count(), 4);
+    // Mended: it sleeps, and the reason is gone.
+    db.revoke("refuse");
+    w.host.suspend(&db.id).await.unwrap();
+    assert_eq!((db.state().await, db.message().await), (Some(State::Suspended), None));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_end_does_not_wait_for_a_suspend_that_cannot_be() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    db.order("refuse", "cannot write the snapshot: No space left on device (os error 28)");
+    let started = std::time::Instant::now();
+    w.host.shut_down().await;
+    // `host.suspend_wait_ms` is 30 s.
+    assert!(started.elapsed() < Duration::from_secs(15));
+    assert_eq!(db.state().await, Some(State::Stopped));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_death_quotes_the_panic_on_the_guests_console() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.order("console.log", "PANIC:  of a life before\n");
+    db.wake().await;
+    db.order("console.log", "PANIC:  of a life before\nLOG:  up\nPANIC:  could not fsync\nLOG:  terminated\n");
+    db.kill_vm();
+    db.becomes(State::Stopped).await;
+    let message = db.message().await.unwrap();
+    assert!(message.ends_with("its console's last: PANIC:  could not fsync"), "{message}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plans_new_memory_waits_for_a_cold_start() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    assert_eq!(db.read("memory_mib"), "512");
+    w.host.suspend(&db.id).await.unwrap();
+    let id = db.id.clone();
+    let header = Header {
+        database: id.to_string(),
+        image: "0123456789abcdef".into(),
+        template: String::new(),
+        epoch: "e".into(),
+        identity: String::new(),
+        base: String::new(),
+        memory: 512 << 20,
+        state: Extent::default(),
+        index: Extent::default(),
+    };
+    std::fs::write(db.folder().join("snapshot"), header.encode().unwrap())?;
+    let w = World::again(dir.path(), &[("plans.free.memory_mib", "1024")]).await;
+    let db = w.database(&id);
+    db.wake().await;
+    assert_eq!(db.read("memory_mib"), "512");
+    db.kill_vm();
+    db.becomes(State::Stopped).await;
+    db.wake().await;
+    assert_eq!(db.read("memory_mib"), "1024");
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wakes_time_does_not_run_while_it_waits_for_its_turn() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("host.wakes_at_once", "1"), ("host.wake_timeout_ms", "1000")]).await;
+    let (slow, next) = (w.create("slow").await, w.create("next").await);
+    slow.order("slow", "");
+    let (host, id) = (w.host.clone(), slow.id.clone());
+    let first = tokio::spawn(async move { host.wake(&id).await });
+    until("the slow one has its turn", async || !slow.lives().is_empty()).await;
+    // Two others, so that one waits longer than a wake may take.
+    let other = w.create("other").await;
+    other.order("slow", "");
+    let (host, id) = (w.host.clone(), other.id.clone());
+    let second = tokio::spawn(async move { host.wake(&id).await });
+    until("the second waits", async || other.state().await == Some(State::Resuming)).await;
+    next.wake().await;
+    for failed in [first, second] {
+        let error = failed.await.unwrap().unwrap_err().to_string();
+        assert!(error.contains("not ready within 1 s"), "{error}");
+    }
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wait_for_a_turn_is_bounded_and_says_what_it_waited_for() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[("host.wakes_at_once", "1"), ("host.wake_timeout_ms", "300")]).await;
+    let mut waits = Vec::new();
+    let mut all = Vec::new();
+    for i in 0..7 {
+        let db = w.create(&format!("slow{i}")).await;
+        db.order("slow", "");
+        let (host, id) = (w.host.clone(), db.id.clone());
+        waits.push(tokio::spawn(async move { host.wake(&id).await.unwrap_err().to_string() }));
+        all.push(db);
+    }
+    let mut errors = Vec::new();
+    for wait in waits {
+        errors.push(wait.await.unwrap());
+    }
+    let turn = errors.iter().filter(|e| e.contains("waiting 1.2 s for its turn") && e.contains("host.wakes_at_once")).count();
+    let time = errors.iter().filter(|e| e.contains("not ready within 0.3 s")).count();
+    assert!(turn >= 2 && time >= 1 && turn + time == 7, "{errors:?}");
+    // Who had no turn was not started.
+    assert_eq!(all.iter().filter(|db| db.lives().is_empty()).count(), turn);
     Ok(())
 }

@@ -51,10 +51,32 @@ enum Note {
     Removed(Result<(), String>),
 }
 
+/// Suspends of this life that failed, other than for its being in use.
+#[derive(Default)]
+struct Unsaved {
+    error: Option<String>,
+    /// In a row.
+    failures: u32,
+    /// The last attempt was one of them.
+    last: bool,
+}
+
+/// The pause before the next attempt, doubled for each failure. A pause that was longer to begin with stays.
+fn backed_off(pause: Duration, failures: u32) -> Duration {
+    pause.saturating_mul(1 << failures.min(20)).min(LONGEST_PAUSE.max(pause))
+}
+
 /// Pause before an asked suspend is tried again. The guest's own idle event usually comes first.
 const ASKED_AGAIN: Duration = Duration::from_millis(50);
 /// Least pause before the guest is asked again to say when it is idle.
 const IDLE_AGAIN: Duration = Duration::from_millis(100);
+/// How many times the time of a wake one may wait for its turn to start.
+const TURNS: u32 = 4;
+/// Longest pause between attempts of a database whose suspends fail.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+/// Failures in a row after which nobody who asked for a suspend is kept waiting for another attempt. The first
+/// may be a session that came or went between the pooler's count and the VMM's.
+const FAILURES: u32 = 3;
 /// How long a clean stop may take before the VM is killed.
 const STOP_TIME: Duration = Duration::from_secs(30);
 
@@ -75,10 +97,13 @@ pub struct Actor {
     awake: Option<Awake>,
     /// Why it is stopped or in error.
     reason: Option<String>,
+    unsaved: Unsaved,
     shown: Option<(State, Option<String>)>,
     retry_at: Option<Instant>,
     suspend_deadline: Option<Instant>,
     shutdown_deadline: Option<Instant>,
+    /// While it waits for others' VMs to start.
+    turn_deadline: Option<Instant>,
     wake_deadline: Option<Instant>,
     stop_deadline: Option<Instant>,
 }
@@ -111,10 +136,12 @@ impl Actor {
             counts: Vec::new(),
             awake: None,
             reason: message,
+            unsaved: Unsaved::default(),
             shown,
             retry_at: None,
             suspend_deadline: None,
             shutdown_deadline: None,
+            turn_deadline: None,
             wake_deadline: None,
             stop_deadline: None,
         }
@@ -153,6 +180,7 @@ impl Actor {
                 self.retry_at,
                 self.suspend_deadline,
                 self.shutdown_deadline,
+                self.turn_deadline,
                 self.wake_deadline,
                 self.stop_deadline,
             ];
@@ -182,6 +210,11 @@ impl Actor {
     fn noted(&mut self, note: Note) -> Option<Input> {
         match note {
             Note::Vm(life, _) if life != self.life => None,
+            Note::Vm(_, VmEvent::Starting) => {
+                self.turn_deadline = None;
+                self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
+                None
+            }
             Note::Vm(_, VmEvent::Ready { epoch, existing }) => {
                 self.wake_deadline = None;
                 self.reason = None;
@@ -192,12 +225,11 @@ impl Actor {
                 self.send_vm(VmCommand::CoolDown(self.facts.cool_down_ms));
                 Some(Input::Ready)
             }
+            // While attempts are put off because they fail, only the end of the pause brings another.
+            Note::Vm(_, VmEvent::Idle) if self.unsaved.last && self.retry_at.is_some() => None,
             Note::Vm(_, VmEvent::Idle) => Some(Input::Idle),
             Note::Vm(_, VmEvent::Suspended(answer)) => {
-                if let Err(error) = &answer {
-                    tracing::debug!(database = %self.facts.id, error, "suspend did not happen");
-                }
-                Some(Input::Saved(answer.is_ok()))
+                Some(self.saved(answer))
             }
             Note::Vm(_, VmEvent::Exited { reason }) => Some(self.exited(reason)),
             Note::Removed(result) => {
@@ -211,12 +243,35 @@ impl Actor {
         }
     }
 
+    fn saved(&mut self, answer: Result<(), String>) -> Input {
+        let id = &self.facts.id;
+        match answer {
+            Ok(()) => {
+                self.unsaved = Unsaved::default();
+                Input::Saved(true)
+            }
+            Err(error) if matches!(error.as_str(), "busy" | "bytes_in_flight" | "cancelled") => {
+                tracing::debug!(database = %id, error, "suspend did not happen");
+                self.unsaved.last = false;
+                Input::Saved(false)
+            }
+            Err(error) => {
+                let failures = self.unsaved.failures.saturating_add(1);
+                tracing::warn!(database = %id, error, failures, "suspend failed; the database goes on running");
+                self.unsaved = Unsaved { error: Some(error), failures, last: true };
+                if failures >= FAILURES { Input::SaveFailed } else { Input::Saved(false) }
+            }
+        }
+    }
+
     fn exited(&mut self, reason: Option<String>) -> Input {
         self.vm = None;
         self.life += 1;
         self.awake = None;
+        self.turn_deadline = None;
         self.wake_deadline = None;
         self.stop_deadline = None;
+        self.unsaved = Unsaved::default();
         let facts = &self.facts;
         let failed = reason.is_some();
         if let Some(reason) = reason {
@@ -274,6 +329,13 @@ impl Actor {
             self.send_vm(VmCommand::Kill);
             return None;
         }
+        if due(&mut self.turn_deadline) {
+            self.reason = Some(format!(
+                "other databases kept it waiting {} s for its turn to start (setting host.wakes_at_once); try again",
+                (self.host.limits.wake_timeout * TURNS).as_secs_f64()
+            ));
+            return Some(Input::WakeFailed);
+        }
         if due(&mut self.wake_deadline) {
             self.reason = Some(format!(
                 "its VM was not ready within {} s (setting host.wake_timeout_ms); `dormouse logs {}` shows how far it came",
@@ -297,7 +359,7 @@ impl Actor {
         match effect {
             Effect::Spawn => {
                 self.reason = None;
-                self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
+                self.turn_deadline = Some(Instant::now() + self.host.limits.wake_timeout * TURNS);
                 self.start_vm(None);
             }
             Effect::Kill => self.send_vm(VmCommand::Kill),
@@ -328,6 +390,8 @@ impl Actor {
                     Want::Nothing => Duration::from_millis(self.facts.cool_down_ms).max(IDLE_AGAIN),
                     Want::Suspend | Want::ShutDown => ASKED_AGAIN,
                 };
+                // One that is only in use writes no snapshot in vain.
+                let pause = if self.unsaved.last { backed_off(pause, self.unsaved.failures) } else { pause };
                 self.retry_at = Some(Instant::now() + pause);
             }
             Effect::ListenForIdle => self.send_vm(VmCommand::CoolDown(self.facts.cool_down_ms)),
@@ -369,6 +433,7 @@ impl Actor {
         self.retry_at = None;
         let counts = self.host.sessions().quiesce(&self.facts.id);
         let stopped = counts.is_some();
+        self.unsaved.last &= stopped;
         self.counts = counts.unwrap_or_default();
         Input::Quiesced(stopped)
     }
@@ -400,7 +465,10 @@ impl Actor {
             let _ = reply.send(match answer {
                 Answer::Done => Ok(()),
                 Answer::Gone => Err(SuspendError::Deleting),
-                _ => Err(SuspendError::Busy(self.host.limits.suspend_wait)),
+                _ => Err(match &self.unsaved {
+                    Unsaved { error: Some(error), last: true, .. } => SuspendError::unsaved(error),
+                    _ => SuspendError::Busy(self.host.limits.suspend_wait),
+                }),
             });
         }
     }
@@ -416,6 +484,7 @@ impl Actor {
         let state = self.machine.state();
         let message = match state {
             State::Error | State::Stopped | State::Deleting => self.reason.clone(),
+            State::Running | State::Suspending => self.unsaved.error.as_deref().map(|e| SuspendError::unsaved(e).to_string()),
             _ => None,
         };
         let now = Some((state, message));
@@ -424,5 +493,19 @@ impl Actor {
             let message = now.and_then(|(_, message)| message);
             self.host.publish(&self.facts, Some(state), message);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_that_fail_are_put_off_longer_and_longer_and_not_for_ever() {
+        let second = Duration::from_secs(1);
+        let pauses: Vec<u64> = [0, 1, 2, 8, 9, 40, u32::MAX].map(|n| backed_off(second, n).as_secs()).to_vec();
+        assert_eq!(pauses, [1, 2, 4, 256, 300, 300, 300]);
+        // A cool-down of an hour is not cut short.
+        assert_eq!(backed_off(3600 * second, 2), 3600 * second);
     }
 }

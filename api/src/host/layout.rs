@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dormouse_vmm::snapshot::format;
+
 use super::machine::Rest;
 use crate::identity::DatabaseId;
 
@@ -126,6 +128,15 @@ impl Home {
         } else {
             Rest::Stopped
         }
+    }
+
+    /// Memory (MiB) of the guest whose snapshot the database has; none, or one that cannot be read: `None`.
+    pub fn snapshot_memory_mib(&self, id: &DatabaseId) -> Option<u64> {
+        use std::io::Read;
+        let mut block = [0; format::HEADER_LEN];
+        fs::File::open(self.snapshot(id)).ok()?.read_exact(&mut block).ok()?;
+        // A snapshot that is damaged is for the VMM to refuse; its memory is the plan's then.
+        Some(format::Header::decode(&block).ok()?.memory >> 20)
     }
 
     /// Whether nothing was ever changed in its layer.

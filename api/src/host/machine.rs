@@ -89,6 +89,8 @@ pub enum Input {
     Quiesced(bool),
     /// The snapshot is committed (`true`), or the VMM goes on (`false`).
     Saved(bool),
+    /// The VMM goes on since it cannot suspend, now or soon.
+    SaveFailed,
     /// The process is gone, and this is what its files say. `failed`: not by its own clean end.
     Exited { rest: Rest, failed: bool },
     /// Time to try again what was put off.
@@ -138,7 +140,7 @@ pub enum End {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
     Done,
-    /// A statement is still running.
+    /// Not asleep: a statement is still running, or the actor knows what else.
     Busy,
     /// The actor knows the reason: the VMM's last words, or the time-out.
     Failed,
@@ -233,6 +235,7 @@ impl Machine {
             Input::Retry => self.retry(),
             Input::Quiesced(stopped) => self.quiesced(stopped),
             Input::Saved(committed) => self.saved(committed),
+            Input::SaveFailed => self.save_failed(),
             Input::Exited { rest, failed } => self.exited(rest, failed),
             Input::Removed(done) => self.removed(done),
         }
@@ -491,6 +494,15 @@ impl Machine {
         self.phase = Phase::Leaving;
         self.expected = true;
         vec![TellSuspended]
+    }
+
+    /// Whoever asked is told now rather than at the deadline: another attempt would end the same.
+    fn save_failed(&mut self) -> Vec<Effect> {
+        if self.phase != Phase::Saving {
+            return vec![];
+        }
+        self.late = self.want != Want::Nothing;
+        self.put_off(vec![Release])
     }
 
     fn exited(&mut self, rest: Rest, failed: bool) -> Vec<Effect> {

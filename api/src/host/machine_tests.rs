@@ -340,6 +340,7 @@ fn no_order_of_inputs_breaks_the_rules() {
         Input::Quiesced(false),
         Input::Saved(true),
         Input::Saved(false),
+        Input::SaveFailed,
         SLEPT,
         STOPPED,
         CRASHED,
@@ -401,4 +402,25 @@ fn no_order_of_inputs_breaks_the_rules() {
             }
         }
     }
+}
+
+#[test]
+fn a_suspend_that_fails_is_answered_before_its_deadline_and_tried_again_later() {
+    story_from_saving(&[
+        (Input::SuspendAsked, &[], Phase::Saving),
+        (Input::SaveFailed, &[Release, BUSY, RetrySoon], Phase::Running),
+        // Its own idleness is not given up.
+        (Input::Retry, &[ListenForIdle], Phase::Running),
+        (Input::Idle, &[Quiesce], Phase::Quiescing),
+        (Input::Quiesced(true), &[Suspend], Phase::Saving),
+        (Input::SaveFailed, &[Release, RetrySoon], Phase::Running),
+    ]);
+    // At the server's end Postgres is shut down instead.
+    story_from_saving(&[
+        (Input::ShutDown, &[], Phase::Saving),
+        (Input::SaveFailed, &[Release, EndSessions(End::ShutDown), Stop], Phase::Leaving),
+        (STOPPED, &[], COLD),
+    ]);
+    // Overtaken by a death.
+    story_from_saving(&[(CRASHED, &[END], COLD), (Input::SaveFailed, &[], COLD)]);
 }

@@ -85,10 +85,26 @@ pub enum SuspendError {
     Deleting,
     #[error("a statement is still running after {} s; cancel it or try again later", .0.as_secs_f64())]
     Busy(Duration),
+    #[error("the database cannot be suspended and stays awake: {0}. Free some space on the disk of DORMOUSE_HOME")]
+    DiskFull(String),
+    #[error("the database cannot be suspended and stays awake: {0}")]
+    Failed(String),
     #[error("too many requests wait for this database; try again")]
     QueueFull,
     #[error("{0}")]
     Metadata(String),
+}
+
+impl SuspendError {
+    /// Of a VMM's reason.
+    pub(crate) fn unsaved(reason: &str) -> SuspendError {
+        // ENOSPC and EDQUOT, as the standard library writes them.
+        if reason.contains("(os error 28)") || reason.contains("(os error 122)") {
+            SuspendError::DiskFull(reason.into())
+        } else {
+            SuspendError::Failed(reason.into())
+        }
+    }
 }
 
 /// Why a database was not deleted.

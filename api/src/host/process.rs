@@ -143,13 +143,37 @@ pub fn running(home: &Home) -> Vec<(u32, DatabaseId)> {
 /// The reason a VMM left in its log past `mark` (the log's length when it was started): its last complaint, or
 /// else, if `any`, its last line.
 pub fn last_words(home: &Home, id: &DatabaseId, mark: u64, any: bool) -> Option<String> {
+    words(&String::from_utf8_lossy(&tail(&home.vmm_log(id), mark, 4096)?), any)
+}
+
+/// The last grave line of the guest's console past `mark` (the log's length when it was started): a kernel's or
+/// Postgres' panic, else a FATAL.
+pub fn last_cry(home: &Home, id: &DatabaseId, mark: u64) -> Option<String> {
+    cry(&String::from_utf8_lossy(&tail(&home.console_log(id), mark, 64 << 10)?))
+}
+
+/// The end of a log, at most `most` bytes and nothing before `mark`.
+fn tail(path: &std::path::Path, mark: u64, most: u64) -> Option<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
-    let mut file = fs::File::open(home.vmm_log(id)).ok()?;
+    let mut file = fs::File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(mark.max(length.saturating_sub(4096)))).ok()?;
+    // Started anew meanwhile: all of it is of this life.
+    let mark = if mark > length { 0 } else { mark };
+    file.seek(SeekFrom::Start(mark.max(length.saturating_sub(most)))).ok()?;
     let mut text = Vec::new();
-    file.read_to_end(&mut text).ok()?;
-    words(&String::from_utf8_lossy(&text), any)
+    file.take(most).read_to_end(&mut text).ok()?;
+    Some(text)
+}
+
+/// Longest line quoted from a console, in characters.
+const CRY: usize = 300;
+
+fn cry(text: &str) -> Option<String> {
+    // A panic explains more than the FATALs that follow from it, or that clients have every day.
+    let line = [&["PANIC:", "kernel panic", "kernel fault"][..], &["FATAL:"]]
+        .iter()
+        .find_map(|words| text.lines().rev().find(|line| words.iter().any(|word| line.contains(word))))?;
+    Some(line.trim().chars().filter(|c| !c.is_control()).take(CRY).collect())
 }
 
 /// The line that explains, as a sentence.
@@ -181,7 +205,22 @@ pub fn rotate(path: &std::path::Path, limit: u64) {
 
 #[cfg(test)]
 mod tests {
-    use super::words;
+    use super::{cry, tail, words};
+
+    #[test]
+    fn the_last_cry_is_a_panic_before_a_fatal_and_of_this_life() {
+        let log = "FATAL:  role \"x\" does not exist\n12:00 PANIC:  could not write\u{7} to file\r\nFATAL:  the database system is shutting down\nLOG:  bye\n";
+        assert_eq!(cry(log).as_deref(), Some("12:00 PANIC:  could not write to file"));
+        assert_eq!(cry("LOG:  a\nFATAL:  b\nLOG:  c").as_deref(), Some("FATAL:  b"));
+        assert_eq!(cry("LOG:  all is well\n"), None);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        std::fs::write(&path, "before|after").unwrap();
+        assert_eq!(tail(&path, 7, 4096).unwrap(), b"after");
+        assert_eq!(tail(&path, 7, 3).unwrap(), b"ter");
+        // Rotated: shorter than it was.
+        assert_eq!(tail(&path, 100, 4096).unwrap(), b"before|after");
+    }
 
     #[test]
     fn the_last_words_are_the_gravest_as_a_sentence() {

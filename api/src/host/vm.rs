@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::layout::Home;
-use super::process::{Process, Spec, last_words, rotate, status};
+use super::process::{Process, Spec, last_cry, last_words, rotate, status};
 use super::socket::{connect, connect_when_there};
 
 /// What the actor asks of a VM.
@@ -32,6 +32,8 @@ pub enum VmCommand {
 /// What the actor hears of a VM.
 #[derive(Debug)]
 pub enum VmEvent {
+    /// Its turn has come: it is being started.
+    Starting,
     /// `existing`: the sessions in its guest, if some may be from before this server.
     Ready { epoch: String, existing: Vec<SessionCounts> },
     Idle,
@@ -73,6 +75,7 @@ pub fn start(
             events,
             permit: None,
             log_mark: 0,
+            console_mark: 0,
             started: Instant::now(),
             spawned_us: 0,
             connected_us: 0,
@@ -91,7 +94,9 @@ struct Life<F> {
     commands: mpsc::UnboundedReceiver<VmCommand>,
     events: F,
     permit: Option<OwnedSemaphorePermit>,
+    /// Lengths of the VMM's log and of the guest's console when it was started.
     log_mark: u64,
+    console_mark: u64,
     started: Instant,
     /// Steps of the start on this side, µs since `started`; the VMM's own are in its trace.
     spawned_us: u64,
@@ -100,6 +105,11 @@ struct Life<F> {
     old: bool,
     /// The epoch of a VM that is ready, until its sessions are known.
     ready: Option<String>,
+}
+
+/// A file's length in bytes; 0 of one that is not there.
+fn length(path: &std::path::Path) -> u64 {
+    std::fs::metadata(path).map(|m| m.len()).unwrap_or(0)
 }
 
 /// Whether what it wakes from was saved before this server started.
@@ -164,13 +174,15 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
         let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark, true);
         let words = words.map(|w| format!(": {w}")).unwrap_or_default();
+        let cry = last_cry(&self.context.home, &self.context.spec.id, self.console_mark);
+        let cry = cry.map(|line| format!("; its console's last: {line}")).unwrap_or_default();
         Some(match status.code() {
             Some(status::NO_KVM) => format!(
                 "/dev/kvm cannot be used{words}. Load the KVM modules and give this user read and write access to /dev/kvm"
             ),
-            Some(code) if (10..=14).contains(&code) => format!("the guest ended with code {}{words}", code - 10),
-            Some(code) => format!("the VMM ended with status {code}{words}"),
-            None => format!("the VMM was killed ({status}){words}"),
+            Some(code) if (10..=14).contains(&code) => format!("the guest ended with code {}{words}{cry}", code - 10),
+            Some(code) => format!("the VMM ended with status {code}{words}{cry}"),
+            None => format!("the VMM was killed ({status}){words}{cry}"),
         })
     }
 
@@ -182,6 +194,7 @@ impl<F: Fn(VmEvent)> Life<F> {
             permit = permits.acquire_owned() => self.permit = permit.ok(),
             () = killed(&mut self.commands) => return Ok(None),
         }
+        (self.events)(VmEvent::Starting);
         let home = self.context.home.clone();
         rotate(&home.console_log(&id), self.context.console_log_limit);
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
@@ -193,7 +206,12 @@ impl<F: Fn(VmEvent)> Life<F> {
                 image.display()
             ));
         }
-        self.log_mark = std::fs::metadata(home.vmm_log(&id)).map(|m| m.len()).unwrap_or(0);
+        self.log_mark = length(&home.vmm_log(&id));
+        self.console_mark = length(&home.console_log(&id));
+        // A snapshot fits the memory it was taken of and no other: a plan's new size waits for a cold start.
+        if let Some(saved) = home.snapshot_memory_mib(&id) {
+            self.context.spec.memory_mib = saved;
+        }
         self.started = Instant::now();
         let mut process = Process::spawn(&self.context.program, &home, &self.context.spec)
             .map_err(|e| format!("the VMM {} cannot be started: {e}", self.context.program.display()))?;

@@ -177,6 +177,8 @@ impl From<SuspendError> for Problem {
         match error {
             SuspendError::NotFound | SuspendError::Deleting => Problem::deleting(text),
             SuspendError::Busy(_) => Problem::busy(text),
+            SuspendError::DiskFull(_) => Problem::disk_full(text),
+            SuspendError::Failed(_) => Problem::internal(text),
             SuspendError::QueueFull => Problem::too_many(text),
             SuspendError::Metadata(_) => hidden(&text),
         }
