@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
+use dormouse_images::manifest::{FORMAT, FirstProcess, Layout, Manifest, Origin, Part};
 use support::{alive, fake_vmm, image, until};
 
 type Test = std::io::Result<()>;
@@ -61,8 +62,9 @@ impl Up {
         std::fs::create_dir_all(&home).unwrap();
         image(&home);
         let mut command = dormouse(&home);
+        command.stderr(Stdio::null());
         change(&mut command);
-        let mut child = command.arg("up").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.arg("up").stdout(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap());
         let mut up = Up { home, child, lines, api: String::new(), pooler: String::new(), _dir: dir };
         up.api = up.line().strip_prefix("API      ").unwrap().to_string();
@@ -289,5 +291,144 @@ fn image_gc_removes_nothing_when_it_cannot_know_what_is_needed() -> Test {
     let message = refused(dormouse(&home).args(["image", "gc"]).output()?);
     assert!(message.contains("no metadata"), "{message}");
     assert!(home.join("images/0123456789abcdef").exists());
+    Ok(())
+}
+
+/// Logs in by SCRAM-SHA-256 as far as the pooler decides: whether the password fits.
+fn fits(pooler: &str, id: &str, password: &str) -> bool {
+    use base64::Engine;
+    use base64::prelude::BASE64_STANDARD as BASE64;
+    use dormouse_api::secret::hmac;
+    use sha2::{Digest, Sha256};
+
+    fn message(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+        let mut head = [0; 5];
+        stream.read_exact(&mut head).unwrap();
+        let mut body = vec![0; u32::from_be_bytes(head[1..].try_into().unwrap()) as usize - 4];
+        stream.read_exact(&mut body).unwrap();
+        (head[0], body)
+    }
+    fn send(stream: &mut TcpStream, kind: &[u8], body: &[u8]) {
+        let length = (body.len() as u32 + 4).to_be_bytes();
+        stream.write_all(&[kind, &length, body].concat()).unwrap();
+    }
+
+    let mut stream = TcpStream::connect(pooler).unwrap();
+    let startup = [&196_608_u32.to_be_bytes(), format!("user\0app.{id}\0database\0app\0\0").as_bytes()].concat();
+    send(&mut stream, b"", &startup);
+    assert_eq!(message(&mut stream).1[..4], [0, 0, 0, 10]);
+    let bare = "n=,r=rOprNGfwEbeRWgbNEkqO";
+    let first = format!("n,,{bare}");
+    let body = [b"SCRAM-SHA-256\0", &(first.len() as u32).to_be_bytes()[..], first.as_bytes()].concat();
+    send(&mut stream, b"p", &body);
+    let (_, challenge) = message(&mut stream);
+    let challenge = String::from_utf8(challenge[4..].to_vec()).unwrap();
+    let part = |key: &str| challenge.split(',').find_map(|p| p.strip_prefix(key)).unwrap();
+    let mut u = hmac(password.as_bytes(), &[BASE64.decode(part("s=")).unwrap(), vec![0, 0, 0, 1]].concat());
+    let mut salted = u;
+    for _ in 1..part("i=").parse::<u32>().unwrap() {
+        u = hmac(password.as_bytes(), &u);
+        salted.iter_mut().zip(u).for_each(|(s, u)| *s ^= u);
+    }
+    let client = hmac(&salted, b"Client Key");
+    let last = format!("c=biws,r={}", part("r="));
+    let signature = hmac(&Sha256::digest(client), format!("{bare},{challenge},{last}").as_bytes());
+    let proof: Vec<u8> = client.iter().zip(signature).map(|(c, s)| c ^ s).collect();
+    send(&mut stream, b"p", format!("{last},p={}", BASE64.encode(proof)).as_bytes());
+    match message(&mut stream) {
+        (b'R', body) => {
+            assert_eq!(body[..4], [0, 0, 0, 12]);
+            true
+        }
+        (b'E', body) => {
+            assert!(String::from_utf8_lossy(&body).contains("28P01"), "{}", String::from_utf8_lossy(&body));
+            false
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_new_password_opens_and_the_old_one_does_not() -> Test {
+    let up = Up::start();
+    let parts = |uri: String| {
+        let (id, rest) = uri.strip_prefix("postgresql://app.").unwrap().split_once(':').unwrap();
+        (id.to_string(), rest.split_once('@').unwrap().0.to_string())
+    };
+    let (id, old) = parts(done(up.run(&["db", "create", "a"])));
+    assert!(fits(&up.pooler, &id, &old));
+    let (same, new) = parts(done(up.run(&["db", "password", "a"])));
+    assert_eq!(same, id);
+    assert!(fits(&up.pooler, &id, &new));
+    assert!(!fits(&up.pooler, &id, &old));
+    let answer: serde_json::Value = serde_json::from_str(&done(up.run(&["db", "password", &id, "--json"])))?;
+    let (_, newest) = parts(answer["connection_uri"].as_str().unwrap().to_string());
+    assert!(fits(&up.pooler, &id, &newest) && !fits(&up.pooler, &id, &new));
+    let log = std::fs::read_to_string(up.home.join("log/dormouse.log"))?;
+    assert!(log.contains("new password") && !log.contains(&newest), "{log}");
+    assert!(refused(up.run(&["db", "password", "nobody"])).contains("no database named nobody"));
+    Ok(())
+}
+
+#[test]
+fn a_server_whose_logs_are_on_a_full_disk_goes_on() -> Test {
+    let mut up = Up::start_with(|command| {
+        let home = command.get_envs().find(|(key, _)| *key == "DORMOUSE_HOME").unwrap().1.unwrap();
+        let log = Path::new(home).join("log");
+        std::fs::create_dir_all(&log).unwrap();
+        std::os::unix::fs::symlink("/dev/full", log.join("dormouse.log")).unwrap();
+        let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+        command.env("DORMOUSE_LOG_LEVEL", "debug").stderr(full());
+    });
+    done(up.run(&["db", "create", "a"]));
+    done(up.run(&["db", "resume", "a"]));
+    assert!(done(up.run(&["db", "suspend", "a"])).contains("suspended"));
+    up.signal(libc::SIGINT);
+    assert!(up.child.wait()?.success());
+    Ok(())
+}
+
+/// As [`image`], with a manifest: what `dormouse image` reads.
+fn listed_image(home: &Path) {
+    image(home);
+    let part = || Part { sha256: "0".repeat(64), bytes: 1 };
+    let manifest = Manifest {
+        format: FORMAT,
+        image: "0123456789abcdef".into(),
+        abi: 1,
+        kernel: part(),
+        postgres: part(),
+        boot: part(),
+        template: "t".into(),
+        postgres_version: "PostgreSQL 17.0".into(),
+        wal_segment_bytes: 1 << 20,
+        layout: Layout { shared_end: 0, hot: 0, data: 0, data_end: 0, prng_state: 0 },
+        first_process: FirstProcess::postgres(),
+        origin: Origin { built_at: 0, builder: "test".into() },
+    };
+    std::fs::write(home.join("images/0123456789abcdef/image.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
+}
+
+#[test]
+fn image_list_and_version_name_the_image_its_postgres_and_its_sizes() -> Test {
+    let up = Up::start_with(|command| {
+        let home = command.get_envs().find(|(key, _)| *key == "DORMOUSE_HOME").unwrap().1.unwrap();
+        std::fs::remove_dir_all(Path::new(home).join("images")).unwrap();
+        listed_image(Path::new(home));
+    });
+    let list = |up: &Up| -> Vec<Vec<String>> {
+        let text = done(up.run(&["image", "list"]));
+        text.lines().map(|l| l.split("  ").map(|c| c.trim().to_string()).filter(|c| !c.is_empty()).collect()).collect()
+    };
+    let shown = list(&up);
+    assert_eq!(shown[0], ["image", "postgres", "golden MiB"]);
+    assert_eq!(shown[1..], [["0123456789abcdef", "PostgreSQL 17.0", "512", "current"]]);
+    done(up.run(&["db", "create", "a"]));
+    assert_eq!(list(&up)[1][3], "current, in use");
+    let version = done(up.run(&["--version"]));
+    assert_eq!(version.lines().nth(1), Some("image    0123456789abcdef, PostgreSQL 17.0"), "{version}");
+    // One that cannot be read is not shown, and is no reason to fail.
+    let empty = up.home.parent().unwrap().join("empty");
+    assert_eq!(done(dormouse(&empty).args(["image", "list"]).output()?).lines().count(), 1);
     Ok(())
 }

@@ -42,6 +42,8 @@ pub enum Command {
         /// ms, or `plan` for its plan's
         ms: String,
     },
+    /// Give a database's user a new password and print the connection string, which is shown only now
+    Password(Which),
     /// Delete a database with all its data
     Delete(Which),
 }
@@ -90,6 +92,15 @@ pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitC
                 ms => Value::from(ms.parse::<u64>().map_err(|_| CliError::Said("wanted a number of ms, or `plan`".into()))?),
             };
             show(&client.patch(&which.path(client)?, json!({ "cool_down_ms": value }))?)?;
+        }
+        Command::Password(which) => {
+            let changed = client.post(&format!("{}/password", which.path(client)?), None)?;
+            if args.json {
+                println!("{changed}");
+            } else {
+                println!("{}", text(&changed, "connection_uri")?);
+                eprintln!("{} has a new password, shown only here; the old one opens no new connection", which.name);
+            }
         }
         Command::Delete(which) => {
             client.delete(&which.path(client)?)?;

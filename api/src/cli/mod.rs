@@ -14,6 +14,7 @@ mod up;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -46,7 +47,7 @@ struct Cli {
 enum Command {
     /// Run the server: API, console, pooler, databases
     Up,
-    /// Create, list, show, suspend, resume, delete databases
+    /// Create, list, show, suspend, resume, delete databases, change their passwords
     Db {
         #[command(flatten)]
         server: ServerArgs,
@@ -167,7 +168,8 @@ pub fn main() -> ExitCode {
     match run(&matches, cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("dormouse: {error}");
+            // `eprintln!` would panic where standard error is on a full disk.
+            let _ = writeln!(std::io::stderr(), "dormouse: {error}");
             ExitCode::FAILURE
         }
     }

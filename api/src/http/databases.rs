@@ -30,7 +30,7 @@ pub struct Database {
     /// The owner's name.
     tenant: String,
     state: State,
-    /// Why it is stopped or in error, in a sentence.
+    /// Why it is stopped or in error, or cannot be suspended, in a sentence.
     message: Option<String>,
     plan: String,
     /// Idle time after which it is suspended, in ms.
@@ -104,6 +104,13 @@ pub struct Login {
     connection_uri: String,
     /// When it stops opening new connections; RFC 3339, UTC.
     expires_at: String,
+}
+
+/// A new password. It is in `connection_uri`, shown here and never again.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct NewPassword {
+    #[schema(example = "postgresql://app.db_0123456789abcdefghij:PASSWORD@127.0.0.1:5432/app?sslmode=prefer")]
+    connection_uri: String,
 }
 
 /// How long a login opens connections, in ms. Connections outlive it.
@@ -312,6 +319,8 @@ pub async fn delete(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<S
         (status = 200, description = "It sleeps", body = Database),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "A statement is still running", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 500, description = "It cannot be suspended and stays awake; `detail` says why", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 507, description = "The disk is full; it stays awake", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub async fn suspend(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<String>) -> Result<axum::Json<Database>, Problem> {
@@ -352,14 +361,41 @@ pub async fn login(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<St
     let shared = api.shared();
     let row = find(shared, &principal, &id).await?;
     let role = format!("login-{}", random_text(12, b"abcdefghijklmnopqrstuvwxyz0123456789")?);
-    let password = new_password()?;
-    let verifier = {
-        let password = password.clone();
-        let made = tokio::task::spawn_blocking(move || scram_verifier(&password)).await;
-        made.map_err(|_| Problem::unavailable("the login could not be made; try again"))??
-    };
+    let (password, verifier) = password_and_verifier().await?;
     let expires_at = now_ms() + LOGIN_LIFE_MS;
     shared.host.metadata().add_role(&row.id, &role, &verifier, expires_at).await?;
     let body = Login { connection_uri: uri(shared, &role, &row.id, &password), expires_at: rfc3339(expires_at) };
     Ok((StatusCode::CREATED, axum::Json(body)))
+}
+
+/// Gives the database's user a new random password. The old one opens no new connection from then on; connections
+/// that are open or held stay.
+#[utoipa::path(
+    post, path = "/v1/databases/{id}/password", tag = "databases", params(("id" = String, Path, description = "The database's id")),
+    security(("key" = []), ("session" = [])),
+    responses(
+        (status = 200, description = "Changed; the connection string is shown only here", body = NewPassword),
+        (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 507, description = "The disk is full; the old password still holds", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn password(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<String>) -> Result<axum::Json<NewPassword>, Problem> {
+    let shared = api.shared();
+    let row = find(shared, &principal, &id).await?;
+    let (password, verifier) = password_and_verifier().await?;
+    if !shared.host.metadata().set_verifier(&row.id, GUEST_ROLE, &verifier).await? {
+        return Err(Problem::not_found("there is no such database"));
+    }
+    tracing::info!(database = %row.id, "new password");
+    Ok(axum::Json(NewPassword { connection_uri: uri(shared, GUEST_ROLE, &row.id, &password) }))
+}
+
+/// A random password and what is kept of it.
+async fn password_and_verifier() -> Result<(String, String), Problem> {
+    let password = new_password()?;
+    let hashed = password.clone();
+    // Milliseconds of hashing: not on a thread that others' wakes run on.
+    let made = tokio::task::spawn_blocking(move || scram_verifier(&hashed)).await;
+    let verifier = made.map_err(|_| Problem::unavailable("the password could not be made; try again"))??;
+    Ok((password, verifier))
 }

@@ -114,6 +114,7 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(databases::suspend))
         .routes(routes!(databases::resume))
         .routes(routes!(databases::login))
+        .routes(routes!(databases::password))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(session::show, session::create, session::delete))
         .routes(routes!(events::stream))

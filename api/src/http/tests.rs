@@ -213,6 +213,7 @@ async fn a_tenant_sees_only_its_own_and_the_operator_all() {
         ("POST", format!("{path}/suspend"), None),
         ("POST", format!("{path}/resume"), None),
         ("POST", format!("{path}/logins"), None),
+        ("POST", format!("{path}/password"), None),
     ] {
         w.call(&bob, method, &path, body).await.is_problem(404, "not-found", &["no such database"]);
     }
@@ -297,6 +298,32 @@ async fn a_login_is_another_role_that_expires() {
     let id = crate::identity::DatabaseId::parse(&id).unwrap();
     assert!(w.host.metadata().role(&id, role).await.unwrap().is_some());
     assert!(w.host.metadata().role(&id, "app").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn a_new_password_takes_the_place_of_the_old_and_only_its_owner_gets_it() {
+    let w = world(&[]).await;
+    let (ada, bob) = (w.tenant("ada").await, w.tenant("bob").await);
+    let id = w.create(&ada, "a").await;
+    let path = format!("/v1/databases/{id}/password");
+    let id = crate::identity::DatabaseId::parse(&id).unwrap();
+    let verifier = async || w.host.metadata().role(&id, "app").await.unwrap().unwrap().verifier;
+    let mut seen = vec![verifier().await];
+    w.call(&bob, "POST", &path, None).await.is_problem(404, "not-found", &["no such database"]);
+    w.call_with("POST", &path, &[], None).await.is_problem(401, "unauthenticated", &[]);
+    assert_eq!(verifier().await, seen[0]);
+    for key in [ada.as_str(), ADMIN] {
+        let answer = w.call(key, "POST", &path, None).await;
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let uri = answer.body["connection_uri"].as_str().unwrap();
+        let password = uri.strip_prefix(&format!("postgresql://app.{id}:")).unwrap();
+        let password = password.strip_suffix("@db.example:5432/app?sslmode=require").unwrap();
+        assert_eq!(password.len(), 24);
+        let now = verifier().await;
+        assert!(now.starts_with("SCRAM-SHA-256$4096:") && !now.contains(password) && !seen.contains(&now), "{now}");
+        seen.push(now);
+    }
+    w.call(ADMIN, "POST", "/v1/databases/db_00000000000000000000/password", None).await.is_problem(404, "not-found", &[]);
 }
 
 #[tokio::test]
@@ -414,6 +441,7 @@ async fn openapi_describes_every_route() {
         "/v1/databases",
         "/v1/databases/{id}",
         "/v1/databases/{id}/logins",
+        "/v1/databases/{id}/password",
         "/v1/databases/{id}/resume",
         "/v1/databases/{id}/suspend",
         "/v1/events",

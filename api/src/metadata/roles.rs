@@ -39,6 +39,19 @@ impl Metadata {
         .transpose()
     }
 
+    /// Gives a role another verifier; on disk when this returns. `false`: there is no such role (any more).
+    pub async fn set_verifier(&self, database: &DatabaseId, role: &str, verifier: &str) -> Result<bool, MetadataError> {
+        let mut write = self.begin().await?;
+        let done = sqlx::query("UPDATE roles SET verifier = ? WHERE database_id = ? AND role = ?")
+            .bind(verifier)
+            .bind(database.as_str())
+            .bind(role)
+            .execute(write.on())
+            .await?;
+        write.commit().await?;
+        Ok(done.rows_affected() > 0)
+    }
+
     /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired.
     pub async fn add_role(&self, database: &DatabaseId, role: &str, verifier: &str, expires_at: i64) -> Result<(), MetadataError> {
         let mut write = self.begin().await?;
