@@ -444,7 +444,7 @@ async fn a_wait_for_a_turn_is_bounded_and_says_what_it_waited_for() -> Test {
     let turn = errors.iter().filter(|e| e.contains("waiting 1.2 s for its turn") && e.contains("host.wakes_at_once")).count();
     let time = errors.iter().filter(|e| e.contains("not ready within 0.3 s")).count();
     assert!(turn >= 2 && time >= 1 && turn + time == 7, "{errors:?}");
-    // Who had no turn was not started.
-    assert_eq!(all.iter().filter(|db| db.lives().is_empty()).count(), turn);
+    // Who had no turn was not started. (One that was may be killed before it says so.)
+    assert!(all.iter().filter(|db| db.lives().is_empty()).count() >= turn);
     Ok(())
 }
