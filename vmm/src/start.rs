@@ -190,7 +190,9 @@ impl Place<'_> {
             let _lock = LayerLock::take(&self.layer)?;
             spent::refuse(&self.database_dir).map_err(StartError::io(aside))?;
         }
-        let files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
+        let mut files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
+        let shared = SharedPage::new(&machine.ram);
+        files.set_recovering(Box::new(move || shared.get_ready() == 0));
         life.step("layer");
         boot::boot(&machine, &self.image.boot)?;
         life.step("memory");

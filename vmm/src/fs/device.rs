@@ -2,7 +2,7 @@
 
 use super::requests::Answer;
 use super::wire::{Header, IN_HEADER, OUT_HEADER, opcode};
-use super::{FsError, FsOptions, Gate};
+use super::{FsError, FsOptions, Gate, Recovering};
 use crate::layer::{Errno, GuestBytes, Layer};
 use std::io;
 use std::path::Path;
@@ -34,6 +34,11 @@ impl FsDevice {
     /// it is called again by the next.
     pub fn set_gate(&mut self, gate: Gate) {
         self.layer.set_gate(gate);
+    }
+
+    /// Sets what tells whether the guest still recovers from a crash: until it once says no, twice the storage limit holds.
+    pub fn set_recovering(&mut self, recovering: Recovering) {
+        self.layer.set_recovering(recovering);
     }
 
     /// Makes all of this layer's files, maps and names durable. Costs what changed since the last time.

@@ -18,5 +18,5 @@ mod requests;
 pub(crate) mod tests;
 mod wire;
 
-pub use crate::layer::{Gate, LayerError as FsError, LayerOptions as FsOptions};
+pub use crate::layer::{Gate, LayerError as FsError, LayerOptions as FsOptions, Recovering};
 pub use device::FsDevice;

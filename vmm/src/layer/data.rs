@@ -19,9 +19,10 @@ pub(crate) const FILE_MAX: u64 = 1 << 40;
 const OPEN_MAX: usize = 400;
 /// Of a storage limit this much, but at least so many bytes and at most half of it, is kept for the server's own files:
 /// a tenant whose tables are full must still be able to start, delete and commit, all of which write WAL, and a server
-/// that can't write WAL ends.
+/// that can't write WAL ends. The least is the images' `max_wal_size`: with 16 MiB, rows that were refused wrote WAL over
+/// the limit before a checkpoint was due.
 const RESERVE_PART: u64 = 16;
-const RESERVE_MIN: u64 = 16 << 20;
+const RESERVE_MIN: u64 = 64 << 20;
 /// Files up to this many bytes may grow into half of that: VACUUM makes maps, and TRUNCATE a new index, before anything
 /// is freed.
 const SMALL: u64 = 256 << 10;
@@ -264,12 +265,12 @@ impl Layer {
 
     /// Refuses a write of the range if the blocks it may add are over the storage limit.
     fn check_space(&mut self, id: u64, start: u64, end: u64) -> Result<(), Errno> {
-        let Some(limit) = self.options.storage_limit else { return Ok(()) };
+        let Some((limit, reserved)) = self.storage_limit() else { return Ok(()) };
         let object = self.object(id)?;
         let file = object.file().ok_or(Errno(libc::EISDIR))?;
         let (size, own) = (file.size.unwrap_or(0), file.own);
         // Only growth is held back: a checkpoint writes what is in the files already, and WAL can't go before it has.
-        let limit = if object.is_bulk() && end > size { limit - kept_back(limit, end) } else { limit };
+        let limit = if reserved && object.is_bulk() && end > size { limit - kept_back(limit, end) } else { limit };
         let copy_up = match &object.origin {
             Some(origin) if own == Own::No && !is_relation(origin) => size,
             _ => 2 * BLOCK,
@@ -307,7 +308,7 @@ impl Layer {
             Some(origin) if file.own == Own::No && !is_relation(origin) => size.min(file.size.unwrap_or(0)),
             _ => 0,
         };
-        if whole_copy > 0 && self.options.storage_limit.is_some_and(|limit| self.disk_bytes() + whole_copy > limit) {
+        if whole_copy > 0 && self.storage_limit().is_some_and(|(limit, _)| self.disk_bytes() + whole_copy > limit) {
             return Err(Errno(libc::ENOSPC));
         }
         self.begin_change()?;

@@ -52,6 +52,9 @@ use template::Template;
 /// Called once, before the first change of a life.
 pub type Gate = Box<dyn FnMut() -> io::Result<()> + Send>;
 
+/// Whether the guest still recovers from a crash. Asked until it once says no.
+pub type Recovering = Box<dyn FnMut() -> bool + Send>;
+
 /// What a layer is opened with.
 #[derive(Clone, Debug)]
 pub struct LayerOptions {
@@ -93,6 +96,7 @@ pub struct Layer {
     /// Bytes of disk that the objects' files take.
     used: u64,
     gate: Option<Gate>,
+    recovering: Option<Recovering>,
     /// This life has changed something.
     changed: bool,
     /// A flush failed: nobody knows what is on disk.
@@ -105,6 +109,20 @@ impl Layer {
     /// See [`Gate`].
     pub fn set_gate(&mut self, gate: Gate) {
         self.gate = Some(gate);
+    }
+
+    /// Until this says no, twice the storage limit holds, for all files: redo makes again what was dropped since.
+    pub fn set_recovering(&mut self, recovering: Recovering) {
+        self.recovering = Some(recovering);
+    }
+
+    /// The storage limit of this moment, and whether relations leave the reserve alone.
+    fn storage_limit(&mut self) -> Option<(u64, bool)> {
+        if self.recovering.as_mut().is_some_and(|recovering| !recovering()) {
+            self.recovering = None;
+        }
+        let limit = self.options.storage_limit?;
+        Some(if self.recovering.is_some() { (limit.saturating_mul(2), false) } else { (limit, true) })
     }
 
     /// Bytes of disk that the layer takes: its files' blocks and its journal. Deleted files count as gone at once.

@@ -64,6 +64,7 @@ impl Layer {
             garbage: Vec::new(),
             used: 0,
             gate: None,
+            recovering: None,
             changed: false,
             poisoned: false,
             open_files: VecDeque::new(),

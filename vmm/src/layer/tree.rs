@@ -254,11 +254,11 @@ impl Layer {
         ))
     }
 
-    fn check_room(&self) -> Result<(), Errno> {
+    fn check_room(&mut self) -> Result<(), Errno> {
         let full = self.objects.len().max(self.names) >= self.options.object_limit;
         // A name costs some 100 bytes of journal.
         let bytes = self.disk_bytes() + 4096;
-        if full || self.options.storage_limit.is_some_and(|limit| bytes > limit) {
+        if full || self.storage_limit().is_some_and(|(limit, _)| bytes > limit) {
             return Err(Errno(libc::ENOSPC));
         }
         Ok(())
