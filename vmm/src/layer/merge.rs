@@ -17,6 +17,10 @@ use std::path::{Path, PathBuf};
 const CHUNK: usize = 256 << 10;
 const HOLE: usize = 4096;
 
+/// What belongs to a running server and not to its data: a process id that names somebody else on this host, and its
+/// command line.
+const OF_THE_SERVER: [&[u8]; 2] = [b"postmaster.pid", b"postmaster.opts"];
+
 /// What [`merge`] wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Merged {
@@ -27,7 +31,7 @@ pub struct Merged {
 }
 
 /// Writes the data directory that a guest sees to `out`, which is made and must not exist. A stock Postgres of the same
-/// version opens it. `template_hash` is the template's name; the layer is locked meanwhile, and not changed.
+/// version opens it: what belongs to the guest's running server alone is left out. `template_hash` is the template's name; the layer is locked meanwhile, and not changed.
 pub fn merge(layer: &Path, template: &Path, template_hash: &str, out: &Path) -> Result<Merged, LayerError> {
     let mut layer = Layer::open_to_read(layer, template, LayerOptions::new(template_hash))?;
     layer.merge_to(out)
@@ -56,6 +60,9 @@ impl Layer {
             merged.folders += 1;
             let entries = self.list(folder, 0, usize::MAX).map_err(|e| failed(e.into()))?;
             for entry in entries {
+                if folder == ROOT && OF_THE_SERVER.contains(&&*entry.name) {
+                    continue;
+                }
                 let path = path.join(OsStr::from_bytes(&entry.name));
                 let failed = |e: io::Error| LayerError::io(format!("cannot write {}", path.display()))(e);
                 let id = self.child(folder, &entry.name).and_then(|id| id.ok_or(super::Errno(libc::EIO)));
