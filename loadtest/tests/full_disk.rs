@@ -1,0 +1,79 @@
+//! The disk under the databases runs full: it is said, nothing is lost, and room makes all well again.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{Server, succeed, text};
+
+/// A small file system at a folder, gone when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", "size=48m,mode=0700", "tmpfs"]).arg(at);
+        succeed(mount.output().unwrap());
+        Self(at.to_owned())
+    }
+
+    /// Takes all the room that is left; removing the file gives it back.
+    fn fill(&self) -> PathBuf {
+        let path = self.0.join("filler");
+        let mut file = File::create(&path).unwrap();
+        for size in [1 << 20, 4096] {
+            while file.write_all(&vec![1; size]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // A VM that is still ending may have files open: the mount goes with the last of them.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).output();
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_loses_nothing() {
+    if !harness::have_kvm() {
+        return;
+    }
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: mounting a small disk takes root");
+        return;
+    }
+    let mut server = Server::prepare();
+    let disk = SmallDisk::mount(&server.home.join("databases"));
+    server.run();
+    let created = server.create();
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client
+        .query("create table kept as select n from generate_series(1, 1000) n")
+        .unwrap();
+    client.query("create temporary table mine as select 7 as n").unwrap();
+
+    let filler = disk.fill();
+    let suspend = || server.rest.call("POST", &format!("/v1/databases/{id}/suspend"), "").unwrap();
+    let refused = suspend();
+    assert_eq!(refused.status, 507, "{}", text(&refused.body));
+    assert!(text(&refused.body).contains("No space left"), "{}", text(&refused.body));
+    // The guest lives on, and so does the session.
+    assert_eq!(client.value("select n from mine").unwrap(), "7");
+
+    std::fs::remove_file(filler).unwrap();
+    server.rest.suspend(id).unwrap();
+    assert_eq!(client.value("select n from mine").unwrap(), "7");
+    assert_eq!(client.value("select count(*) from kept").unwrap(), "1000");
+    drop(client);
+    server.stop();
+}
