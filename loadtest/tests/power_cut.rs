@@ -1,0 +1,164 @@
+//! A power cut: what had not reached the disk is gone, and every acknowledged row is there all the same.
+//!
+//! The databases lie on a file system of their own in a file. What is in that file at a moment is what a disk would hold
+//! after a power cut then: bytes that were written but not flushed are in the host's memory and not in it. So the file
+//! is copied while the VM is held still, and the server goes on from the copy.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dormouse_loadtest::client::Client;
+use dormouse_loadtest::rest;
+use harness::{Server, signal, succeed, until};
+
+/// An ext4 in a file, mounted.
+struct Disk {
+    file: PathBuf,
+    at: PathBuf,
+}
+
+fn run(program: &str, arguments: &[&str], paths: &[&Path]) {
+    succeed(Command::new(program).args(arguments).args(paths).output().unwrap());
+}
+
+impl Disk {
+    fn new(file: PathBuf, at: PathBuf) -> Self {
+        std::fs::create_dir_all(&at).unwrap();
+        run("truncate", &["--size=512M"], &[&file]);
+        run("mkfs.ext4", &["-q", "-F"], &[&file]);
+        let disk = Self { file, at };
+        disk.mount();
+        disk
+    }
+
+    /// No commit by the clock: only what somebody flushes gets to the file.
+    fn mount(&self) {
+        run("mount", &["-o", "loop,commit=300"], &[&self.file, &self.at]);
+    }
+
+    fn copy(&self, to: &Path) {
+        run("cp", &["--sparse=always"], &[&self.file, to]);
+    }
+
+    /// Puts an earlier copy in the disk's place.
+    fn become_copy(&self, copy: &Path) {
+        run("umount", &[], &[&self.at]);
+        std::fs::rename(copy, &self.file).unwrap();
+        self.mount();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.at).output();
+    }
+}
+
+/// Whether this process may mount.
+fn may_mount() -> bool {
+    // SAFETY: asks for a number.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: mounting a disk takes root");
+    }
+    root
+}
+
+/// Inserts row after row until the connection is lost; the number of the last acknowledged one.
+fn insert_for_ever(mut client: Client, acknowledged: Arc<AtomicU64>) -> std::thread::JoinHandle<()> {
+    std::thread::spawn(move || {
+        for row in acknowledged.load(Ordering::SeqCst) + 1.. {
+            if client.query(&format!("insert into ledger values ({row})")).is_err() {
+                return;
+            }
+            acknowledged.store(row, Ordering::SeqCst);
+        }
+    })
+}
+
+fn check(client: &mut Client, acknowledged: u64) {
+    let rows: u64 = client.value("select count(*) from ledger").unwrap().parse().unwrap();
+    let last: u64 = client.value("select coalesce(max(n), 0) from ledger").unwrap().parse().unwrap();
+    assert_eq!(rows, last, "the rows have a gap");
+    // The one under way may be there too.
+    assert!(rows == acknowledged || rows == acknowledged + 1, "{rows} rows, {acknowledged} acknowledged");
+}
+
+#[test]
+fn a_power_cut_loses_no_acknowledged_row() {
+    if !harness::have_kvm() || !may_mount() {
+        return;
+    }
+    let mut server = Server::prepare();
+    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+    let copy = server.home.join("copy");
+    server.run();
+    let created = server.create();
+    let id = created.database.id.clone();
+    let acknowledged = Arc::new(AtomicU64::new(0));
+    created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
+    for round in 1..=3 {
+        let inserting = insert_for_ever(harness::connect_again(&created.target().unwrap()), acknowledged.clone());
+        let goal = acknowledged.load(Ordering::SeqCst) + 100 * round;
+        until("enough rows are acknowledged", || acknowledged.load(Ordering::SeqCst) >= goal);
+        for pid in rest::vm_processes(&id) {
+            signal(pid, libc::SIGSTOP);
+        }
+        disk.copy(&copy);
+        server.kill();
+        harness::kill_vm(&id);
+        inserting.join().unwrap();
+        disk.become_copy(&copy);
+        server.run();
+        let mut client = harness::connect_again(&created.target().unwrap());
+        check(&mut client, acknowledged.load(Ordering::SeqCst));
+        let rows = client.value("select count(*) from ledger").unwrap().parse().unwrap();
+        acknowledged.store(rows, Ordering::SeqCst);
+    }
+    server.stop();
+}
+
+#[test]
+fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
+    if !harness::have_kvm() || !may_mount() {
+        return;
+    }
+    let mut server = Server::prepare();
+    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+    let copy = server.home.join("copy");
+    server.run();
+    let created = server.create();
+    let id = created.database.id.clone();
+    let mut client = created.connect().unwrap();
+    client.query("create table ledger as select n from generate_series(1, 5000) n").unwrap();
+    let started = client.value("select pg_postmaster_start_time()").unwrap();
+    server.rest.suspend(&id).unwrap();
+    // Asleep and sealed: nothing of it may still be in the host's memory alone.
+    disk.copy(&copy);
+    server.kill();
+    disk.become_copy(&copy);
+    server.run();
+    let mut client = harness::connect_again(&created.target().unwrap());
+    check(&mut client, 5000);
+    assert_eq!(client.value("select pg_postmaster_start_time()").unwrap(), started, "it was not a cold start");
+    // That snapshot is spent: a cut now, before the next sleep, means a cold start with all rows.
+    client.query("insert into ledger values (5001)").unwrap();
+    for pid in rest::vm_processes(&id) {
+        signal(pid, libc::SIGSTOP);
+    }
+    disk.copy(&copy);
+    server.kill();
+    harness::kill_vm(&id);
+    disk.become_copy(&copy);
+    server.run();
+    let mut client = harness::connect_again(&created.target().unwrap());
+    check(&mut client, 5001);
+    assert_ne!(client.value("select pg_postmaster_start_time()").unwrap(), started, "a spent snapshot was used again");
+    server.stop();
+}
