@@ -319,3 +319,27 @@ fn a_deleted_database_is_gone_with_its_files() {
     assert_eq!(held.query("select 1").unwrap_err().code(), Some("57P01"));
     assert_eq!(code(&created.target().unwrap()), "28P01");
 }
+
+#[test]
+fn a_machine_without_kvm_is_told_what_is_missing() {
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        println!("skipped: hiding /dev/kvm takes root");
+        return;
+    }
+    let mut server = Server::prepare();
+    let dev = server.home.join("dev");
+    fs::create_dir(&dev).unwrap();
+    // A /dev with all that a program wants but the one.
+    let script = format!(
+        "mount -t tmpfs tmpfs {dev} && cp -a /dev/null /dev/zero /dev/random /dev/urandom {dev} \
+         && mount --move {dev} /dev && exec \"$@\"",
+        dev = dev.display()
+    );
+    server.wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec();
+    let output = server.command().arg("up").output().unwrap();
+    assert!(!output.status.success());
+    let told = text(&output.stderr);
+    assert!(told.contains("/dev/kvm cannot be used"), "{told}");
+    assert!(told.contains("kvm_intel or kvm_amd"), "{told}");
+}
