@@ -48,7 +48,10 @@ impl Disk {
 
     /// Puts an earlier copy in the disk's place.
     fn become_copy(&self, copy: &Path) {
-        run("umount", &[], &[&self.at]);
+        // A VM that has just ended may hold files for a moment yet.
+        until("the disk can be taken away", || {
+            Command::new("umount").arg(&self.at).output().unwrap().status.success()
+        });
         std::fs::rename(copy, &self.file).unwrap();
         self.mount();
     }
