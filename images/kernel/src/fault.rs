@@ -82,14 +82,11 @@ fn readable(at: u64) -> bool {
     if at % 8 != 0 {
         return false;
     }
-    let offset = at.wrapping_sub(abi::SLOT_BASE) % abi::SLOT_STRIDE;
     match at {
         at if at < abi::SYSTEM => false,
         at if at < abi::SLOT_BASE => crate::pages::in_ram(at),
         at if at < abi::DOORBELL => sched::try_current().is_some_and(|task| {
-            task.slot.borrow().as_ref().is_some_and(|slot| {
-                at >= slot.stack_low && at < slot.stack_top && offset < abi::SLOT_STRIDE
-            })
+            task.slot.borrow().as_ref().is_some_and(|slot| (slot.stack_low..slot.stack_top).contains(&at))
         }),
         _ => false,
     }

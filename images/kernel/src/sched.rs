@@ -202,7 +202,7 @@ pub fn publish() {
     });
     NEXT.get().set(next);
     shared().set_next_deadline(next);
-    shared().set_want_tick(!QUEUE.get().borrow().is_empty() as u32);
+    shared().set_want_tick(others_wait() as u32);
 }
 
 /// Nothing to run: says how things stand and waits at the doorbell.
@@ -222,15 +222,21 @@ fn halt() {
     arch::doorbell(abi::doorbell::HALT, 0);
 }
 
-/// A clock or device event found a task computing (never the kernel).
-#[unsafe(no_mangle)]
-extern "C" fn preempt_entry() {
+/// What an event asks for: devices and clock, packets out, the others' turn, and signals, which the look at the clock may
+/// have sent to this very task. The caller holds nothing: see `signal::deliver`.
+pub fn attend() {
     poll();
     vsock::kick();
-    if !QUEUE.get().borrow().is_empty() {
+    if others_wait() {
         give_way();
     }
     signal::deliver();
+}
+
+/// A clock or device event found a task computing (never the kernel).
+#[unsafe(no_mangle)]
+extern "C" fn preempt_entry() {
+    attend();
     arch::set_in_kernel(false);
 }
 

@@ -139,13 +139,7 @@ extern "C" fn syscall_entry(number: i64, a: u64, b: u64, c: u64, d: u64, e: u64,
         }
     };
     if arch::take_need_resched() {
-        sched::poll();
-        crate::vsock::kick();
-        if sched::others_wait() {
-            sched::give_way();
-        }
-        // The look at the clock may have sent this very task an alarm, and no tick will come for it again.
-        signal::deliver();
+        sched::attend();
     }
     arch::set_in_kernel(false);
     match result {
@@ -155,7 +149,7 @@ extern "C" fn syscall_entry(number: i64, a: u64, b: u64, c: u64, d: u64, e: u64,
 }
 
 fn dispatch(number: i64, args: &Args) -> Result<u64> {
-    let [a, b, c, d, e, _] = *args;
+    let [a, b, c, d, ..] = *args;
     match number {
         nr::READ | nr::WRITE | nr::OPEN | nr::CLOSE | nr::STAT | nr::FSTAT | nr::LSTAT | nr::LSEEK | nr::IOCTL
         | nr::PREAD64 | nr::PWRITE64 | nr::READV | nr::WRITEV | nr::ACCESS | nr::DUP | nr::DUP2 | nr::DUP3 | nr::FCNTL
@@ -175,11 +169,11 @@ fn dispatch(number: i64, args: &Args) -> Result<u64> {
         nr::MMAP | nr::MUNMAP | nr::MREMAP | nr::MPROTECT | nr::MADVISE | nr::MSYNC | nr::BRK => process::memory(number, args),
         nr::RT_SIGACTION => {
             let new = load::<signal::Action>(b);
-            store_if(c, signal::action(a as i32, new)?);
+            store(c, signal::action(a as i32, new)?);
             Ok(0)
         }
         nr::RT_SIGPROCMASK => {
-            store_if(c, signal::mask(a as i32, load::<u64>(b))?);
+            store(c, signal::mask(a as i32, load::<u64>(b))?);
             Ok(0)
         }
         nr::RT_SIGPENDING => {
@@ -187,8 +181,7 @@ fn dispatch(number: i64, args: &Args) -> Result<u64> {
             Ok(0)
         }
         nr::SIGALTSTACK | nr::SET_ROBUST_LIST | nr::PRCTL | nr::SETRLIMIT | nr::SETPRIORITY | nr::SCHED_SETAFFINITY => Ok(0),
-        nr::KILL => signal::kill(a as i32, b as i32).map(|()| 0),
-        nr::TKILL => signal::kill(a as i32, b as i32).map(|()| 0),
+        nr::KILL | nr::TKILL => signal::kill(a as i32, b as i32).map(|()| 0),
         nr::TGKILL => signal::kill(b as i32, c as i32).map(|()| 0),
         nr::SHMGET => shm::get(a as i32, b, c as i32).map(|id| id as u64),
         nr::SHMAT => shm::attach(a as i32, b),
@@ -219,17 +212,11 @@ fn dispatch(number: i64, args: &Args) -> Result<u64> {
         _ => match process::call(number, args) {
             Some(result) => result,
             None => {
-                let _ = e;
                 unknown(number);
                 Err(Errno::ENOSYS)
             }
         },
     }
-}
-
-/// Stores only where the caller gave a place.
-fn store_if<T>(at: u64, value: T) {
-    store(at, value);
 }
 
 fn futex_call(address: u64, operation: u64, value: u64, timeout: u64) -> Result<u64> {
