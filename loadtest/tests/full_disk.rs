@@ -43,12 +43,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_is_said_and_loses_nothing() {
-    if !harness::have_kvm() {
-        return;
-    }
-    // SAFETY: asks for a number.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: mounting a small disk takes root");
+    if !harness::have_kvm() || !harness::have_root("mounting a small disk") {
         return;
     }
     let mut server = Server::prepare();

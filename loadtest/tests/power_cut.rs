@@ -63,16 +63,6 @@ impl Drop for Disk {
     }
 }
 
-/// Whether this process may mount.
-fn may_mount() -> bool {
-    // SAFETY: asks for a number.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
-        println!("skipped: mounting a disk takes root");
-    }
-    root
-}
-
 /// Inserts row after row until the connection is lost; the number of the last acknowledged one.
 fn insert_for_ever(mut client: Client, acknowledged: Arc<AtomicU64>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
@@ -95,7 +85,7 @@ fn check(client: &mut Client, acknowledged: u64) {
 
 #[test]
 fn a_power_cut_loses_no_acknowledged_row() {
-    if !harness::have_kvm() || !may_mount() {
+    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
         return;
     }
     let mut server = Server::prepare();
@@ -129,7 +119,7 @@ fn a_power_cut_loses_no_acknowledged_row() {
 
 #[test]
 fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
-    if !harness::have_kvm() || !may_mount() {
+    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
         return;
     }
     let mut server = Server::prepare();

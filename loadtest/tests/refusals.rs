@@ -322,9 +322,7 @@ fn a_deleted_database_is_gone_with_its_files() {
 
 #[test]
 fn a_machine_without_kvm_is_told_what_is_missing() {
-    // SAFETY: asks for a number.
-    if unsafe { libc::geteuid() } != 0 {
-        println!("skipped: hiding /dev/kvm takes root");
+    if !harness::have_root("hiding /dev/kvm") {
         return;
     }
     let mut server = Server::prepare();

@@ -292,6 +292,16 @@ fn database_ids(home: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Whether this process is root; says what is skipped if it is not.
+pub fn have_root(what: &str) -> bool {
+    // SAFETY: asks for a number.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: {what} takes root");
+    }
+    root
+}
+
 pub fn signal(pid: u32, signal: i32) {
     // SAFETY: kill takes plain numbers; the process is one this test started.
     unsafe { libc::kill(pid as i32, signal) };
