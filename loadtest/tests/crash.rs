@@ -114,11 +114,9 @@ impl Ledger {
 
 #[test]
 fn a_vm_killed_under_pgbench_recovers_every_acknowledged_transaction() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let target = created.target().unwrap();
     let programs = programs();
     pgbench::initialise(&programs, &target, 1).unwrap();

@@ -6,15 +6,12 @@
 mod harness;
 
 use dormouse_loadtest::{client::Client, rest};
-use harness::Server;
 
 #[test]
 fn a_database_with_unlogged_tables_starts_after_a_crash() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let mut client = created.connect().unwrap();
     client
@@ -38,11 +35,9 @@ fn a_database_with_unlogged_tables_starts_after_a_crash() {
 
 #[test]
 fn a_dropped_database_leaves_no_file() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let mut client: Client = created.connect().unwrap();
     client.query("create database other").unwrap();

@@ -10,15 +10,13 @@ use std::fs;
 use dormouse_loadtest::client::{Client, Target};
 use dormouse_loadtest::native::Native;
 use dormouse_vmm::layer;
-use harness::{Server, programs};
+use harness::programs;
 
 #[test]
 fn stock_postgres_opens_the_merged_layer_of_a_sleeping_database() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let mut client = created.connect().unwrap();
     client

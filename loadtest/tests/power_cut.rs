@@ -24,7 +24,13 @@ struct Disk {
 }
 
 fn run(program: &str, arguments: &[&str], paths: &[&Path]) {
-    succeed(Command::new(program).args(arguments).args(paths).output().unwrap());
+    succeed(
+        Command::new(program)
+            .args(arguments)
+            .args(paths)
+            .output()
+            .unwrap(),
+    );
 }
 
 impl Disk {
@@ -50,7 +56,12 @@ impl Disk {
     fn become_copy(&self, copy: &Path) {
         // A VM that has just ended may hold files for a moment yet.
         until("the disk can be taken away", || {
-            Command::new("umount").arg(&self.at).output().unwrap().status.success()
+            Command::new("umount")
+                .arg(&self.at)
+                .output()
+                .unwrap()
+                .status
+                .success()
         });
         std::fs::rename(copy, &self.file).unwrap();
         self.mount();
@@ -64,10 +75,16 @@ impl Drop for Disk {
 }
 
 /// Inserts row after row until the connection is lost; the number of the last acknowledged one.
-fn insert_for_ever(mut client: Client, acknowledged: Arc<AtomicU64>) -> std::thread::JoinHandle<()> {
+fn insert_for_ever(
+    mut client: Client,
+    acknowledged: Arc<AtomicU64>,
+) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         for row in acknowledged.load(Ordering::SeqCst) + 1.. {
-            if client.query(&format!("insert into ledger values ({row})")).is_err() {
+            if client
+                .query(&format!("insert into ledger values ({row})"))
+                .is_err()
+            {
                 return;
             }
             acknowledged.store(row, Ordering::SeqCst);
@@ -76,11 +93,22 @@ fn insert_for_ever(mut client: Client, acknowledged: Arc<AtomicU64>) -> std::thr
 }
 
 fn check(client: &mut Client, acknowledged: u64) {
-    let rows: u64 = client.value("select count(*) from ledger").unwrap().parse().unwrap();
-    let last: u64 = client.value("select coalesce(max(n), 0) from ledger").unwrap().parse().unwrap();
+    let rows: u64 = client
+        .value("select count(*) from ledger")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let last: u64 = client
+        .value("select coalesce(max(n), 0) from ledger")
+        .unwrap()
+        .parse()
+        .unwrap();
     assert_eq!(rows, last, "the rows have a gap");
     // The one under way may be there too.
-    assert!(rows == acknowledged || rows == acknowledged + 1, "{rows} rows, {acknowledged} acknowledged");
+    assert!(
+        rows == acknowledged || rows == acknowledged + 1,
+        "{rows} rows, {acknowledged} acknowledged"
+    );
 }
 
 #[test]
@@ -95,11 +123,20 @@ fn a_power_cut_loses_no_acknowledged_row() {
     let created = server.create();
     let id = created.database.id.clone();
     let acknowledged = Arc::new(AtomicU64::new(0));
-    created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
+    created
+        .connect()
+        .unwrap()
+        .query("create table ledger (n bigint primary key)")
+        .unwrap();
     for round in 1..=3 {
-        let inserting = insert_for_ever(harness::connect_again(&created.target().unwrap()), acknowledged.clone());
+        let inserting = insert_for_ever(
+            harness::connect_again(&created.target().unwrap()),
+            acknowledged.clone(),
+        );
         let goal = acknowledged.load(Ordering::SeqCst) + 100 * round;
-        until("enough rows are acknowledged", || acknowledged.load(Ordering::SeqCst) >= goal);
+        until("enough rows are acknowledged", || {
+            acknowledged.load(Ordering::SeqCst) >= goal
+        });
         for pid in rest::vm_processes(&id) {
             signal(pid, libc::SIGSTOP);
         }
@@ -111,7 +148,11 @@ fn a_power_cut_loses_no_acknowledged_row() {
         server.run();
         let mut client = harness::connect_again(&created.target().unwrap());
         check(&mut client, acknowledged.load(Ordering::SeqCst));
-        let rows = client.value("select count(*) from ledger").unwrap().parse().unwrap();
+        let rows = client
+            .value("select count(*) from ledger")
+            .unwrap()
+            .parse()
+            .unwrap();
         acknowledged.store(rows, Ordering::SeqCst);
     }
     server.stop();
@@ -129,7 +170,9 @@ fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     let created = server.create();
     let id = created.database.id.clone();
     let mut client = created.connect().unwrap();
-    client.query("create table ledger as select n from generate_series(1, 5000) n").unwrap();
+    client
+        .query("create table ledger as select n from generate_series(1, 5000) n")
+        .unwrap();
     let started = client.value("select pg_postmaster_start_time()").unwrap();
     server.rest.suspend(&id).unwrap();
     // Asleep and sealed: nothing of it may still be in the host's memory alone.
@@ -139,7 +182,11 @@ fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     server.run();
     let mut client = harness::connect_again(&created.target().unwrap());
     check(&mut client, 5000);
-    assert_eq!(client.value("select pg_postmaster_start_time()").unwrap(), started, "it was not a cold start");
+    assert_eq!(
+        client.value("select pg_postmaster_start_time()").unwrap(),
+        started,
+        "it was not a cold start"
+    );
     // That snapshot is spent: a cut now, before the next sleep, means a cold start with all rows.
     client.query("insert into ledger values (5001)").unwrap();
     for pid in rest::vm_processes(&id) {
@@ -152,6 +199,10 @@ fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     server.run();
     let mut client = harness::connect_again(&created.target().unwrap());
     check(&mut client, 5001);
-    assert_ne!(client.value("select pg_postmaster_start_time()").unwrap(), started, "a spent snapshot was used again");
+    assert_ne!(
+        client.value("select pg_postmaster_start_time()").unwrap(),
+        started,
+        "a spent snapshot was used again"
+    );
     server.stop();
 }

@@ -21,11 +21,9 @@ fn code(target: &Target) -> String {
 
 #[test]
 fn a_wrong_password_or_name_wakes_nothing() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = &created.database.id;
     server.rest.suspend(id).unwrap();
     let good = created.target().unwrap();
@@ -55,11 +53,9 @@ fn a_wrong_password_or_name_wakes_nothing() {
 
 #[test]
 fn a_damaged_snapshot_means_a_cold_start_that_the_log_tells_of() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = &created.database.id;
     succeed(server.psql(&created, "create table stays as select 7 as n"));
     let told = || {
@@ -103,12 +99,9 @@ fn a_damaged_snapshot_means_a_cold_start_that_the_log_tells_of() {
 
 #[test]
 fn a_password_set_by_sql_is_refused_with_who_keeps_them() {
-    if !harness::have_kvm() {
+    let Some((_server, created, mut client)) = harness::session() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
-    let mut client = created.connect().unwrap();
+    };
     for sql in [
         "alter role app password 'x'",
         "create role other login password 'x'",
@@ -184,11 +177,9 @@ fn a_port_in_use_names_its_setting() {
 
 #[test]
 fn the_api_says_what_is_wrong_as_problem_json() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let name = &created.database.name;
     let long = "x".repeat(64);
     for (method, path, body, status) in [
@@ -297,11 +288,9 @@ fn another_tenants_database_does_not_exist() {
 
 #[test]
 fn a_deleted_database_is_gone_with_its_files() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = &created.database.id;
     let mut held = created.connect().unwrap();
     held.query("create table t ()").unwrap();
@@ -334,7 +323,9 @@ fn a_machine_without_kvm_is_told_what_is_missing() {
          && mount --move {dev} /dev && exec \"$@\"",
         dev = dev.display()
     );
-    server.wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"].map(str::to_owned).to_vec();
+    server.wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"]
+        .map(str::to_owned)
+        .to_vec();
     let output = server.command().arg("up").output().unwrap();
     assert!(!output.status.success());
     let told = text(&output.stderr);

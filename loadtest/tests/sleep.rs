@@ -14,11 +14,9 @@ use harness::{Server, driver, succeed};
 
 #[test]
 fn an_unused_database_falls_asleep_and_leaves_no_process() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = &created.database.id;
     let mut client = created.connect().unwrap();
     client
@@ -39,11 +37,9 @@ fn an_unused_database_falls_asleep_and_leaves_no_process() {
 /// The state that a session can have, all of it kept through every sleep.
 #[test]
 fn a_held_session_is_the_same_after_200_sleeps() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let mut client = created.connect().unwrap();
     client
@@ -93,11 +89,9 @@ fn a_held_session_is_the_same_after_200_sleeps() {
 
 #[tokio::test]
 async fn an_open_transaction_and_prepared_statements_sleep_too() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let (mut client, connection) = driver(&created).await;
     tokio::spawn(connection);
@@ -126,11 +120,9 @@ async fn an_open_transaction_and_prepared_statements_sleep_too() {
 
 #[test]
 fn a_long_query_and_a_vacuum_are_never_put_to_sleep() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let mut client = created.connect().unwrap();
     client.query("create table big as select n, repeat('x', 200) filler from generate_series(1, 20000) n").unwrap();
@@ -162,11 +154,9 @@ fn a_long_query_and_a_vacuum_are_never_put_to_sleep() {
 
 #[test]
 fn suspend_and_resume_on_request() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     assert_eq!(succeed(server.psql(&created, "select 1")), "1");
     server.rest.suspend(id).unwrap();
@@ -272,11 +262,9 @@ fn a_server_stopped_under_a_long_statement_shuts_postgres_down_cleanly() {
 
 #[test]
 fn a_cold_start_finds_all_rows_and_ends_old_sessions_with_a_word() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     let mut held = created.connect().unwrap();
     held.query("create table stays as select generate_series(1, 1000) as n")

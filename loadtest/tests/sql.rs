@@ -10,15 +10,13 @@ use std::time::{Duration, Instant};
 use dormouse_loadtest::client::Client;
 use dormouse_loadtest::pgbench::{self, Figures};
 use futures_util::{SinkExt, TryStreamExt, future, pin_mut};
-use harness::{Server, driver, programs, succeed};
+use harness::{driver, programs, succeed};
 
 #[test]
 fn psql_sees_postgresql_17() {
-    if !harness::have_kvm() {
+    let Some((server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let version = succeed(server.psql(&created, "select version()"));
     assert!(version.starts_with("PostgreSQL 17."), "{version}");
     let wrong = server.psql(&created, "select 1/0");
@@ -28,12 +26,9 @@ fn psql_sees_postgresql_17() {
 
 #[test]
 fn tables_can_be_made_changed_and_read() {
-    if !harness::have_kvm() {
+    let Some((_server, _created, mut client)) = harness::session() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
-    let mut client = created.connect().unwrap();
+    };
     client
         .query(
             "create table item (id int primary key, name text not null, price numeric(8,2));
@@ -67,11 +62,9 @@ fn tables_can_be_made_changed_and_read() {
 
 #[tokio::test]
 async fn copy_takes_and_gives_rows() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let (client, connection) = driver(&created).await;
     let connection = tokio::spawn(connection);
     client
@@ -104,11 +97,9 @@ async fn copy_takes_and_gives_rows() {
 
 #[tokio::test]
 async fn notifications_reach_a_listener() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let (listener, mut connection) = driver(&created).await;
     let (sender, mut notifications) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -139,12 +130,9 @@ async fn notifications_reach_a_listener() {
 
 #[test]
 fn a_query_runs_in_parallel_workers() {
-    if !harness::have_kvm() {
+    let Some((_server, _created, mut client)) = harness::session() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
-    let mut client = created.connect().unwrap();
+    };
     client
         .query(
             "create table wide as select n, repeat('x', 100) filler from generate_series(1, 50000) n;
@@ -171,12 +159,9 @@ fn a_query_runs_in_parallel_workers() {
 
 #[test]
 fn vacuum_frees_and_freezes() {
-    if !harness::have_kvm() {
+    let Some((_server, _created, mut client)) = harness::session() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
-    let mut client = created.connect().unwrap();
+    };
     client
         .query("create table worn (n int); insert into worn select generate_series(1, 50000); delete from worn")
         .unwrap();
@@ -201,11 +186,9 @@ fn vacuum_frees_and_freezes() {
 
 #[test]
 fn a_cancel_stops_a_sleeping_and_a_computing_query() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     for sql in [
         "select pg_sleep(60)",
         "select count(*) from generate_series(1, 1e10::bigint)",
@@ -231,11 +214,9 @@ fn a_cancel_stops_a_sleeping_and_a_computing_query() {
 
 #[test]
 fn pg_sleep_ends_in_time_beside_a_busy_neighbour() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let mut busy = created.connect().unwrap();
     let mut sleeper = created.connect().unwrap();
     let busy_canceller = busy.canceller();
@@ -254,11 +235,9 @@ fn pg_sleep_ends_in_time_beside_a_busy_neighbour() {
 
 #[test]
 fn twenty_sessions_work_at_once() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let target = created.target().unwrap();
     let mut first = Client::connect(&target).unwrap();
     first
@@ -301,11 +280,9 @@ fn twenty_sessions_work_at_once() {
 
 #[test]
 fn pgbench_fills_and_runs() {
-    if !harness::have_kvm() {
+    let Some((_server, created)) = harness::database() else {
         return;
-    }
-    let server = Server::start();
-    let created = server.create();
+    };
     let target = created.target().unwrap();
     let programs = programs();
     pgbench::initialise(&programs, &target, 5).unwrap();

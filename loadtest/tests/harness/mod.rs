@@ -98,6 +98,39 @@ pub struct Server {
     child: Option<Child>,
     /// Put before the command, such as `unshare`.
     pub wrapper: Vec<String>,
+    /// Variables with settings, such as a plan's limits.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+/// How most tests begin: a server with one database. `None`, said aloud, where there is no KVM.
+pub fn database() -> Option<(Server, Created)> {
+    have_kvm().then(|| {
+        let server = Server::start();
+        let created = server.create();
+        (server, created)
+    })
+}
+
+/// The same, and a session in it.
+pub fn session() -> Option<(Server, Created, Client)> {
+    database().map(with_session)
+}
+
+/// The same with settings of the server's own, such as a plan's limits.
+pub fn session_with(settings: &[(&'static str, u64)]) -> Option<(Server, Created, Client)> {
+    have_kvm().then(|| {
+        let mut server = Server::prepare();
+        let text = |(name, value): &(&'static str, u64)| (*name, value.to_string());
+        server.settings.extend(settings.iter().map(text));
+        server.run();
+        let created = server.create();
+        with_session((server, created))
+    })
+}
+
+fn with_session((server, created): (Server, Created)) -> (Server, Created, Client) {
+    let client = created.connect().unwrap();
+    (server, created, client)
 }
 
 fn free_port() -> u16 {
@@ -147,6 +180,7 @@ impl Server {
             api_port,
             child: None,
             wrapper: Vec::new(),
+            settings: Vec::new(),
         }
     }
 
@@ -165,6 +199,7 @@ impl Server {
             "DORMOUSE_POOLER_LISTEN",
             format!("127.0.0.1:{}", self.pooler_port),
         );
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command
     }
 
