@@ -37,6 +37,7 @@ pub enum Request {
     },
     Cancel,
     Stop,
+    Tasks,
     CoolDown {
         ms: u64,
     },
@@ -169,6 +170,7 @@ mod tests {
     fn requests_are_read_as_the_interface_page_writes_them() {
         let read = |text: &str| serde_json::from_str::<Request>(text);
         assert_eq!(read(r#"{"op":"status"}"#).unwrap(), Request::Status);
+        assert_eq!(read(r#"{"op":"tasks"}"#).unwrap(), Request::Tasks);
         assert_eq!(read(r#"{"op":"cool_down","ms":250}"#).unwrap(), Request::CoolDown { ms: 250 });
         assert_eq!(
             read(r#"{"op":"suspend","sessions":[{"session":1,"sent":2,"received":3}]}"#).unwrap(),

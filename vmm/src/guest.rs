@@ -9,8 +9,9 @@ use kvm_ioctls::VcpuExit;
 use virtio_queue::Queue;
 
 use crate::machine::{Machine, MachineError, raw, refused};
-use crate::monitor::{Io, Monitor, Phase};
+use crate::monitor::{Io, Monitor, Order, Phase};
 use crate::reactor::Events;
+use crate::tasks::{self, Place};
 use crate::virtio::console::Console;
 use crate::virtio::files::{self, FileServer};
 use crate::virtio::{QueueError, position, rng};
@@ -36,6 +37,8 @@ pub enum End {
     Suspended,
     /// It wrote this code to the EXIT doorbell.
     Exit(u32),
+    /// It made no progress any more and was ended.
+    Hung,
 }
 
 /// Positions of the queues that the vCPU thread serves: (next available, next used) of fs, rng, console.
@@ -121,6 +124,9 @@ impl Guest {
     /// Runs the guest until it ends or is suspended.
     pub fn run(&mut self, suspender: &mut dyn Suspender) -> Result<End, RunError> {
         loop {
+            if self.obey() {
+                return Ok(End::Hung);
+            }
             self.prepare_interrupt()?;
             let exit = match self.machine.vcpu.run() {
                 Ok(VcpuExit::MmioWrite(address, data)) => match <[u8; 4]>::try_from(data) {
@@ -199,6 +205,9 @@ impl Guest {
         let monitor = Arc::clone(&self.monitor);
         monitor.enter(Phase::Halted);
         let step = loop {
+            if self.obey() {
+                break Step::End(End::Hung);
+            }
             let timeout = {
                 let mut io = monitor.io();
                 monitor.turn(&mut io);
@@ -278,6 +287,26 @@ impl Guest {
         }
     }
 
+    /// Carries out the monitor's orders; true if the guest is to be ended.
+    fn obey(&mut self) -> bool {
+        let Some(ordered) = self.monitor.take_orders() else { return false };
+        let registers = self.machine.vcpu.get_regs().ok();
+        let place = registers.map(|regs| Place { rip: regs.rip, rsp: regs.rsp, rbp: regs.rbp });
+        let report = tasks::report(self.machine.ram.view(), place, self.monitor.clock().now());
+        let report = self.console.named(&report);
+        let hung = ordered(Order::Hung);
+        if hung {
+            tracing::error!("the guest makes no progress: its tasks are in its console log; it is ended");
+            self.console.serve(&mut self.console_queue, self.machine.ram.view());
+            self.console.flush();
+            let registers = self.registers();
+            let story = format!("watchdog: no progress; the guest is ended. {registers}\nIts tasks:\n{report}");
+            self.console.write(story.as_bytes());
+        }
+        self.monitor.io().tell_tasks(&report);
+        hung
+    }
+
     /// The EXIT doorbell.
     fn ended(&mut self, code: u32) -> End {
         self.console.serve(&mut self.console_queue, self.machine.ram.view());
@@ -292,7 +321,12 @@ impl Guest {
     fn failed(&mut self, what: String) -> RunError {
         self.console.serve(&mut self.console_queue, self.machine.ram.view());
         self.console.flush();
-        let registers = match (self.machine.vcpu.get_regs(), self.machine.vcpu.get_sregs()) {
+        RunError::Guest { what, registers: self.registers() }
+    }
+
+    /// All general registers, for the log.
+    fn registers(&self) -> String {
+        match (self.machine.vcpu.get_regs(), self.machine.vcpu.get_sregs()) {
             (Ok(regs), Ok(sregs)) => format!(
                 "rip={:#x} rsp={:#x} rflags={:#x} cr2={:#x} cs={:#x} rax={:#x} rbx={:#x} rcx={:#x} rdx={:#x} rsi={:#x} \
                  rdi={:#x} rbp={:#x} r8={:#x} r9={:#x} r10={:#x} r11={:#x} r12={:#x} r13={:#x} r14={:#x} r15={:#x} \
@@ -320,8 +354,7 @@ impl Guest {
                 sregs.fs.base,
             ),
             _ => "its registers cannot be read".to_owned(),
-        };
-        RunError::Guest { what, registers }
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`settings`], [`image`], [`start`]: from the command line to a running guest;
 //! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`] and [`sleep`]: suspend and restore;
 //! - [`guest`]: the vCPU thread; [`monitor`]: what it shares with the I/O thread; [`reactor`]: what both wait on;
+//! - [`watchdog`], [`tasks`]: whether the guest goes on, and what it is doing;
 //! - [`virtio`]: the devices; [`sessions`], [`control`]: the two sockets;
 //! - [`fs`] and [`layer`]: the data directory.
 //!
@@ -34,11 +35,13 @@ pub mod sessions;
 pub mod settings;
 pub mod shared;
 pub mod sleep;
-pub mod symbols;
 pub mod snapshot;
 pub mod sockets;
 pub mod start;
+pub mod symbols;
+pub mod tasks;
 pub mod virtio;
+pub mod watchdog;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

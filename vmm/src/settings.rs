@@ -39,6 +39,10 @@ pub struct Settings {
     /// Suspend by itself when idle this long with no client at all, in seconds; 0 for never.
     #[arg(long, value_name = "S", default_value_t = 10)]
     pub unattended_s: u64,
+    /// A guest whose kernel has not looked up, though asked to, in so many milliseconds of vCPU time is ended; 0 for
+    /// never.
+    #[arg(long, value_name = "MS", default_value_t = 10_000)]
+    pub watchdog_ms: u64,
     /// The most bytes of disk that the database's layer may take.
     #[arg(long, value_name = "BYTES")]
     pub storage_bytes: Option<u64>,

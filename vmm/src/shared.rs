@@ -55,6 +55,8 @@ impl SharedPage {
         get_pages_used: pages_used AtomicU64 u64, "Pages of the pool in use.";
         get_restore_count / set_restore_count: restore_count AtomicU64 u64, "Restores of this memory.";
         get_clone_count / set_clone_count: clone_count AtomicU64 u64, "Times this memory became another database.";
+        get_attended: attended AtomicU32 u32, "Times the kernel has looked up when asked to.";
+        get_tasks: tasks AtomicU64 u64, "Address of the list of tasks; 0 in a kernel that has none, and does not count `attended`.";
         get_unknown_calls: unknown_calls AtomicU32 u32, "System calls answered ENOSYS.";
         get_time_seq / set_time_seq: time_seq AtomicU32 u32, "The sequence lock over the time.";
         get_time_shift / set_time_shift: time_shift AtomicU32 u32, "Published shift.";

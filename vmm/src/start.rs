@@ -110,7 +110,7 @@ struct Place<'a> {
 /// Runs the VMM that the settings ask for.
 pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     settings.check().map_err(StartError::Usage)?;
-    let mut life = Life { epoch: String::new(), cold: true, trace: Vec::new(), started };
+    let mut life = Life { epoch: String::new(), cold: true, why: None, trace: Vec::new(), started };
     let image = Image::find(settings)?;
     let database_dir = settings.database_dir();
     let run_dir = settings.run_dir();
@@ -162,7 +162,10 @@ impl Place<'_> {
                 match result {
                     Ok(begun) => return Ok(begun),
                     Err(ReadError::Files(locked @ FsError::LayerLocked(_))) => return Err(locked.into()),
-                    Err(error) => tracing::warn!(%error, "the snapshot cannot be used: the database starts cold"),
+                    Err(error) => {
+                        tracing::warn!(%error, "the snapshot cannot be used: the database starts cold");
+                        life.why = Some(format!("its snapshot cannot be used: {error}"));
+                    }
                 }
                 return self.boot(self.machine()?, life);
             }
@@ -176,6 +179,7 @@ impl Place<'_> {
                 Err(ReadError::Files(locked @ FsError::LayerLocked(_))) => return Err(locked.into()),
                 Err(error) => {
                     tracing::warn!(%error, "the golden snapshot cannot be used: the database starts cold");
+                    life.why = Some(format!("the golden snapshot cannot be used: {error}"));
                 }
             }
             return self.boot(self.machine()?, life);
@@ -326,6 +330,7 @@ impl Place<'_> {
         clock.publish(&shared);
         let pace = Pace {
             tick: Duration::from_millis(self.settings.tick_ms),
+            watchdog: (self.settings.watchdog_ms > 0).then(|| Duration::from_millis(self.settings.watchdog_ms)),
             unattended: (self.settings.unattended_s > 0).then(|| Duration::from_secs(self.settings.unattended_s)),
         };
         let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
@@ -396,6 +401,7 @@ impl LayerLock {
 pub fn exit_code(result: &Result<End, StartError>) -> ExitCode {
     match result {
         Ok(End::Suspended | End::Exit(0)) => ExitCode::SUCCESS,
+        Ok(End::Hung) => ExitCode::from(75),
         Ok(End::Exit(code)) => ExitCode::from(10u8.saturating_add(u8::try_from(*code).unwrap_or(u8::MAX))),
         Err(error) => ExitCode::from(error.code()),
     }

@@ -202,3 +202,62 @@ fn without_kvm_the_exit_status_says_so() {
         Err(error) => eprintln!("without KVM: skipped, no mount namespace here: {error}"),
     }
 }
+
+#[test]
+fn a_guest_that_never_looks_up_is_ended_and_the_console_tells_where_it_was() {
+    if !has_kvm("watchdog") {
+        return;
+    }
+    let home = Home::new();
+    let (status, log) = home.start("h", &["--watchdog-ms", "200"]).end();
+    assert_eq!(status.code(), Some(75), "{log}");
+    assert!(log.contains("no progress"), "{log}");
+    let console = home.console();
+    assert!(console.contains("watchdog: no progress") && console.contains("  at kernel 0x4"), "{console}");
+}
+
+#[test]
+fn a_guest_that_computes_and_looks_up_is_left_alone() {
+    if !has_kvm("watchdog, progress") {
+        return;
+    }
+    let home = Home::new();
+    // Ten times the limit: it is asked four times in each.
+    let (status, log) = home.start("p", &["--watchdog-ms", "200"]).end();
+    assert_eq!(status.code(), Some(0), "{log}");
+}
+
+#[test]
+fn the_time_in_which_a_vmm_is_stopped_does_not_count() {
+    if !has_kvm("watchdog, stopped") {
+        return;
+    }
+    let home = Home::new();
+    let limit = Duration::from_secs(2);
+    let vmm = home.start("h", &["--watchdog-ms", &limit.as_millis().to_string()]);
+    vmm.control().event("ready");
+    vmm.signal(libc::SIGSTOP);
+    // Longer than the limit, which is all that this waits for.
+    std::thread::sleep(limit + Duration::from_secs(1));
+    vmm.signal(libc::SIGCONT);
+    let (status, used) = vmm.end_and_time();
+    assert_eq!(status.code(), Some(75));
+    assert!(used > limit, "ended after {used:?} of processor time");
+}
+
+#[test]
+fn a_live_guest_tells_where_it_is_and_goes_on() {
+    if !has_kvm("tasks") {
+        return;
+    }
+    let home = Home::new();
+    for behaviour in ["e", "h"] {
+        let vmm = home.start(behaviour, &[]);
+        let mut control = vmm.control();
+        control.event("ready");
+        for _ in 0..2 {
+            let report = control.ask(r#"{"op":"tasks"}"#)["report"].as_str().unwrap().to_owned();
+            assert!(report.contains("vCPU: rip 00000000004"), "{report}");
+        }
+    }
+}

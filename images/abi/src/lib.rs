@@ -240,6 +240,55 @@ pub struct Shared {
     pub processes: u32,
     /// System calls answered ENOSYS since boot.
     pub unknown_calls: u32,
+    /// Times the kernel has seen `event` set and has looked up.
+    pub attended: u32,
+    /// Places in the table at `tasks`.
+    pub tasks_len: u32,
+    /// Physical address of an array of the addresses of all [`TaskHead`]s; 0 where there is none. A kernel that sets it
+    /// counts `attended` too.
+    pub tasks: u64,
+}
+
+/// What the kernel knows of a process, where the VMM finds it also when the kernel hangs: [`Shared::tasks`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct TaskHead {
+    pub pid: i32,
+    pub parent: i32,
+    /// One of [`task_kind`].
+    pub kind: u32,
+    /// One of [`task_state`].
+    pub state: u32,
+    /// Wait status of one that has ended.
+    pub status: i32,
+    /// 1: blocked in a wait that its client ends.
+    pub waits_for_client: u8,
+    pub reserved: [u8; 3],
+    /// Stack pointer of one that does not run: there lie r15, r14, r13, r12, rbx, rbp, and where it goes on.
+    pub context: u64,
+    /// When a blocked one wants to be woken, guest-monotonic ns; `u64::MAX` for never.
+    pub deadline_ns: u64,
+    /// When its interval timer is due, likewise.
+    pub timer_ns: u64,
+    pub timer_interval_ns: u64,
+    /// Time it has run, ns.
+    pub run_ns: u64,
+    /// NUL-padded.
+    pub name: [u8; 24],
+}
+
+/// `TaskHead::kind`.
+pub mod task_kind {
+    pub const HOUSEKEEPER: u32 = 0;
+    pub const BACKEND: u32 = 1;
+    pub const WORKER: u32 = 2;
+}
+
+/// `TaskHead::state`.
+pub mod task_state {
+    pub const RUNNABLE: u32 = 0;
+    pub const BLOCKED: u32 = 1;
+    pub const ENDED: u32 = 2;
 }
 
 /// The vsock port on which the kernel stands for Postgres' unix-domain socket.
@@ -255,6 +304,7 @@ const _: () = {
     assert!(core::mem::size_of::<KernelHeader>() == 48);
     assert!(core::mem::size_of::<BootInfo>() <= 2 * PAGE as usize);
     assert!(core::mem::size_of::<Shared>() <= PAGE as usize);
+    assert!(core::mem::size_of::<TaskHead>() == 88);
     assert!(system::BOOT_INFO + 2 * PAGE <= system::SHARED);
     assert!(system::QUEUES + queue::COUNT as u64 * system::QUEUE_STRIDE <= system::END);
     assert!(RAM_MAX <= SLOT_BASE);

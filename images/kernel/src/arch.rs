@@ -117,10 +117,13 @@ fault_trampoline:
     call fault_entry
     ud2
 
-    // On the task's own stack, which the event may have found anywhere: step over the red zone.
+    // On the task's own stack, which the event may have found anywhere: step over the red zone. First what a backtrace
+    // looks for, the address and %rbp.
 preempt_trampoline:
     lea rsp, [rsp - 128]
     push [rip + PREEMPT_RIP]
+    push rbp
+    mov rbp, rsp
     pushfq
     cld
     push rax
@@ -132,8 +135,6 @@ preempt_trampoline:
     push r9
     push r10
     push r11
-    push rbp
-    mov rbp, rsp
     sub rsp, {xsave_len}
     and rsp, -64
     xor eax, eax
@@ -152,8 +153,7 @@ preempt_trampoline:
     mov eax, {xsave_mask}
     xor edx, edx
     xrstor64 [rsp]
-    mov rsp, rbp
-    pop rbp
+    lea rsp, [rbp - 80]
     pop r11
     pop r10
     pop r9
@@ -164,6 +164,7 @@ preempt_trampoline:
     pop rcx
     pop rax
     popfq
+    pop rbp
     ret 128
 
     // switch_stacks(save: *mut u64, load: u64)

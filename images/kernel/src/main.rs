@@ -31,6 +31,7 @@ mod memory;
 mod pages;
 mod random;
 mod resume;
+mod roster;
 mod sched;
 mod shared;
 mod shm;
@@ -79,6 +80,7 @@ extern "C" fn kernel_main(boot: &abi::BootInfo) -> ! {
     console::init();
     random::init(&shared().entropy());
     slots::init(boot);
+    roster::init(boot.slot_count as usize);
     if let Err(errno) = fs::init(boot) {
         klog!("the file systems cannot be mounted: {:?}", errno);
         doorbell_exit(abi::exit::BAD_BOOT);

@@ -152,6 +152,7 @@ extern "C" fn task_begin() {
 pub fn poll() {
     if shared().event() != 0 {
         shared().set_event(0);
+        shared().set_attended(shared().attended().wrapping_add(1));
         resume::check();
         if shared().shutdown() != 0 && !SHUTDOWN_SENT.get().replace(true) {
             if let Some(first) = task::find(task::FIRST_PID) {

@@ -8,6 +8,7 @@ use crate::errno::{Errno, Result};
 use crate::file::File;
 use crate::global::Global;
 use crate::memory::Mappings;
+use crate::roster::{self, Name};
 use crate::sched;
 use crate::shared::shared;
 use crate::signal::{self, Signals};
@@ -17,7 +18,6 @@ use crate::wait::WaitQueue;
 use crate::{doorbell_exit, klog};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
-use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::{Cell, RefCell};
 use dormouse_abi as abi;
@@ -29,6 +29,7 @@ pub const UID: u32 = 1000;
 pub const FIRST_PID: i32 = 10;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
 pub enum State {
     Runnable,
     Blocked,
@@ -38,6 +39,7 @@ pub enum State {
 
 /// What the task is to the idle rule; from its `--forkchild` argument.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
 pub enum Kind {
     /// Postmaster, checkpointer, writers, launchers: ticking is not use.
     Housekeeper,
@@ -47,24 +49,26 @@ pub enum Kind {
     Worker,
 }
 
+/// Its first fields are those of [`abi::TaskHead`], where the VMM reads them (`roster`).
+#[repr(C)]
 pub struct Task {
     pub pid: i32,
     pub parent: Cell<i32>,
-    pub group: Cell<i32>,
-    pub session: Cell<i32>,
     pub kind: Kind,
-    pub name: String,
     pub state: Cell<State>,
-    /// Saved stack pointer while it does not run.
-    pub context: Cell<u64>,
-    pub fs_base: Cell<u64>,
-    /// When a blocked task wants to be woken, guest-monotonic ns; `u64::MAX` for never.
-    pub deadline: Cell<u64>,
-    pub timed_out: Cell<bool>,
     /// Blocked in a wait that its client ends.
     pub waits_for_client: Cell<bool>,
+    /// Saved stack pointer while it does not run.
+    pub context: Cell<u64>,
+    /// When a blocked task wants to be woken, guest-monotonic ns; `u64::MAX` for never.
+    pub deadline: Cell<u64>,
     pub timer: Cell<Timer>,
     pub run_ns: Cell<u64>,
+    pub name: Name,
+    pub group: Cell<i32>,
+    pub session: Cell<i32>,
+    pub fs_base: Cell<u64>,
+    pub timed_out: Cell<bool>,
     pub slot: RefCell<Option<Slot>>,
     pub files: RefCell<FileTable>,
     pub cwd: RefCell<Vec<u8>>,
@@ -75,8 +79,15 @@ pub struct Task {
     pub children: WaitQueue,
 }
 
+impl Drop for Task {
+    fn drop(&mut self) {
+        roster::leave(self);
+    }
+}
+
 /// `setitimer(ITIMER_REAL)`.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Timer {
     pub deadline: u64,
     pub interval: u64,
@@ -104,18 +115,17 @@ pub fn for_each(mut f: impl FnMut(&Rc<Task>)) {
     TASKS.get().borrow().values().for_each(&mut f);
 }
 
-fn kind_of(args: &[Vec<u8>]) -> (Kind, String) {
+fn kind_of(args: &[Vec<u8>]) -> (Kind, Name) {
     let role = args.get(1).and_then(|arg| arg.strip_prefix(b"--forkchild="));
     match role {
-        None => (Kind::Housekeeper, String::from("postmaster")),
+        None => (Kind::Housekeeper, Name::new(b"postmaster")),
         Some(role) => {
-            let name = String::from_utf8_lossy(role).into_owned();
             let kind = match role {
                 b"backend" | b"dead-end backend" | b"walsender" => Kind::Backend,
                 b"startup" | b"autovacuum worker" | b"avworker" => Kind::Worker,
                 _ => Kind::Housekeeper,
             };
-            (kind, name)
+            (kind, Name::new(role))
         }
     }
 }
@@ -165,6 +175,7 @@ pub fn spawn(parent: Option<&Rc<Task>>, args: &[Vec<u8>], env: &[Vec<u8>], mask:
         memory: RefCell::new(memory),
         children: WaitQueue::new(),
     });
+    roster::enter(&task);
     TASKS.get().borrow_mut().insert(pid, task.clone());
     shared().set_processes(shared().processes() + 1);
     sched::wake(&task);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::{FIRST_TOKEN, Monitor, Phase};
+use super::{FIRST_TOKEN, Monitor, Order, Phase};
 use crate::control::{Client, Control, Request, SessionCounts};
 use crate::sessions::Sessions;
 use crate::virtio::vsock::Vsock;
@@ -50,6 +50,8 @@ pub struct Suspend {
 pub struct Life {
     pub epoch: String,
     pub cold: bool,
+    /// Why it is cold, if that was not to be expected.
+    pub why: Option<String>,
     /// Steps of the start, µs since the process began.
     pub trace: Vec<(&'static str, u64)>,
     pub started: Instant,
@@ -63,7 +65,7 @@ impl Life {
 
     pub(super) fn ready_event(&self) -> Value {
         let trace: Map<String, Value> = self.trace.iter().map(|(name, at)| ((*name).to_owned(), json!(at))).collect();
-        json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "trace": trace})
+        json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "why": self.why, "trace": trace})
     }
 }
 
@@ -82,6 +84,7 @@ pub struct Io {
     /// SIGTERM came: suspend as soon as it can be done.
     pub(super) terminating: bool,
     pub(super) stopping: Vec<Client>,
+    asking_tasks: Vec<Client>,
     pub(super) ready: bool,
     pub(super) cool_down: Duration,
     pub(super) idle_told: bool,
@@ -100,6 +103,7 @@ impl Io {
             retry_at: None,
             terminating: false,
             stopping: Vec::new(),
+            asking_tasks: Vec::new(),
             ready: false,
             cool_down: Duration::from_secs(1),
             idle_told: false,
@@ -147,6 +151,10 @@ impl Io {
                 } else {
                     self.control.tell(client, &json!({"ok": false, "error": "committed"}));
                 }
+            }
+            Request::Tasks => {
+                self.asking_tasks.push(client);
+                monitor.order(Order::Tasks);
             }
             Request::Stop => {
                 self.stopping.push(client);
@@ -205,6 +213,13 @@ impl Io {
             } else {
                 self.control.tell(client, &json!({"ok": false, "error": "Postgres did not shut down cleanly"}));
             }
+        }
+    }
+
+    /// Answers who asked what the guest's processes are doing.
+    pub fn tell_tasks(&mut self, report: &str) {
+        for client in std::mem::take(&mut self.asking_tasks) {
+            self.control.tell(client, &json!({"ok": true, "report": report}));
         }
     }
 

@@ -25,6 +25,7 @@ use crate::reactor::{Events, READ, Reactor, Terminate, Waker};
 use crate::sessions::Sessions;
 use crate::shared::SharedPage;
 use crate::virtio::vsock::Vsock;
+use crate::watchdog::{Look, ThreadClock, Watchdog};
 pub use io::{Commit, Io, Life, Suspend};
 
 const TOKEN_WAKER: u64 = 0;
@@ -35,6 +36,8 @@ const FIRST_TOKEN: u64 = 4;
 
 /// How long a suspend waits for the guest to halt before it is answered "busy".
 const HALT_WITHIN: Duration = Duration::from_millis(100);
+/// How often the running guest's progress is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 /// Ticks without the guest having run, after which the I/O thread stops ticking.
 const IDLE_TICKS: u32 = 25;
 
@@ -45,6 +48,18 @@ pub struct Pace {
     pub tick: Duration,
     /// The guest suspends itself when idle this long with no client at all; `None` for never.
     pub unattended: Option<Duration>,
+    /// vCPU time without progress after which the guest is ended; `None` for never.
+    pub watchdog: Option<Duration>,
+}
+
+/// What the vCPU thread is to do when it is next out of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Order {
+    /// Tell what the guest's processes are doing.
+    Tasks = 1,
+    /// The guest hangs: tell, and end it.
+    Hung = 2,
 }
 
 /// Who has the guest.
@@ -73,6 +88,8 @@ pub struct Monitor {
     parked: AtomicBool,
     io_thread: Mutex<Option<Thread>>,
     interrupt: AtomicBool,
+    /// Bits of [`Order`].
+    orders: AtomicU8,
     immediate_exit: AtomicPtr<u8>,
     vcpu_thread: libc::pthread_t,
 }
@@ -111,6 +128,7 @@ impl Monitor {
             parked: AtomicBool::new(false),
             io_thread: Mutex::new(None),
             interrupt: AtomicBool::new(false),
+            orders: AtomicU8::new(0),
             immediate_exit: AtomicPtr::new(immediate_exit),
             // SAFETY: always sound.
             vcpu_thread: unsafe { libc::pthread_self() },
@@ -179,6 +197,20 @@ impl Monitor {
     /// The interrupt has been injected, or the guest looks up anyway.
     pub fn interrupt_done(&self) {
         self.interrupt.store(false, Ordering::SeqCst);
+    }
+
+    /// Gives the vCPU thread an order.
+    pub fn order(&self, order: Order) {
+        self.orders.fetch_or(order as u8, Ordering::SeqCst);
+    }
+
+    /// Whether there are orders, and which; for the vCPU thread, which carries them out.
+    pub fn take_orders(&self) -> Option<impl Fn(Order) -> bool + use<>> {
+        if self.orders.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let orders = self.orders.swap(0, Ordering::SeqCst);
+        Some(move |order| orders & order as u8 != 0)
     }
 
     /// Handles what the reactor found.
@@ -302,6 +334,8 @@ impl Monitor {
         let mut events = Events::default();
         let mut last_tick = Instant::now();
         let (mut last_runs, mut idle_ticks) = (0, 0);
+        let mut watchdog = self.pace.watchdog.map(Watchdog::new).zip(ThreadClock::of(self.vcpu_thread));
+        let mut last_look = Instant::now();
         loop {
             match self.phase() {
                 Phase::Ended => return,
@@ -352,15 +386,36 @@ impl Monitor {
             if self.phase() != Phase::Saving {
                 self.refresh_clock();
             }
-            if self.phase() == Phase::Running && self.due() {
-                self.kick();
+            if self.phase() == Phase::Running {
+                if let Some((watchdog, clock)) = &mut watchdog
+                    && last_look.elapsed() >= LOOK
+                {
+                    last_look = Instant::now();
+                    self.watch(watchdog, *clock);
+                }
+                if self.due() {
+                    self.kick();
+                }
             }
         }
     }
 
-    /// The running guest should look up.
+    /// Looks whether the guest goes on. A kernel that lists no tasks, of an older image, does not count either.
+    fn watch(&self, watchdog: &mut Watchdog, clock: ThreadClock) {
+        if self.shared.get_tasks() == 0 {
+            return;
+        }
+        match watchdog.look(self.shared.get_attended(), clock.now()) {
+            Look::Fine => {}
+            Look::Ask => self.shared.set_event(1),
+            Look::Hung => self.order(Order::Hung),
+        }
+    }
+
+    /// The running guest should look up, or its thread come out.
     fn due(&self) -> bool {
         self.shared.get_event() != 0
+            || self.orders.load(Ordering::Relaxed) != 0
             || self.shared.get_want_tick() != 0
             || self.shared.get_next_deadline() <= self.clock().now()
     }

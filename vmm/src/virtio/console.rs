@@ -84,6 +84,13 @@ impl Console {
         }
     }
 
+    /// A report with names for the addresses in it.
+    pub fn named(&mut self, report: &str) -> String {
+        let Some(symbols) = &mut self.symbols else { return report.to_owned() };
+        let lines = report.split_inclusive('\n').flat_map(|line| symbols.annotate(line.as_bytes()));
+        String::from_utf8_lossy(&lines.collect::<Vec<u8>>()).into_owned()
+    }
+
     /// Drains the queue.
     pub fn serve(&mut self, queue: &mut Queue, memory: &GuestMemoryMmap) {
         while let Some(chain) = pop(queue, memory) {

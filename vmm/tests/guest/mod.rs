@@ -67,6 +67,10 @@ dormouse_guest_start:
     je 80f
     cmpb $'x', %al
     je 90f
+    cmpb $'h', %al
+    je 100f
+    cmpb $'p', %al
+    je 110f
 99: movl $1, 8(%r15)                                    /* EXIT 1: the test failed */
 
     /* d: the doorbell */
@@ -232,6 +236,21 @@ dormouse_guest_start:
     /* x: touches page 0 */
 90: mov 8, %eax
     jmp 99b
+
+    /* h: hangs: never looks up */
+100: movq ${scratch}, {tasks}
+    movl $1, {ready}
+101: jmp 101b
+
+    /* p: makes progress: computes, and looks up 40 times */
+110: movq ${scratch}, {tasks}
+111: cmpl $0, {event}
+    je 111b
+    movl $0, {event}
+    incl {attended}
+    cmpl $40, {attended}
+    jb 111b
+    movl $0, 8(%r15)
 dormouse_guest_end:
     .popsection
     "#,
@@ -249,6 +268,8 @@ dormouse_guest_end:
     ready = const SHARED + offset_of!(abi::Shared, ready) as u64,
     event = const SHARED + offset_of!(abi::Shared, event) as u64,
     shutdown = const SHARED + offset_of!(abi::Shared, shutdown) as u64,
+    attended = const SHARED + offset_of!(abi::Shared, attended) as u64,
+    tasks = const SHARED + offset_of!(abi::Shared, tasks) as u64,
     restores = const SHARED + offset_of!(abi::Shared, restore_count) as u64,
     options(att_syntax)
 );
@@ -442,6 +463,23 @@ impl Vmm {
         let mut log = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
         (self.child.wait().unwrap(), log)
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a signal to a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id() as i32, signal) }, 0);
+    }
+
+    /// Waits for the end; returns the status and the processor time it took.
+    pub fn end_and_time(mut self) -> (ExitStatus, Duration) {
+        self.child.stderr.take().unwrap().read_to_string(&mut String::new()).unwrap();
+        // Still there until it is waited for.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let after_name = stat.rsplit_once(')').unwrap().1;
+        let ticks: u64 = after_name.split_whitespace().skip(11).take(2).map(|n| n.parse::<u64>().unwrap()).sum();
+        // SAFETY: asks for a number.
+        let a_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) } as u64;
+        (self.child.wait().unwrap(), Duration::from_millis(ticks * 1000 / a_second))
     }
 
     /// Connects to one of its sockets once it listens.
