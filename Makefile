@@ -83,6 +83,14 @@ test-svm: ## boot, answer, suspend, resume on stock kvm_amd under QEMU's softwar
 	@$(MAKE) image
 	@$(WITH_IMAGES) $(STEP) "software SVM" .ci/svm/run
 
+# BENCH: more options, such as BENCH='--work select,tpcb'.
+.PHONY: bench
+bench: ## speed beside native PostgreSQL: pgbench, a scan, COPY, an aggregate (some 5 minutes)
+	@.ci/need bench
+	@$(MAKE) -s image
+	@$(MAKE) -s oracle
+	@$(STEP) "speed" .ci/bench speed $(BENCH)
+
 .PHONY: third-party
 third-party: ## write THIRD-PARTY.md again from what the build uses
 	@node .ci/third-party.mjs > THIRD-PARTY.md.new && mv THIRD-PARTY.md.new THIRD-PARTY.md

@@ -1,10 +1,11 @@
 //! What makes Dormouse's numbers, and the harness under its integration tests.
 //!
 //! ```text
-//!  wake · pgbench · footprint · smoke          one file a sub-command
+//!  wake · speed · footprint · smoke            one file or folder a sub-command
 //!        │
 //!  rest ─┼─ client ── message, scram   REST and PostgreSQL's protocol, raw on both sides
-//!        └─ native                     PostgreSQL of `make oracle`, the yardstick
+//!   vm ──┼─ native ── pgbouncer        PostgreSQL of `make oracle`, the yardstick, and its pooler
+//!        └─ pgbench · cpu              PostgreSQL's own load, and what it costs
 //! ```
 //!
 //! It promises that every figure it prints was measured in that run, against a server that anyone can start,
@@ -13,6 +14,7 @@
 //! It refuses to print a figure for a series that failed.
 
 pub mod client;
+pub mod cpu;
 pub mod footprint;
 pub mod http;
 pub mod machine;
@@ -20,9 +22,12 @@ pub mod message;
 pub mod native;
 pub mod patience;
 pub mod pgbench;
+pub mod pgbouncer;
 pub mod report;
 pub mod rest;
 pub mod scram;
 pub mod smoke;
+pub mod speed;
 pub mod stats;
+pub mod vm;
 pub mod wake;

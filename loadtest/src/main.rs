@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use dormouse_loadtest::report::{Report, print_timings};
 use dormouse_loadtest::rest::Rest;
 use dormouse_loadtest::wake::Counts;
-use dormouse_loadtest::{footprint, pgbench, smoke, wake};
+use dormouse_loadtest::{footprint, smoke, speed, wake};
 use serde::Serialize;
 
 /// Measures a running Dormouse server, against native PostgreSQL where there is something to compare.
@@ -56,23 +56,8 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         native_samples: usize,
     },
-    /// Transactions a second, in turns with native PostgreSQL on one core.
-    Pgbench {
-        #[arg(long, default_value_t = 5)]
-        scale: u32,
-        #[arg(short = 'c', long, default_value_t = 4)]
-        clients: u32,
-        #[arg(short = 'T', long, default_value_t = 10)]
-        seconds: u32,
-        #[arg(long, default_value_t = 3)]
-        pairs: usize,
-        /// The CPU for native PostgreSQL.
-        #[arg(long, default_value_t = 0)]
-        core: usize,
-        /// pgbench's own read-write script in place of -S.
-        #[arg(long)]
-        tpcb: bool,
-    },
+    /// Transactions, a scan, COPY and an aggregate, in turns with native PostgreSQL on one core behind PgBouncer.
+    Speed(speed::Plan),
     /// One database through its whole life, each step checked.
     Smoke,
     /// Disk and processes of sleeping databases.
@@ -117,29 +102,11 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 print_timings(&wakes.timings)
             })
         }
-        Command::Pgbench {
-            scale,
-            clients,
-            seconds,
-            pairs,
-            core,
-            tpcb,
-        } => {
-            let script = if tpcb { "tpcb" } else { "select" }.to_owned();
-            let plan = pgbench::Plan {
-                scale,
-                clients,
-                seconds,
-                pairs,
-                core,
-                script,
-            };
-            finish(
-                json,
-                pgbench::run(&rest, oracle, plan)?,
-                pgbench::Benchmark::print,
-            )
-        }
+        Command::Speed(plan) => finish(
+            json,
+            speed::run(&rest, home, oracle, plan)?,
+            speed::Speed::print,
+        ),
         Command::Smoke => Ok(smoke::run(&rest, home)?),
         Command::Footprint { databases } => finish(
             json,

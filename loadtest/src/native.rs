@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use crate::client::{Address, Client, ClientError, Target};
+use crate::cpu::children;
 
 const USER: &str = "postgres";
 /// How long the server may take to give its first row.
@@ -80,23 +82,7 @@ impl Programs {
     /// As [`Programs::command`], for a program that refuses root; on one CPU if `core` says so.
     pub fn server_command(&self, name: &str, core: Option<usize>) -> Command {
         let mut command = self.command(name);
-        // SAFETY: geteuid and getegid only read the process' credentials.
-        let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
-        let uid_map = format!("1000 {uid} 1");
-        let gid_map = format!("1000 {gid} 1");
-        // SAFETY: between fork and exec the closure makes only system calls (unshare, open, write, close,
-        // sched_setaffinity) and allocates nothing on success: its strings were made before.
-        unsafe {
-            command.pre_exec(move || {
-                if let Some(core) = core {
-                    pin(core)?;
-                }
-                if uid == 0 {
-                    unshare_user(uid_map.as_bytes(), gid_map.as_bytes())?;
-                }
-                Ok(())
-            });
-        }
+        unprivileged(&mut command, core);
         command
     }
 
@@ -122,17 +108,40 @@ impl Programs {
     }
 }
 
-/// Binds the calling process to one CPU.
-fn pin(core: usize) -> io::Result<()> {
-    // SAFETY: cpu_set_t is plain data; CPU_SET stays inside it for any core it can name, which is checked.
+/// Has a program run as another user than root, which it refuses; on one CPU if `core` says so.
+pub fn unprivileged(command: &mut Command, core: Option<usize>) {
+    // SAFETY: geteuid and getegid only read the process' credentials.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let uid_map = format!("1000 {uid} 1");
+    let gid_map = format!("1000 {gid} 1");
+    // SAFETY: between fork and exec the closure makes only system calls (unshare, open, write, close,
+    // sched_setaffinity) and allocates nothing on success: its strings were made before.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(core) = core {
+                bind(0, core..core + 1)?;
+            }
+            if uid == 0 {
+                unshare_user(uid_map.as_bytes(), gid_map.as_bytes())?;
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Binds a process (0: the calling one) to some CPUs.
+fn bind(pid: u32, cores: Range<usize>) -> io::Result<()> {
+    if cores.end > libc::CPU_SETSIZE as usize {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: cpu_set_t is plain data; CPU_SET stays inside it for any core it can name, which was checked.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if core >= libc::CPU_SETSIZE as usize {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        for core in cores {
+            libc::CPU_SET(core, &mut set);
         }
-        libc::CPU_SET(core, &mut set);
         check(libc::sched_setaffinity(
-            0,
+            pid as i32,
             size_of::<libc::cpu_set_t>(),
             &raw const set,
         ))
@@ -177,54 +186,90 @@ fn is_ready(status: &[u8], pid: u32) -> bool {
         && lines.nth(6).is_some_and(|line| line.starts_with(b"ready"))
 }
 
+/// How a native PostgreSQL differs from what `initdb` makes of it.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    /// The CPU that the server is bound to.
+    pub core: Option<usize>,
+    /// Where the data directory's folder is made, in place of the one for temporary files.
+    pub disk: Option<PathBuf>,
+    /// More arguments of `initdb`.
+    pub initdb: Vec<String>,
+    /// More settings.
+    pub settings: Vec<(String, String)>,
+}
+
 /// A data directory of native PostgreSQL in a folder of its own, removed at the end.
 pub struct Native {
     programs: Programs,
+    /// Socket and log; the data directory too, unless it was told to be elsewhere.
     folder: PathBuf,
-    core: Option<usize>,
+    data: PathBuf,
+    setup: Setup,
     server: Option<Child>,
 }
 
 impl Native {
     /// Makes the data directory. `core` pins the server to one CPU.
     pub fn create(programs: &Programs, core: Option<usize>) -> Result<Self, NativeError> {
-        let native = Self::without_data(programs, core)?;
+        Self::create_with(
+            programs,
+            Setup {
+                core,
+                initdb: vec!["--locale=C.UTF-8".to_owned()],
+                ..Setup::default()
+            },
+        )
+    }
+
+    pub fn create_with(programs: &Programs, setup: Setup) -> Result<Self, NativeError> {
+        let native = Self::prepare(programs, setup)?;
         let mut initdb = programs.server_command("initdb", None);
-        initdb.args([
-            "--username",
-            USER,
-            "--auth",
-            "trust",
-            "--no-sync",
-            "--locale",
-            "C.UTF-8",
-            "-D",
-        ]);
-        initdb.arg(native.data());
+        initdb.args(["--username", USER, "--auth", "trust", "--no-sync"]);
+        initdb
+            .args(&native.setup.initdb)
+            .arg("-D")
+            .arg(&native.data);
         Programs::run(initdb)?;
         Ok(native)
     }
 
     /// A folder in which [`Native::data`] has yet to be made, by the caller.
     pub fn without_data(programs: &Programs, core: Option<usize>) -> Result<Self, NativeError> {
-        let folder = std::env::temp_dir().join(format!("dormouse-native-{}", std::process::id()));
+        Self::prepare(
+            programs,
+            Setup {
+                core,
+                ..Setup::default()
+            },
+        )
+    }
+
+    fn prepare(programs: &Programs, setup: Setup) -> Result<Self, NativeError> {
+        let name = format!("dormouse-native-{}", std::process::id());
+        let folder = std::env::temp_dir().join(&name);
         let io = |source| NativeError::Io {
             path: folder.clone(),
             source,
         };
         fs::create_dir(&folder).map_err(io)?;
         fs::set_permissions(&folder, Permissions::from_mode(0o700)).map_err(io)?;
+        let data = match &setup.disk {
+            Some(disk) => disk.join(name),
+            None => folder.join("data"),
+        };
         Ok(Self {
             programs: programs.clone(),
             folder,
-            core,
+            data,
+            setup,
             server: None,
         })
     }
 
     /// The data directory.
     pub fn data(&self) -> PathBuf {
-        self.folder.join("data")
+        self.data.clone()
     }
 
     /// What the last server wrote.
@@ -239,16 +284,47 @@ impl Native {
     /// What the server is started with, besides what initdb wrote.
     pub fn arguments(&self) -> Vec<String> {
         let show = |path: &Path| path.display().to_string();
-        [
+        let own = [
             "-D",
-            &show(&self.data()),
+            &show(&self.data),
             "-k",
             &show(&self.folder),
             "-c",
             "listen_addresses=",
-        ]
-        .map(str::to_owned)
-        .to_vec()
+        ];
+        let settings = self.setup.settings.iter();
+        own.map(str::to_owned)
+            .into_iter()
+            .chain(settings.flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]))
+            .collect()
+    }
+
+    /// The postmaster's process id, while there is one.
+    pub fn postmaster(&self) -> Option<u32> {
+        self.server.as_ref().map(Child::id)
+    }
+
+    /// Binds the running server to one CPU, or lets it run on all.
+    pub fn run_on(&mut self, core: Option<usize>) -> Result<(), NativeError> {
+        let cores = core.map_or(0..libc::CPU_SETSIZE as usize, |core| core..core + 1);
+        self.setup.core = core;
+        let Some(postmaster) = self.postmaster() else {
+            return Ok(());
+        };
+        let failed = |source| NativeError::Io {
+            path: "sched_setaffinity".into(),
+            source,
+        };
+        // The postmaster first: a process made in between has its CPUs then.
+        bind(postmaster, cores.clone()).map_err(failed)?;
+        for child in children(postmaster) {
+            match bind(child, cores.clone()) {
+                // It has ended meanwhile.
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                other => other.map_err(failed)?,
+            }
+        }
+        Ok(())
     }
 
     pub fn target(&self) -> Target {
@@ -266,14 +342,14 @@ impl Native {
             path: self.log(),
             source,
         })?;
-        let mut command = self.programs.server_command("postgres", self.core);
+        let mut command = self.programs.server_command("postgres", self.setup.core);
         command
             .args(self.arguments())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
         let target = self.target();
-        let status = self.data().join("postmaster.pid");
+        let status = self.data.join("postmaster.pid");
         let started = Instant::now();
         let server = command.spawn().map_err(|source| NativeError::Io {
             path: self.programs.path("postgres"),
@@ -316,6 +392,7 @@ impl Drop for Native {
     fn drop(&mut self) {
         let _ = self.stop();
         let _ = fs::remove_dir_all(&self.folder);
+        let _ = fs::remove_dir_all(&self.data);
     }
 }
 

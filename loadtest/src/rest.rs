@@ -137,11 +137,18 @@ impl Rest {
     }
 
     pub fn create(&self, name: &str) -> Result<Created, RestError> {
-        let body = serde_json::json!({ "name": name }).to_string();
-        Self::read(
-            "/v1/databases",
-            &self.expect("POST", "/v1/databases", &body)?,
-        )
+        self.create_from(&serde_json::json!({ "name": name }))
+    }
+
+    /// A database of a plan, which does not fall asleep by itself.
+    pub fn create_sleepless(&self, name: &str, plan: &str) -> Result<Created, RestError> {
+        let day = Duration::from_secs(24 * 60 * 60).as_millis() as u64;
+        self.create_from(&serde_json::json!({ "name": name, "plan": plan, "cool_down_ms": day }))
+    }
+
+    fn create_from(&self, body: &serde_json::Value) -> Result<Created, RestError> {
+        let path = "/v1/databases";
+        Self::read(path, &self.expect("POST", path, &body.to_string())?)
     }
 
     pub fn database(&self, id: &str) -> Result<Database, RestError> {

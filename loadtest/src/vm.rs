@@ -1,0 +1,133 @@
+//! An awake database's VM as the host sees it: its process, what `vm.ctl` says of it, and the host memory it takes.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::cpu::{self, Cpu};
+use crate::patience::limit;
+use crate::rest;
+
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Error)]
+pub enum VmError {
+    #[error("{path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{0} has no VM: it is not awake")]
+    NotAwake(String),
+    #[error("the answer on vm.ctl is not a status: {0}")]
+    Answer(String),
+}
+
+/// The VM of one database.
+#[derive(Debug, Clone)]
+pub struct Vm {
+    home: PathBuf,
+    id: String,
+}
+
+impl Vm {
+    pub fn new(home: &Path, id: &str) -> Self {
+        Self {
+            home: home.to_owned(),
+            id: id.to_owned(),
+        }
+    }
+
+    pub fn process(&self) -> Result<u32, VmError> {
+        rest::vm_processes(&self.id)
+            .first()
+            .copied()
+            .ok_or_else(|| VmError::NotAwake(self.id.clone()))
+    }
+
+    /// The answer to `{"op":"status"}` (`docs/interfaces.md`).
+    pub fn status(&self) -> Result<Status, VmError> {
+        let folder = self.home.join("run").join(&self.id);
+        let failed = |source| VmError::Io {
+            path: folder.join("vm.ctl"),
+            source,
+        };
+        // A socket's address has room for 107 bytes of path: go through a descriptor of the folder.
+        let open = File::open(&folder).map_err(failed)?;
+        let short = format!("/proc/self/fd/{}/vm.ctl", open.as_raw_fd());
+        let mut stream = UnixStream::connect(short).map_err(failed)?;
+        stream
+            .set_read_timeout(Some(limit(READ_TIMEOUT)))
+            .map_err(failed)?;
+        stream.write_all(b"{\"op\":\"status\"}\n").map_err(failed)?;
+        for line in BufReader::new(stream).lines() {
+            let line = line.map_err(failed)?;
+            let value: Value =
+                serde_json::from_str(&line).map_err(|_| VmError::Answer(line.clone()))?;
+            // Events come in between.
+            if value.get("ok") == Some(&Value::Bool(true)) {
+                return Ok(Status(value));
+            }
+            if value.get("ok").is_some() {
+                return Err(VmError::Answer(line));
+            }
+        }
+        Err(VmError::Answer(String::new()))
+    }
+
+    /// CPU time of the thread that runs the vCPU, and of all the others.
+    pub fn cpu(&self) -> Result<(Cpu, Cpu), VmError> {
+        let process = self.process()?;
+        let vcpu = cpu::of_main_thread(process);
+        Ok((vcpu, cpu::of_process(process) - vcpu))
+    }
+
+    /// Host memory of the VM's process: what it alone has, and its share of what it has with others. Bytes.
+    pub fn proportional_memory(&self) -> Result<u64, VmError> {
+        let path = PathBuf::from(format!("/proc/{}/smaps_rollup", self.process()?));
+        let text = fs::read_to_string(&path).map_err(|source| VmError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        kib(&text, "Pss:").ok_or_else(|| VmError::Answer(text.clone()))
+    }
+}
+
+/// A field such as `Pss:   12 kB`, in bytes.
+fn kib(text: &str, field: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(rest.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// What a VM says of itself.
+#[derive(Debug, Clone)]
+pub struct Status(Value);
+
+impl Status {
+    /// A counter by its name; `None` from a VMM that does not keep it.
+    pub fn counter(&self, name: &str) -> Option<u64> {
+        self.0.get(name)?.as_u64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_memory_in_bytes() {
+        let rollup = "00-ff ---p 00:00 0 [rollup]\nRss:  2048 kB\nPss:              1024 kB\n";
+        assert_eq!(kib(rollup, "Pss:"), Some(1 << 20));
+        assert_eq!(kib(rollup, "Swap:"), None);
+    }
+
+    #[test]
+    fn a_counter_that_is_not_there_is_not_zero() {
+        let status = Status(serde_json::json!({"ok": true, "exits": 7}));
+        assert_eq!(status.counter("exits"), Some(7));
+        assert_eq!(status.counter("kernel_bytes"), None);
+    }
+}
