@@ -16,11 +16,11 @@ WEB_SOURCES := $(shell find web/src web/public web/index.html web/*.ts web/tscon
 .PHONY: help
 help: ## this list
 	@echo "Dormouse: Postgres that sleeps."
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 .PHONY: up
 up: ## build what is not built, then run the server in the foreground (the first time some 10 minutes on 2 cores)
-	@[ -e images/.build/out ] || echo "The first time builds PostgreSQL, the kernel, the image and the server: some 10 minutes on 2 cores."
+	@[ -e images/.build/out-17 ] || echo "The first time builds PostgreSQL, the kernel, the image and the server: some 10 minutes on 2 cores."
 	@.ci/need up
 	@$(MAKE) -s console
 	@$(MAKE) -s image
@@ -32,11 +32,23 @@ server: ## build the dormouse command and the load test
 
 .PHONY: image
 image: server ## build kernel, Postgres, template and golden snapshot into an image (cached by content)
+	@.ci/need image
 	@$(STEP) "image" $(DORMOUSE) image build
+
+.PHONY: image-18
+image-18: server ## the same of PostgreSQL 18, a second image
+	@.ci/need image
+	@$(STEP) "image of PostgreSQL 18" $(DORMOUSE) image build --postgres 18
 
 .PHONY: oracle
 oracle: ## build native PostgreSQL of the same source, the yardstick (images/.build/oracle)
+	@.ci/need oracle
 	@$(STEP) "native PostgreSQL" images/postgres/oracle.sh images/.build
+
+.PHONY: oracle-18
+oracle-18: ## the same of PostgreSQL 18 (images/.build/oracle-18)
+	@.ci/need oracle
+	@$(STEP) "native PostgreSQL 18" images/postgres/oracle.sh images/.build 18
 
 .PHONY: console
 console: web/dist/index.html ## build the console (web/dist)

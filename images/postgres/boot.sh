@@ -1,6 +1,6 @@
 # Sourced by the recipe: packs the guest's read-only files into boot.cpio. Sets $boot, the folder with boot.cpio.
 make_boot() {
-    if begin boot "$server_key" "$program_key" "$here/boot.sh"; then
+    if begin boot "$server_key" "$extensions_key" "$program_key" "$here/boot.sh"; then
         tree=$out/tree
         mkdir -p "$tree/pg/bin" "$tree/pg/lib/postgresql" "$tree/pg/share/postgresql" "$tree/etc" "$tree/run" \
             "$tree/dev/shm" "$tree/tmp" "$tree/pgdata"
@@ -13,7 +13,9 @@ make_boot() {
         done
         # Of the shared files only what a running server reads; the rest is initdb's.
         for part in extension timezone timezonesets tsearch_data; do
-            cp -r "$server/root/pg/share/postgresql/$part" "$tree/pg/share/postgresql/"
+            for root in "$server/root" "$extensions/root"; do
+                [ ! -d "$root/pg/share/postgresql/$part" ] || cp -r "$root/pg/share/postgresql/$part" "$tree/pg/share/postgresql/"
+            done
         done
         rm -f "$tree/pg/share/postgresql/tsearch_data/"*sample*
         cat > "$tree/etc/passwd" <<'END'

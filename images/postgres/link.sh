@@ -17,7 +17,7 @@ check_program() {
 }
 
 link_program() {
-    if begin program "$server_key" "$musl_key" "$here/link.sh" "$here/link" "$here/dormouse.c"; then
+    if begin program "$server_key" "$musl_key" "$here/link.sh" "$extensions_key" "$here/link" "$here/dormouse.c"; then
         mkdir "$out/parts" "$out/modules"
         # For who links another program from the same parts (regress.sh).
         echo "$musl" > "$out/parts/musl"
@@ -29,6 +29,7 @@ link_program() {
         for module in $modules; do
             find "$server/build/$module" -name '*.so' -exec cp {} "$out/modules/" \;
         done
+        cp "$extensions/modules/"*.so "$out/modules/"
         objects=$(server_objects "$server")
         mkdir "$out/parts/modules"
         logged "$here/link/modules.sh" "$out/parts/modules" "$out/modules/"*.so

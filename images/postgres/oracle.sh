@@ -2,18 +2,19 @@
 # Builds the yardstick: the same PostgreSQL from the same source as anyone would, with glibc, shared modules and its
 # own process model, and all of its client programs. Also where tests take psql, pgbench and pg_regress from.
 #
-# Usage: oracle.sh CACHE. Installs into CACHE/oracle (bin, lib, share), with the regression tests' runner and files
-# in CACHE/oracle/regress; progress goes to stderr.
+# Usage: oracle.sh CACHE [MAJOR]. Installs into CACHE/oracle-MAJOR (bin, lib, share), with the regression tests' runner
+# and files in its folder regress; CACHE/oracle is the one of PostgreSQL 17. Progress goes to stderr.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
+pg_major=${2:-17}
 jobs=${JOBS:-$(nproc)}
 unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C
 . "$here/steps.sh"
 
-sources=$("$here/fetch.sh" "$cache" 2> "$cache/fetch.log") || { cat "$cache/fetch.log" >&2; exit 1; }
-pg_source=$(echo "$sources" | grep /postgresql-)
+fetch "postgresql-$pg_major"
+pg_source=$(source_of "postgresql-$pg_major")
 switches="--without-readline --without-zlib --without-icu --without-llvm --without-openssl"
 
 if begin oracle "$(basename "$pg_source")" "$switches" "$here/oracle.sh"; then
@@ -37,5 +38,6 @@ if begin oracle "$(basename "$pg_source")" "$switches" "$here/oracle.sh"; then
     logged make -C src/test/regress clean
     finish
 fi
-ln -sfn "oracle-$key/install" "$cache/oracle"
-say "oracle: $("$cache/oracle/bin/postgres" --version) in $cache/oracle"
+ln -sfn "oracle-$key/install" "$cache/oracle-$pg_major"
+[ "$pg_major" != 17 ] || ln -sfn "oracle-17" "$cache/oracle"
+say "oracle: $("$cache/oracle-$pg_major/bin/postgres" --version) in $cache/oracle-$pg_major"

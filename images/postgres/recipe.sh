@@ -1,11 +1,13 @@
 #!/bin/sh
 # Builds everything of an image that comes from PostgreSQL's and musl's sources. README.md tells what and why.
 #
-# Usage: recipe.sh CACHE. The results are linked from CACHE/out; progress goes to stderr.
+# Usage: recipe.sh CACHE [MAJOR]. MAJOR is PostgreSQL's, 17 unless given. The results are linked from CACHE/out-MAJOR;
+# progress goes to stderr.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
 case $cache in *[[:space:]]*) echo "recipe: PostgreSQL's makefiles cannot be run below $cache: no spaces" >&2; exit 1 ;; esac
+pg_major=${2:-17}
 jobs=${JOBS:-$(nproc)}
 unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C
@@ -13,31 +15,33 @@ export LC_ALL=C
 . "$here/steps.sh"
 . "$here/musl.sh"
 . "$here/server.sh"
+. "$here/extensions.sh"
 . "$here/link.sh"
 . "$here/template.sh"
 . "$here/boot.sh"
 
-sources=$("$here/fetch.sh" "$cache" 2> "$cache/fetch.log") || { cat "$cache/fetch.log" >&2; exit 1; }
-pg_source=$(echo "$sources" | grep /postgresql-)
-musl_source=$(echo "$sources" | grep /musl-)
+fetch "postgresql-$pg_major" musl
+pg_source=$(source_of "postgresql-$pg_major")
+musl_source=$(source_of musl)
 
 build_musl
 build_server
+build_extensions
 link_program
 make_template
 make_boot
 
 # What the image builder reads.
-new=$cache/out.$$
+new=$cache/new.$$
 rm -rf "$new"
 mkdir "$new"
 ln -s "$program/postgres.elf" "$program/postgres-linux" "$program/layout" \
     "$boot/boot.cpio" "$new/"
 ln -s "$template/data" "$new/template"
 ln -s "$server/root" "$new/root"
-rm -rf "$cache/out"
-mv "$new" "$cache/out"
-say "results in $cache/out"
+rm -rf "$cache/out-$pg_major"
+mv "$new" "$cache/out-$pg_major"
+say "results in $cache/out-$pg_major"
 
 # What no run has used for a week.
 find "$cache" -mindepth 2 -maxdepth 2 -name .done -mtime +7 -printf '%h\n' | while read -r old; do

@@ -3,20 +3,21 @@
 # with start, modules and processes as in the guest, on another kernel. What fails here is not the guest kernel's
 # fault. Run recipe.sh and oracle.sh before.
 #
-# Usage: regress.sh CACHE [TEST...]; without tests, the whole parallel schedule.
-#        regress.sh CACHE --isolation
+# Usage: regress.sh CACHE MAJOR [TEST...]; without tests, the whole parallel schedule.
+#        regress.sh CACHE MAJOR --isolation
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(cd "$1" && pwd)
-shift
+pg_major=$2
+shift 2
 export LC_ALL=C
 . "$here/steps.sh"
 . "$here/server.sh"
 . "$here/link.sh"
 . "$here/template.sh"
-oracle=$(realpath "$cache/oracle")
+oracle=$(realpath "$cache/oracle-$pg_major")
 regress=$oracle/regress
-out_now=$cache/out
+out_now=$cache/out-$pg_major
 server=$(dirname "$(realpath "$out_now/root")")
 program=$(dirname "$(realpath "$out_now/postgres.elf")")
 musl=$(cat "$program/parts/musl")
@@ -25,12 +26,8 @@ musl=$(cat "$program/parts/musl")
 if begin regress "$program" "$oracle" "$here/regress.sh"; then
     mkdir "$out/modules" "$out/parts"
     cp "$program/modules/"*.so "$out/modules/"
-    for part in src/test/regress contrib/spi; do
-        case $part in src/test/*) targets=regress.so ;; *) targets="autoinc.so refint.so" ;; esac
-        # shellcheck disable=SC2086 # a list of words
-        logged make -C "$server/build/$part" $targets
-        for module in $targets; do cp "$server/build/$part/$module" "$out/modules/"; done
-    done
+    logged make -C "$server/build/src/test/regress" regress.so
+    cp "$server/build/src/test/regress/regress.so" "$out/modules/"
     logged "$here/link/modules.sh" "$out/parts" "$out/modules/"*.so
     logged "$musl/bin/musl-gcc" -c -o "$out/parts/modules.a.o" "$out/parts/modules.S"
     objects=$(server_objects "$server")

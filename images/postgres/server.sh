@@ -2,12 +2,14 @@
 # Sets $server, the folder with build/ (the build tree) and root/ (what was installed, at its compiled-in prefix /pg).
 
 # -DEXEC_BACKEND: a backend is a program started afresh, never a fork's copy.
-# -march=x86-64-v2: CRC-32C and popcount are chosen when compiling, not by cpuid, which would leave the guest.
+# -march=x86-64-v2: CRC-32C and popcount are chosen when compiling, not by cpuid, which would leave the guest. Where
+# PostgreSQL 18 asks for CRC-32C nevertheless, link/pg_crc32c_sse42_choose.c answers.
 server_cflags="-O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-unwind-tables -fno-asynchronous-unwind-tables \
 -ffunction-sections -fdata-sections -DEXEC_BACKEND"
 # The same for what configure would detect: run-time dispatch on cpuid, and AVX-512 behind it.
 server_answers="pgac_cv__get_cpuid=no pgac_cv__cpuid=no pgac_cv__get_cpuid_count=no pgac_cv__cpuidex=no \
-pgac_cv_xsave_intrinsics_=no pgac_cv_xsave_intrinsics__mxsave=no"
+pgac_cv_xsave_intrinsics_=no pgac_cv_xsave_intrinsics__mxsave=no pgac_cv_xsave_intrinsics=no \
+pgac_cv_avx512_popcnt_intrinsics=no pgac_cv_avx512_pclmul_intrinsics=no"
 server_switches="--prefix=/pg --without-readline --without-zlib --without-icu --without-llvm --without-openssl"
 
 # libpq with all that it takes from the common libraries, which has the same names as the server's own but other
@@ -30,9 +32,10 @@ server_objects() { # the server step's folder
 }
 
 build_server() {
-    modules=$(grep -v '^#' "$here/modules.list")
+    modules=$(modules_below src)
     if begin server "$(basename "$pg_source")" "$musl_key" "$server_cflags" "$server_answers" "$server_switches" \
-        "$modules" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h"; then
+        "$modules" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h" \
+        "$here/link/pg_crc32c_sse42_choose.c"; then
         mkdir "$out/build"
         # The compiler, but where a makefile links a shared module: that becomes a relocatable object (module.sh).
         cat > "$out/cc" <<END
@@ -44,6 +47,9 @@ exec "$musl/bin/musl-gcc" "\$@"
 END
         chmod 755 "$out/cc"
         cd "$out/build"
+        # Found before the source's own file of that name.
+        mkdir -p src/port
+        cp "$here/link/pg_crc32c_sse42_choose.c" src/port/
         # shellcheck disable=SC2086 # lists of words
         logged env $server_answers "$pg_source/configure" $server_switches CC="$out/cc" \
             CFLAGS="$server_cflags" LDFLAGS="-static"

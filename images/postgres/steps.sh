@@ -9,6 +9,13 @@
 
 say() { printf 'images: %s\n' "$*" >&2; }
 
+# Fetches source packages, of which source_of then tells the folders.
+fetch() {
+    sources=$("$here/fetch.sh" "$cache" "$@" 2> "$cache/fetch.log") || { cat "$cache/fetch.log" >&2; exit 1; }
+}
+
+source_of() { printf '%s\n' "$sources" | grep "/$1-[^/]*$"; }
+
 key_of() {
     for input in "$@"; do
         if [ -d "$input" ]; then
@@ -47,6 +54,12 @@ logged() {
         say "$step_name: failed in: $(printf '%s' "$*" | cut -c 1-200)"
         exit 1
     fi
+}
+
+# The folders of modules.list below one folder of PostgreSQL's source, of which this major version has a copy.
+modules_below() {
+    awk -v below="$1/" -v major="$pg_major" '
+        /^[^#]/ && index($1, below) == 1 && ($2 == "" || $2 <= major) { print $1 }' "$here/modules.list"
 }
 
 finish() {

@@ -38,7 +38,7 @@ fn stock_postgres_opens_the_merged_layer_of_a_sleeping_database() {
         .unwrap();
     server.rest.suspend(id).unwrap();
 
-    let manifest = fs::read(server.home.join("images/current/image.json")).unwrap();
+    let manifest = fs::read(server.home.join("images/current-17/image.json")).unwrap();
     let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
     let template = manifest["template"].as_str().unwrap();
     let mut native = Native::without_data(&programs(), None).unwrap();

@@ -52,7 +52,7 @@ fn databases_of_the_old_image_open_after_a_rebuild_sleeping_and_cold() {
         server.rest.suspend(&database.database.id).unwrap();
     }
     rest::remove_snapshot(&server.home, &cold.database.id).unwrap();
-    let current = server.home.join("images/current");
+    let current = server.home.join("images/current-17");
     let old = fs::read_link(&current).unwrap();
     server.stop();
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use dormouse_images::store::{InUse, Store};
-use dormouse_images::{BuildOptions, Manifest, bake_golden, build};
+use dormouse_images::{BuildOptions, DEFAULT_MAJOR, Manifest, bake_golden, build};
 
 use super::CliError;
 use super::db::print_table;
@@ -16,11 +16,14 @@ use crate::settings::Settings;
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Build the image of this source and make it the one for new databases
+    /// Build an image of this source and make it the one for new databases of that version
     Build {
         /// The images folder of Dormouse's source
         #[arg(long, default_value = "images")]
         source: PathBuf,
+        /// The major version of PostgreSQL
+        #[arg(long, default_value_t = DEFAULT_MAJOR)]
+        postgres: u32,
     },
     /// List images
     List,
@@ -33,24 +36,25 @@ const PARKED: u32 = 2;
 
 pub fn run(settings: &Settings, command: Command) -> Result<ExitCode, CliError> {
     match command {
-        Command::Build { source } => make(settings, source),
+        Command::Build { source, postgres } => make(settings, source, postgres),
         Command::List => list(settings),
         Command::Gc => collect(settings),
     }
 }
 
-/// The current image and its Postgres, for `--version`.
-pub fn current(home: &Path) -> Option<String> {
+/// The current images and their Postgres, for `--version`.
+pub fn current(home: &Path) -> Vec<String> {
     let store = Store::new(home);
-    let manifest = Manifest::load(&store.image(&store.current()?)).ok()?;
-    Some(format!("{}, {}", manifest.image, manifest.postgres_version))
+    let images = store.currents().unwrap_or_default().into_values();
+    let manifests = images.filter_map(|image| Manifest::load(&store.image(&image)).ok());
+    manifests.map(|manifest| format!("{}, {}", manifest.image, manifest.postgres_version)).collect()
 }
 
 fn said(error: impl std::fmt::Display) -> CliError {
     CliError::Said(error.to_string())
 }
 
-fn make(settings: &Settings, source: PathBuf) -> Result<ExitCode, CliError> {
+fn make(settings: &Settings, source: PathBuf, postgres: u32) -> Result<ExitCode, CliError> {
     if !source.join("postgres").is_dir() {
         return Err(CliError::Said(format!(
             "{} is not the images folder of Dormouse's source: run this in the source's top folder, or give --source",
@@ -58,7 +62,7 @@ fn make(settings: &Settings, source: PathBuf) -> Result<ExitCode, CliError> {
         )));
     }
     Home::new(settings.home.clone()).create().map_err(said)?;
-    let built = build(&BuildOptions { source, home: settings.home.clone() }).map_err(said)?;
+    let built = build(&BuildOptions { source, postgres, home: settings.home.clone() }).map_err(said)?;
     let image = &built.manifest.image;
     let how = if built.new { "built" } else { "as before" };
     println!("image {image} {how}: {}", built.manifest.postgres_version);

@@ -203,8 +203,8 @@ fn run(matches: &ArgMatches, cli: Cli) -> Result<ExitCode, CliError> {
 
 /// Build, image, formats: what to name when something is wrong.
 fn version(settings: Option<&Settings>) -> String {
-    let image = settings.and_then(|s| image::current(&s.home));
-    let image = image.unwrap_or_else(|| "none (run `dormouse image build`)".into());
+    let images = settings.map(|s| image::current(&s.home)).unwrap_or_default().join("\n         ");
+    let image = if images.is_empty() { "none (run `dormouse image build`)".into() } else { images };
     format!(
         "dormouse {}\nimage    {image}\nformats  guest {}, image {}, snapshot {}, metadata {}",
         crate::VERSION,

@@ -71,7 +71,7 @@ impl Host {
             return Err(CreateError::ShuttingDown);
         }
         let plan: &Plan = inner.plans.get(create.plan).ok_or(CreateError::NoPlan)?;
-        let image = inner.home.current_image().ok_or(CreateError::NoImage)?;
+        let image = inner.home.current_image(dormouse_images::DEFAULT_MAJOR).ok_or(CreateError::NoImage)?;
         let id = DatabaseId::random()?;
         let password = new_password()?;
         let verifier = {

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dormouse_images::store::Store;
 use dormouse_vmm::snapshot::format;
 
 use super::machine::Rest;
@@ -112,11 +113,10 @@ impl Home {
         self.run().join("server.json")
     }
 
-    /// The image new databases are made from: the target of `images/current`.
-    pub fn current_image(&self) -> Option<String> {
-        let target = fs::canonicalize(self.images().join("current")).ok()?;
-        target.join("image.json").is_file().then_some(())?;
-        Some(target.file_name()?.to_str()?.to_string())
+    /// The image new databases of a major version of PostgreSQL are made from.
+    pub fn current_image(&self, major: u32) -> Option<String> {
+        let image = Store::new(&self.root).current(major)?;
+        self.image(&image).join("image.json").is_file().then_some(image)
     }
 
     /// How a database without a process rests, by its files: suspended if it has a snapshot, or if it was never

@@ -26,7 +26,7 @@ async fn world(set: &[(&str, &str)]) -> World {
     crate::host::layout::Home::new(home.path().into()).create().unwrap();
     std::fs::create_dir_all(home.path().join("images/i/golden")).unwrap();
     std::fs::write(home.path().join("images/i/image.json"), "{}").unwrap();
-    std::os::unix::fs::symlink("i", home.path().join("images/current")).unwrap();
+    std::os::unix::fs::symlink("i", home.path().join("images/current-17")).unwrap();
     let metadata = Metadata::open(&home.path().join("dormouse.db")).await.unwrap();
     let (journal, _) = StateJournal::start(metadata.clone());
     let host = Host::new(&settings, metadata, journal).unwrap();

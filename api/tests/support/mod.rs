@@ -40,7 +40,7 @@ pub fn image(home: &Path) {
     std::fs::create_dir_all(&golden).unwrap();
     std::fs::write(golden.join("state"), "").unwrap();
     std::fs::write(home.join("images/0123456789abcdef/image.json"), "{}").unwrap();
-    std::os::unix::fs::symlink("0123456789abcdef", home.join("images/current")).unwrap();
+    std::os::unix::fs::symlink("0123456789abcdef", home.join("images/current-17")).unwrap();
 }
 
 /// A pooler that records what it is told.

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use crate::hash::{file_hash, hexadecimal, tree_hash};
-use crate::manifest::{FORMAT, FirstProcess, Manifest, ManifestError, Origin, Part, file};
+use crate::manifest::{FORMAT, FirstProcess, Manifest, ManifestError, NAME_LEN, Origin, Part, file};
 use crate::recipe::{self, Parts, RecipeError};
 use crate::store::Store;
 use crate::tree::{Draft, copy_file, copy_tree};
@@ -31,6 +31,8 @@ pub enum BuildError {
 pub struct BuildOptions {
     /// The `images` folder of Dormouse's source.
     pub source: PathBuf,
+    /// The major version of PostgreSQL.
+    pub postgres: u32,
     /// `DORMOUSE_HOME`.
     pub home: PathBuf,
 }
@@ -53,17 +55,19 @@ impl<T> At<T> for io::Result<T> {
     }
 }
 
-/// Builds the image of this source, or finds it built, and makes it `current`. Progress goes to standard error.
+/// Builds the image of this source, or finds it built, and makes it the current one of its major version. Progress goes
+/// to standard error.
 ///
 /// # Errors
 /// If a recipe fails, or the result cannot be written. What was there before is as it was.
 pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
-    let parts = recipe::make(&options.source)?;
+    let parts = recipe::make(&options.source, options.postgres)?;
     let store = Store::new(&options.home);
     let manifest = describe(&parts)?;
     place_template(&store, &parts, &manifest.template)?;
     let new = place_image(&store, &parts, &manifest)?;
-    store.set_current(&manifest.image).at("switch", &store.current_link())?;
+    let major = manifest.postgres_major();
+    store.set_current(major, &manifest.image).at("switch", &store.current_link(major))?;
     // Of an image that was there, its own manifest tells when it was built.
     let manifest = Manifest::load(&store.image(&manifest.image))?;
     Ok(Built { manifest, new })
@@ -117,7 +121,7 @@ fn name(manifest: &Manifest) -> String {
     for word in &manifest.first_process.environment {
         add(word);
     }
-    hexadecimal(&hash.finalize())[..16].to_owned()
+    hexadecimal(&hash.finalize())[..NAME_LEN].to_owned()
 }
 
 fn place_template(store: &Store, parts: &Parts, template: &str) -> Result<(), BuildError> {
@@ -144,9 +148,7 @@ fn place_image(store: &Store, parts: &Parts, manifest: &Manifest) -> Result<bool
     let draft = Draft::beside(&target).at("replace", &target)?;
     let folder = draft.path();
     fs::create_dir(folder).at("create", folder)?;
-    for (from, name) in
-        [(&parts.kernel, file::KERNEL), (&parts.postgres, file::POSTGRES), (&parts.boot, file::BOOT)]
-    {
+    for (from, name) in [(&parts.kernel, file::KERNEL), (&parts.postgres, file::POSTGRES), (&parts.boot, file::BOOT)] {
         copy_file(from, &folder.join(name)).at("copy", from)?;
     }
     let path = folder.join(file::MANIFEST);
@@ -193,6 +195,6 @@ pub(crate) mod tests {
         other.kernel.sha256 = "11".repeat(32);
         assert_ne!(name(&one), name(&other));
         assert_ne!(name(&one), name(&example("u")));
-        assert_eq!(one.image.len(), 16);
+        assert_eq!(one.image.len(), NAME_LEN);
     }
 }

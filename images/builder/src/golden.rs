@@ -197,9 +197,8 @@ mod tests {
 
     #[test]
     fn a_vmm_that_fails_leaves_no_snapshot_and_tells_the_consoles_last_words() {
-        let (home, image, vmm) = home_and_vmm(
-            r#"echo m > "$8/memory"; echo "PANIC: no luck" > "$4/databases/$2/console.log"; exit 12"#,
-        );
+        let (home, image, vmm) =
+            home_and_vmm(r#"echo m > "$8/memory"; echo "PANIC: no luck" > "$4/databases/$2/console.log"; exit 12"#);
         let error = bake_golden(home.path(), &image, 128, 2, &vmm).unwrap_err();
         assert!(error.to_string().contains("PANIC: no luck"), "{error}");
         assert!(Store::new(home.path()).list().unwrap()[0].golden.is_empty());

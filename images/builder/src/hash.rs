@@ -51,7 +51,8 @@ pub fn tree_hash(root: &Path) -> io::Result<String> {
 }
 
 fn add_tree(hash: &mut Sha256, root: &Path, folder: &Path) -> io::Result<()> {
-    let mut names: Vec<OsString> = fs::read_dir(folder)?.map(|entry| entry.map(|e| e.file_name())).collect::<Result<_, _>>()?;
+    let mut names: Vec<OsString> =
+        fs::read_dir(folder)?.map(|entry| entry.map(|e| e.file_name())).collect::<Result<_, _>>()?;
     names.sort();
     for name in names {
         let path = folder.join(name);

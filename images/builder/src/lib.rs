@@ -3,7 +3,7 @@
 //! ```text
 //!  images/postgres/recipe.sh ─▶ postgres.elf, boot.cpio, template ─┐
 //!  images/kernel (cargo) ─────▶ kernel.elf ────────────────────────┼─▶ DORMOUSE_HOME/images/IMAGE, templates/TEMPLATE
-//!  the VMM, once a memory size ▶ golden/MIB ───────────────────────┘   images/current ─▶ IMAGE
+//!  the VMM, once a memory size ▶ golden/MIB ───────────────────────┘   images/current-MAJOR ─▶ IMAGE
 //! ```
 //!
 //! - [`manifest`] is the type of `image.json`, for who runs images;
@@ -12,7 +12,7 @@
 //! - [`bake_golden`] has the VMM make a golden snapshot.
 //!
 //! Promises: an image and a template are named by the hash of their content, appear whole or not at all, and are
-//! never changed; a build adds one and switches `current`, and never touches another. Nothing is removed but by
+//! never changed; a build adds one and switches `current-MAJOR`, and never touches another. Nothing is removed but by
 //! [`store::Store::collect`], which keeps what it is told is in use. Refuses to build twice at once in one tree.
 
 mod build;
@@ -22,6 +22,9 @@ pub mod manifest;
 mod recipe;
 pub mod store;
 mod tree;
+
+/// The major version of PostgreSQL that is built, and that databases are made of, unless another is asked for.
+pub const DEFAULT_MAJOR: u32 = 17;
 
 pub use build::{BuildError, BuildOptions, Built, build};
 pub use golden::{GoldenError, bake_golden};

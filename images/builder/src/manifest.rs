@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// The format this code writes, and the only one it reads.
 pub const FORMAT: u32 = 1;
 
+/// Digits of an image's name.
+pub const NAME_LEN: usize = 16;
+
 /// File names in an image's folder.
 pub mod file {
     pub const MANIFEST: &str = "image.json";
@@ -137,13 +140,39 @@ impl Manifest {
         if found != u64::from(FORMAT) {
             return Err(ManifestError::OtherFormat { path, found });
         }
-        serde_json::from_value(value).map_err(|source| ManifestError::Damaged { path, source })
+        let manifest: Result<Manifest, _> = serde_json::from_value(value);
+        match manifest {
+            Ok(manifest) if manifest.postgres_major() != 0 => Ok(manifest),
+            Ok(manifest) => {
+                let problem = format!("{:?} is no version of PostgreSQL", manifest.postgres_version);
+                Err(ManifestError::Damaged { path, source: serde::de::Error::custom(problem) })
+            }
+            Err(source) => Err(ManifestError::Damaged { path, source }),
+        }
+    }
+
+    /// The major version of its PostgreSQL, such as 17; never 0 in a manifest that was loaded.
+    pub fn postgres_major(&self) -> u32 {
+        // "postgres (PostgreSQL) 17.11", "postgres (PostgreSQL) 18beta1"
+        let number = self.postgres_version.split(' ').nth(2).unwrap_or("");
+        let end = number.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(number.len());
+        number[..end].parse().unwrap_or(0)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::tests::example;
+
+    #[test]
+    fn the_major_version_is_read_from_a_release_and_from_a_beta() {
+        let mut manifest = example("t");
+        for (version, major) in [("17.11", 17), ("18beta1", 18), ("19", 19), ("x", 0)] {
+            manifest.postgres_version = format!("postgres (PostgreSQL) {version}");
+            assert_eq!(manifest.postgres_major(), major);
+        }
+    }
 
     #[test]
     fn a_manifest_of_another_format_or_cut_short_is_refused() {
@@ -155,6 +184,10 @@ mod tests {
         fs::write(&path, r#"{"format":1,"image":"#).unwrap();
         assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::Damaged { .. })));
         fs::write(&path, r#"{"format":1}"#).unwrap();
+        assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::Damaged { .. })));
+        let mut manifest = example("t");
+        manifest.postgres_version = "postgres".to_owned();
+        fs::write(&path, serde_json::to_string(&manifest).unwrap()).unwrap();
         assert!(matches!(Manifest::load(folder.path()), Err(ManifestError::Damaged { .. })));
     }
 }

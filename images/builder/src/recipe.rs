@@ -62,14 +62,14 @@ fn lock(cache: &Path) -> Result<File, RecipeError> {
 }
 
 /// Makes all parts, or finds them made. Their makers' progress goes to standard error.
-pub(crate) fn make(source: &Path) -> Result<Parts, RecipeError> {
+pub(crate) fn make(source: &Path, major: u32) -> Result<Parts, RecipeError> {
     let recipe = source.join("postgres/recipe.sh");
     if !recipe.is_file() {
         return Err(RecipeError::NoSource(source.to_owned()));
     }
     let cache = source.join(".build");
     let lock = lock(&cache)?;
-    run("the recipe of PostgreSQL", Command::new(&recipe).arg(&cache))?;
+    run("the recipe of PostgreSQL", Command::new(&recipe).arg(&cache).arg(major.to_string()))?;
     run(
         "cargo, for the kernel",
         Command::new("cargo")
@@ -81,7 +81,7 @@ pub(crate) fn make(source: &Path) -> Result<Parts, RecipeError> {
             .env_remove("CARGO_BUILD_TARGET")
             .current_dir(source.join("kernel")),
     )?;
-    let out = cache.join("out");
+    let out = cache.join(format!("out-{major}"));
     let facts = Facts::read(&out.join("layout"))?;
     Ok(Parts {
         kernel: source.join(KERNEL),
@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn a_folder_without_the_recipe_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(make(folder.path()), Err(RecipeError::NoSource(_))));
+        assert!(matches!(make(folder.path(), 17), Err(RecipeError::NoSource(_))));
     }
 
     #[test]

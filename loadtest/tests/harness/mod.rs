@@ -83,7 +83,7 @@ fn built_home() -> PathBuf {
     let home = set("DORMOUSE_TEST_IMAGES").or_else(|| set("DORMOUSE_HOME"));
     let home = top().join(home.unwrap_or_else(|| ".dormouse".into()));
     assert!(
-        home.join("images/current").exists(),
+        home.join("images/current-17").exists(),
         "{} has no image: run `make image` first",
         home.display()
     );

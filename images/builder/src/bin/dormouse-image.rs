@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dormouse_images::store::Store;
-use dormouse_images::{BuildOptions, bake_golden, build};
+use dormouse_images::{BuildOptions, DEFAULT_MAJOR, bake_golden, build};
 
 #[derive(Parser)]
 #[command(version, about = "Builds and lists Dormouse's images")]
@@ -25,9 +25,15 @@ enum Action {
         /// The `images` folder of Dormouse's source.
         #[arg(long, default_value = "images")]
         source: PathBuf,
+        /// The major version of PostgreSQL.
+        #[arg(long, default_value_t = DEFAULT_MAJOR)]
+        postgres: u32,
     },
     /// Makes the current image's golden snapshot.
     Golden {
+        /// The major version of PostgreSQL.
+        #[arg(long, default_value_t = DEFAULT_MAJOR)]
+        postgres: u32,
         /// Memory of the guests it is for, in MiB.
         #[arg(long)]
         memory_mib: u64,
@@ -45,13 +51,13 @@ enum Action {
 fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::new(&command.home);
     match command.action {
-        Action::Build { source } => {
-            let built = build(&BuildOptions { source, home: command.home })?;
+        Action::Build { source, postgres } => {
+            let built = build(&BuildOptions { source, postgres, home: command.home })?;
             let how = if built.new { "built" } else { "as before" };
             println!("{} {how}: {}", built.manifest.image, built.manifest.postgres_version);
         }
-        Action::Golden { memory_mib, park, vmm } => {
-            let image = store.current().ok_or("there is no image: build one first")?;
+        Action::Golden { postgres, memory_mib, park, vmm } => {
+            let image = store.current(postgres).ok_or("there is no such image: build one first")?;
             let made = bake_golden(&command.home, &image, memory_mib, park, &vmm)?;
             println!("{image} golden snapshot of {memory_mib} MiB: {}", if made { "made" } else { "as before" });
         }
