@@ -13,8 +13,9 @@ make_boot() {
         done
         # Of the shared files only what a running server reads; the rest is initdb's.
         for part in extension timezone timezonesets tsearch_data; do
-            for root in "$server/root" "$extensions/root"; do
-                [ ! -d "$root/pg/share/postgresql/$part" ] || cp -r "$root/pg/share/postgresql/$part" "$tree/pg/share/postgresql/"
+            for from in "$server" $extensions; do
+                from=$from/root/pg/share/postgresql/$part
+                [ ! -d "$from" ] || cp -r "$from" "$tree/pg/share/postgresql/"
             done
         done
         rm -f "$tree/pg/share/postgresql/tsearch_data/"*sample*

@@ -14,10 +14,10 @@ apt=$cache/apt
 dest=$cache/sources
 mkdir -p "$apt/parts" "$dest/names"
 
-# Debian 13 has no newer major version of PostgreSQL, and a pgvector that does not know it.
+# Debian 13 has no newer major version of PostgreSQL.
 suite_of() {
     case $1 in
-        postgresql-18 | pgvector) echo "${DORMOUSE_NEWER_SUITE:-forky}" ;;
+        postgresql-18) echo "${DORMOUSE_NEWER_SUITE:-forky}" ;;
         *) echo "${DORMOUSE_SUITE:-trixie}" ;;
     esac
 }

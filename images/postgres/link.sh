@@ -29,7 +29,9 @@ link_program() {
         for module in $modules; do
             find "$server/build/$module" -name '*.so' -exec cp {} "$out/modules/" \;
         done
-        cp "$extensions/modules/"*.so "$out/modules/"
+        for extension in $extensions; do
+            cp "$extension/modules/"*.so "$out/modules/"
+        done
         objects=$(server_objects "$server")
         mkdir "$out/parts/modules"
         logged "$here/link/modules.sh" "$out/parts/modules" "$out/modules/"*.so

@@ -20,9 +20,10 @@ export LC_ALL=C
 . "$here/template.sh"
 . "$here/boot.sh"
 
-fetch "postgresql-$pg_major" musl
+fetch "postgresql-$pg_major" musl pgvector
 pg_source=$(source_of "postgresql-$pg_major")
 musl_source=$(source_of musl)
+pgvector_source=$(source_of pgvector)
 
 build_musl
 build_server

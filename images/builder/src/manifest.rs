@@ -154,9 +154,9 @@ impl Manifest {
     /// The major version of its PostgreSQL, such as 17; never 0 in a manifest that was loaded.
     pub fn postgres_major(&self) -> u32 {
         // "postgres (PostgreSQL) 17.11", "postgres (PostgreSQL) 18beta1"
-        let number = self.postgres_version.split(' ').nth(2).unwrap_or("");
-        let end = number.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(number.len());
-        number[..end].parse().unwrap_or(0)
+        let digits = |word: &str| word.find(|digit: char| !digit.is_ascii_digit()).unwrap_or(word.len());
+        let major = |word: &str| word[..digits(word)].parse().ok();
+        self.postgres_version.split(' ').find_map(major).unwrap_or(0)
     }
 }
 
