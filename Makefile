@@ -103,6 +103,15 @@ bench: ## speed beside native PostgreSQL: pgbench, a scan, COPY, an aggregate (s
 	@$(MAKE) -s oracle
 	@$(STEP) "speed" .ci/bench speed $(BENCH)
 
+# STEADY: other options than these, such as STEADY='--minutes 5'.
+STEADY ?= --minutes 30
+.PHONY: steady
+steady: ## half an hour of TPC-B, then: data intact, upkeep seen to run, no memory lost
+	@.ci/need bench
+	@$(MAKE) -s image
+	@$(MAKE) -s oracle
+	@$(STEP) "steady life" .ci/bench steady $(STEADY)
+
 .PHONY: third-party
 third-party: ## write THIRD-PARTY.md again from what the build uses
 	@node .ci/third-party.mjs > THIRD-PARTY.md.new && mv THIRD-PARTY.md.new THIRD-PARTY.md

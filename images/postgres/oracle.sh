@@ -28,6 +28,7 @@ if begin oracle "$(basename "$pg_source")" "$switches" "$here/oracle.sh"; then
     logged make -j "$jobs" -C src/test/isolation
     say "$step_name: compiled"
     logged make install
+    logged make -C contrib/amcheck install
     logged make -C src/test/regress install
     mkdir "$out/install/regress"
     logged cp -r "$pg_source/src/test/regress/sql" "$pg_source/src/test/regress/expected" \

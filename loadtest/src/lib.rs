@@ -1,7 +1,7 @@
 //! What makes Dormouse's numbers, and the harness under its integration tests.
 //!
 //! ```text
-//!  wake · speed · footprint · smoke            one file or folder a sub-command
+//!  wake · speed · steady · footprint · smoke   one file or folder a sub-command
 //!        │
 //!  rest ─┼─ client ── message, scram   REST and PostgreSQL's protocol, raw on both sides
 //!   vm ──┼─ native ── pgbouncer        PostgreSQL of `make oracle`, the yardstick, and its pooler
@@ -29,5 +29,6 @@ pub mod scram;
 pub mod smoke;
 pub mod speed;
 pub mod stats;
+pub mod steady;
 pub mod vm;
 pub mod wake;

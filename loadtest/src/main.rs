@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use dormouse_loadtest::report::{Report, print_timings};
 use dormouse_loadtest::rest::Rest;
 use dormouse_loadtest::wake::Counts;
-use dormouse_loadtest::{footprint, smoke, speed, wake};
+use dormouse_loadtest::{footprint, smoke, speed, steady, wake};
 use serde::Serialize;
 
 /// Measures a running Dormouse server, against native PostgreSQL where there is something to compare.
@@ -58,6 +58,8 @@ enum Command {
     },
     /// Transactions, a scan, COPY and an aggregate, in turns with native PostgreSQL on one core behind PgBouncer.
     Speed(speed::Plan),
+    /// Half an hour of TPC-B, and whether the server is as well afterwards; fails where it is not.
+    Steady(steady::Plan),
     /// One database through its whole life, each step checked.
     Smoke,
     /// Disk and processes of sleeping databases.
@@ -107,6 +109,16 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             speed::run(&rest, home, oracle, plan)?,
             speed::Speed::print,
         ),
+        Command::Steady(plan) => {
+            let steady = steady::run(&rest, home, oracle, plan)?;
+            let passed = steady.passed();
+            finish(json, steady, steady::Steady::print)?;
+            if passed {
+                Ok(())
+            } else {
+                Err("not all criteria are met".into())
+            }
+        }
         Command::Smoke => Ok(smoke::run(&rest, home)?),
         Command::Footprint { databases } => finish(
             json,

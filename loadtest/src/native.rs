@@ -245,7 +245,8 @@ impl Native {
         )
     }
 
-    fn prepare(programs: &Programs, setup: Setup) -> Result<Self, NativeError> {
+    /// As [`Native::without_data`], set up.
+    pub fn prepare(programs: &Programs, setup: Setup) -> Result<Self, NativeError> {
         let name = format!("dormouse-native-{}", std::process::id());
         let folder = std::env::temp_dir().join(&name);
         let io = |source| NativeError::Io {

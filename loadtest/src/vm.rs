@@ -1,5 +1,6 @@
 //! An awake database's VM as the host sees it: its process, what `vm.ctl` says of it, and the host memory it takes.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -111,6 +112,14 @@ impl Status {
     pub fn counter(&self, name: &str) -> Option<u64> {
         self.0.get(name)?.as_u64()
     }
+
+    /// Exits of the VM since it was started, by reason.
+    pub fn exits(&self) -> Option<BTreeMap<String, u64>> {
+        let reasons = self.0.get("exits")?.as_object()?.iter();
+        reasons
+            .map(|(reason, count)| Some((reason.clone(), count.as_u64()?)))
+            .collect()
+    }
 }
 
 #[cfg(test)]
@@ -126,8 +135,9 @@ mod tests {
 
     #[test]
     fn a_counter_that_is_not_there_is_not_zero() {
-        let status = Status(serde_json::json!({"ok": true, "exits": 7}));
-        assert_eq!(status.counter("exits"), Some(7));
+        let status = Status(serde_json::json!({"ok": true, "memory_bytes": 7}));
+        assert_eq!(status.counter("memory_bytes"), Some(7));
         assert_eq!(status.counter("kernel_bytes"), None);
+        assert_eq!(status.exits(), None);
     }
 }

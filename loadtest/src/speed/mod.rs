@@ -14,6 +14,7 @@ mod report;
 mod sides;
 mod work;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Args;
@@ -70,7 +71,7 @@ pub struct Plan {
     #[arg(long = "work", value_enum, value_delimiter = ',', default_values_t = Work::ALL)]
     pub works: Vec<Work>,
     /// The server's plan for the database. It needs storage for three times the table:
-    /// `DORMOUSE_PLANS_BENCH_STORAGE_MIB=8192 dormouse up` gives one named bench.
+    /// `dormouse up --set plans.bench.storage_mib=8192` has one named bench.
     #[arg(long, default_value = "bench")]
     pub plan: String,
     #[arg(long, default_value_t = 3)]
@@ -87,7 +88,7 @@ pub struct Plan {
     #[arg(long, default_value_t = 1024)]
     pub table_mib: u64,
     /// About how much COPY writes and reads, in MiB of text.
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 128)]
     pub copy_mib: u64,
     /// Rows of the CPU-bound aggregate.
     #[arg(long, default_value_t = 3_000_000)]
@@ -124,9 +125,9 @@ pub struct Run {
     pub figure: f64,
     /// CPU time by who spent it, in µs a transaction, or in µs.
     pub cpu: Vec<Share>,
-    /// Exits of the VM a transaction, or in all; of a VMM that counts them.
+    /// Exits of the VM by reason, a transaction or in all; of a VMM that counts them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub exits: Option<f64>,
+    pub exits: Option<BTreeMap<String, f64>>,
     /// Cores that others on this machine used meanwhile.
     pub others_cores: f64,
 }
@@ -221,10 +222,15 @@ fn once(
         })
         .collect();
     cpu.push(Share::new("client program", client, each));
-    let exits = side
-        .exits()?
-        .zip(exits)
-        .map(|(after, before)| after.saturating_sub(before) as f64 * each);
+    let exits = side.exits()?.zip(exits).map(|(after, before)| {
+        let since = |reason: &String, count: u64| {
+            count.saturating_sub(before.get(reason).copied().unwrap_or(0)) as f64 * each
+        };
+        after
+            .iter()
+            .map(|(reason, count)| (reason.clone(), since(reason, *count)))
+            .collect()
+    });
     Ok(Run {
         figure: done.figure,
         cpu,

@@ -1,5 +1,7 @@
 //! What `speed` tells: the table, and the same as JSON.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::sides::{Route, Setting, Share};
@@ -134,19 +136,28 @@ impl Comparison {
                 .map(|share| show_share(share, scale))
                 .collect();
             println!("  {side:9} {}", parts.join(" · "));
-            let exits = match run.exits {
-                Some(exits) if self.work.counts_transactions() => {
-                    format!("{exits:.2} exits a transaction, ")
-                }
-                Some(exits) => format!("{exits:.0} exits, "),
-                None => String::new(),
-            };
+            let exits = run.exits.as_ref().map_or(String::new(), |exits| {
+                show_exits(exits, self.work.counts_transactions())
+            });
             println!(
                 "  {:9} {exits}others on this machine used {:.2} cores meanwhile",
                 "", run.others_cores
             );
         }
     }
+}
+
+/// The sum, and those reasons that are a hundredth of it.
+fn show_exits(exits: &BTreeMap<String, f64>, each: bool) -> String {
+    let all: f64 = exits.values().sum();
+    let digits = if each { 2 } else { 0 };
+    let reasons: Vec<_> = exits
+        .iter()
+        .filter(|(_, count)| **count * 100.0 >= all && all > 0.0)
+        .map(|(reason, count)| format!("{reason} {count:.digits$}"))
+        .collect();
+    let unit = if each { "exits a transaction" } else { "exits" };
+    format!("{all:.digits$} {unit} ({}), ", reasons.join(", "))
 }
 
 fn show_share(share: &Share, scale: f64) -> String {

@@ -1,5 +1,6 @@
 //! The two sides of a comparison: where work is sent, and who spends CPU time on it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -34,8 +35,8 @@ pub trait Side {
     fn target(&self) -> Target;
     /// CPU time until now, by part.
     fn shares(&self) -> Result<Vec<(&'static str, Cpu)>, SpeedError>;
-    /// Exits of the VM until now.
-    fn exits(&self) -> Result<Option<u64>, SpeedError>;
+    /// Exits of the VM until now, by reason.
+    fn exits(&self) -> Result<Option<BTreeMap<String, u64>>, SpeedError>;
 }
 
 /// A database behind Dormouse's pooler.
@@ -77,8 +78,8 @@ impl Side for Dormouse {
         ])
     }
 
-    fn exits(&self) -> Result<Option<u64>, SpeedError> {
-        Ok(self.vm.status()?.counter("exits"))
+    fn exits(&self) -> Result<Option<BTreeMap<String, u64>>, SpeedError> {
+        Ok(self.vm.status()?.exits())
     }
 }
 
@@ -248,7 +249,7 @@ impl Side for Yardstick {
         ])
     }
 
-    fn exits(&self) -> Result<Option<u64>, SpeedError> {
+    fn exits(&self) -> Result<Option<BTreeMap<String, u64>>, SpeedError> {
         Ok(None)
     }
 }
