@@ -23,6 +23,8 @@ pub enum VmError {
     Io { path: PathBuf, source: io::Error },
     #[error("{0} has no VM: it is not awake")]
     NotAwake(String),
+    #[error("the command line of {0}'s VM names no image")]
+    NoImage(String),
     #[error("the answer on vm.ctl is not a status: {0}")]
     Answer(String),
 }
@@ -47,6 +49,17 @@ impl Vm {
             .first()
             .copied()
             .ok_or_else(|| VmError::NotAwake(self.id.clone()))
+    }
+
+    /// The folder of the image that it runs.
+    pub fn image(&self) -> Result<PathBuf, VmError> {
+        let path = PathBuf::from(format!("/proc/{}/cmdline", self.process()?));
+        let line = fs::read(&path).map_err(|source| VmError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let image = image_of(&line).ok_or_else(|| VmError::NoImage(self.id.clone()))?;
+        Ok(self.home.join("images").join(image))
     }
 
     /// The answer to `{"op":"status"}` (`docs/interfaces.md`).
@@ -97,6 +110,13 @@ impl Vm {
     }
 }
 
+/// What follows `--image` on a command line (NUL-separated).
+fn image_of(command_line: &[u8]) -> Option<String> {
+    let mut arguments = command_line.split(|byte| *byte == 0);
+    arguments.find(|argument| *argument == b"--image")?;
+    String::from_utf8(arguments.next()?.to_vec()).ok()
+}
+
 /// A field such as `Pss:   12 kB`, in bytes.
 fn kib(text: &str, field: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(field))?;
@@ -131,6 +151,13 @@ mod tests {
         let rollup = "00-ff ---p 00:00 0 [rollup]\nRss:  2048 kB\nPss:              1024 kB\n";
         assert_eq!(kib(rollup, "Pss:"), Some(1 << 20));
         assert_eq!(kib(rollup, "Swap:"), None);
+    }
+
+    #[test]
+    fn a_vm_says_which_image_it_runs() {
+        let line = b"dormouse\0vmm\0--database\0db_1\0--image\0abc\0--memory-mib\x00512\0";
+        assert_eq!(image_of(line).as_deref(), Some("abc"));
+        assert_eq!(image_of(b"dormouse\0vmm\0"), None);
     }
 
     #[test]

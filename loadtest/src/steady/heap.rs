@@ -20,8 +20,14 @@ pub struct Heap {
     pub sums: Vec<String>,
 }
 
-pub fn check(programs: &Programs, home: &Path, id: &str) -> Result<Heap, SteadyError> {
-    let template = template(home)?;
+/// `image` is the folder of the image that the database has.
+pub fn check(
+    programs: &Programs,
+    home: &Path,
+    id: &str,
+    image: &Path,
+) -> Result<Heap, SteadyError> {
+    let template = template(image)?;
     let mut native = Native::prepare(
         programs,
         Setup {
@@ -51,13 +57,12 @@ pub fn check(programs: &Programs, home: &Path, id: &str) -> Result<Heap, SteadyE
     let mut amcheck = programs.command("pg_amcheck");
     pgbench::connect(&mut amcheck, &app);
     amcheck.args([
+        "--database=app",
         "--install-missing",
         "--heapallindexed",
         "--parent-check",
         "--rootdescend",
     ]);
-    // It has no variable for the database that it does not also take as its own.
-    amcheck.arg("--database=app");
     let corruption = match Programs::run(amcheck) {
         Ok(_) => None,
         Err(NativeError::Failed { message, .. }) => Some(message),
@@ -71,9 +76,9 @@ pub fn check(programs: &Programs, home: &Path, id: &str) -> Result<Heap, SteadyE
     })
 }
 
-/// The template of the current image, which new databases have.
-fn template(home: &Path) -> Result<String, SteadyError> {
-    let path = home.join("images/current/image.json");
+/// The name of an image's template.
+fn template(image: &Path) -> Result<String, SteadyError> {
+    let path = image.join("image.json");
     let text = std::fs::read(&path).map_err(SteadyError::io(&path))?;
     let manifest: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
     let template = manifest.get("template").and_then(serde_json::Value::as_str);

@@ -148,8 +148,9 @@ fn live(
         .join("layer");
     let (figures, samples) = load::run(programs, &target, &vm, &layer, &plan)?;
     let upkeep = Upkeep::read(&mut created.connect()?)?.since(before);
+    let image = vm.image()?;
     rest.suspend(&created.database.id)?;
-    let heap = heap::check(programs, home, &created.database.id)?;
+    let heap = heap::check(programs, home, &created.database.id, &image)?;
     let verdicts = verdict::all(&plan, &figures, &samples, upkeep, &heap)?;
     if let Some(file) = &plan.svg {
         std::fs::write(file, plot::draw(&samples)).map_err(SteadyError::io(file))?;
