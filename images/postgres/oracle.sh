@@ -3,7 +3,7 @@
 # own process model, and all of its client programs. Also where tests take psql, pgbench and pg_regress from.
 #
 # Usage: oracle.sh CACHE [MAJOR]. Installs into CACHE/oracle-MAJOR (bin, lib, share), with the regression tests' runner
-# and files in its folder regress; CACHE/oracle is the one of PostgreSQL 17. Progress goes to stderr.
+# and files in its folder regress, and with the image's extensions; CACHE/oracle is the one of PostgreSQL 17. Progress goes to stderr.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -13,11 +13,14 @@ unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C
 . "$here/steps.sh"
 
-fetch "postgresql-$pg_major"
+fetch "postgresql-$pg_major" pgvector
 pg_source=$(source_of "postgresql-$pg_major")
+pgvector_source=$(source_of pgvector)
+extensions=$(modules_below contrib)
 switches="--without-readline --without-zlib --without-icu --without-llvm --without-openssl"
 
-if begin oracle "$(basename "$pg_source")" "$switches" "$here/oracle.sh"; then
+if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename "$pgvector_source")" "$here/oracle.sh" \
+    "$here/link/pgvector.h"; then
     mkdir "$out/build"
     cd "$out/build"
     # shellcheck disable=SC2086 # a list of words
@@ -30,13 +33,22 @@ if begin oracle "$(basename "$pg_source")" "$switches" "$here/oracle.sh"; then
     logged make install
     logged make -C contrib/amcheck install
     logged make -C src/test/regress install
-    mkdir "$out/install/regress"
+    mkdir -p "$out/install/regress/contrib"
     logged cp -r "$pg_source/src/test/regress/sql" "$pg_source/src/test/regress/expected" \
         "$pg_source/src/test/regress/data" "$pg_source/src/test/regress/parallel_schedule" \
         "$pg_source/src/test/regress/resultmap" "$out/install/regress/"
     logged cp src/test/regress/pg_regress src/test/regress/regress.so src/test/isolation/isolationtester \
         src/test/isolation/pg_isolation_regress "$out/install/regress/"
     logged make -C src/test/regress clean
+    # The image's extensions, with their tests in regress/contrib/NAME and regress/pgvector.
+    for part in $extensions; do
+        logged make -j "$jobs" -C "$part" install
+        logged cp -r "$pg_source/$part" "$out/install/regress/$part"
+    done
+    cp -r "$pgvector_source" "$out/pgvector"
+    logged make -j "$jobs" -C "$out/pgvector" install PG_CONFIG="$out/install/bin/pg_config" OPTFLAGS= \
+        COPT="-include $here/link/pgvector.h"
+    logged cp -r "$pgvector_source/test" "$out/install/regress/pgvector"
     finish
 fi
 ln -sfn "oracle-$key/install" "$cache/oracle-$pg_major"

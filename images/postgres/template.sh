@@ -27,8 +27,10 @@ single_user() { # database; SQL on stdin
 }
 
 make_template() {
-    if begin template "$server_key" "$program_key" "$here/template.sh" "$here/template.sql" "$here/postgresql.conf" \
-        "$here/pg_hba.conf"; then
+    settings=$here/postgresql.conf
+    # What only this major version knows.
+    [ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
+    if begin template "$server_key" "$program_key" "$here/template.sh" "$here/template.sql" $settings "$here/pg_hba.conf"; then
         work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-template.XXXXXX")
         trap 'rm -rf "$work"' EXIT
         runnable_root "$work"
@@ -37,7 +39,9 @@ make_template() {
         logged unprivileged env TZ=UTC "$work/pg/bin/initdb" -D "$work/data" --username=postgres --auth=trust \
             --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=1 \
             --no-sync --no-instructions
-        cp "$here/postgresql.conf" "$here/pg_hba.conf" "$work/data/"
+        # shellcheck disable=SC2086 # a list of words
+        cat $settings > "$work/data/postgresql.conf"
+        cp "$here/pg_hba.conf" "$work/data/"
         # In single-user mode with -j, a statement ends at a semicolon and an empty line.
         sed 's/;$/;\n/' "$here/template.sql" > "$work/template.sql"
         logged single_user postgres < "$work/template.sql"

@@ -70,8 +70,8 @@ pub struct FirstProcess {
 
 impl FirstProcess {
     /// The postmaster. What stock PostgreSQL could not do with the same data directory is said here and not in its
-    /// `postgresql.conf`: the socket's folder, which the kernel puts behind vsock, and Dormouse's own module, which
-    /// refuses passwords in SQL.
+    /// `postgresql.conf`: the socket's folder, which the kernel puts behind vsock, and modules: Dormouse's own, which
+    /// refuses passwords in SQL, and pg_stat_statements, which a database need not have and which works only so.
     pub fn postgres() -> FirstProcess {
         let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
         FirstProcess {
@@ -82,7 +82,7 @@ impl FirstProcess {
                 "-c",
                 "unix_socket_directories=/run",
                 "-c",
-                "shared_preload_libraries=dormouse",
+                "shared_preload_libraries=dormouse,pg_stat_statements",
             ]),
             environment: words(&["PATH=/pg/bin", "HOME=/pgdata", "PGDATA=/pgdata", "LC_ALL=C", "TZ=UTC"]),
         }

@@ -6,12 +6,12 @@
 //! /dev/shm  /tmp  /run     writable memory                ramfs, memory
 //! /proc/self/exe           link to the program
 //! /pgdata      the host's directory, by FUSE              share, content, cache, fuse, wire
-//! /pgdata/pgsql_tmp                      memory
+//! /pgdata/pgsql_tmp  /pgdata/pg_stat_tmp  memory
 //! /pgdata/global/config_exec_params*     memory
 //! ```
 //!
-//! What is in memory below `/pgdata` is how EXEC_BACKEND hands a new process its parameters: written, read once and
-//! removed at every start of a backend, and worthless after a crash. Names decide: a directory of the share can carry
+//! What is in memory below `/pgdata` is worthless after a crash: how EXEC_BACKEND hands a new process its parameters,
+//! written, read once and removed at every start of a backend, and the texts that pg_stat_statements keeps. Names decide: a directory of the share can carry
 //! an *overlay* of names that are kept in memory, and hide what the host has under them.
 //!
 //! It promises that names, attributes and sizes once known cost no request to the host, that open files survive
@@ -143,10 +143,11 @@ pub fn init(boot: &dormouse_abi::BootInfo) -> Result<()> {
     let process = archive::make_directory(&process, read_only, b"self", 0o555)?;
     process.mount(b"exe", Node::Memory(ramfs::Inode::new(read_only, 0o777, Body::Link(PROGRAM.into()))))?;
 
-    // The directory that holds the overlay's one name may not change; what is below it may.
+    // The directory that holds the overlay's names may not change; what is below them may.
     let above = ramfs::Inode::new(read_only, 0o700, Body::directory());
     above.mount(b"pgsql_tmp", Node::Memory(memory(0o700)))?;
-    let top = share::Overlay { covers: |name| name == b"pgsql_tmp", directory: above };
+    above.mount(b"pg_stat_tmp", Node::Memory(memory(0o700)))?;
+    let top = share::Overlay { covers: |name| matches!(name, b"pgsql_tmp" | b"pg_stat_tmp"), directory: above };
     let global =
         share::Overlay { covers: |name| name.starts_with(b"config_exec_params"), directory: memory(0o700) };
     let data = Node::Share(share::Share::mount(top, global)?);
