@@ -12,6 +12,7 @@ jobs=${JOBS:-$(nproc)}
 unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C
 . "$here/steps.sh"
+. "$here/pgvector.sh"
 
 fetch "postgresql-$pg_major" pgvector
 pg_source=$(source_of "postgresql-$pg_major")
@@ -20,7 +21,7 @@ extensions=$(modules_below contrib)
 switches="--without-readline --without-zlib --without-icu --without-llvm --without-openssl"
 
 if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename "$pgvector_source")" "$here/oracle.sh" \
-    "$here/link/pgvector.h"; then
+    "$here/link/pgvector.h" "$here/pgvector.sh"; then
     mkdir "$out/build"
     cd "$out/build"
     # shellcheck disable=SC2086 # a list of words
@@ -45,9 +46,8 @@ if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename
         logged make -j "$jobs" -C "$part" install
         logged cp -r "$pg_source/$part" "$out/install/regress/$part"
     done
-    cp -r "$pgvector_source" "$out/pgvector"
-    logged make -j "$jobs" -C "$out/pgvector" install PG_CONFIG="$out/install/bin/pg_config" OPTFLAGS= \
-        COPT="-include $here/link/pgvector.h"
+    copy_pgvector "$out/pgvector"
+    make_pgvector "$out/pgvector" "$out/install/bin/pg_config" install -j "$jobs"
     logged cp -r "$pgvector_source/test" "$out/install/regress/pgvector"
     finish
 fi

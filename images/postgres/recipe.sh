@@ -15,7 +15,8 @@ export LC_ALL=C
 . "$here/steps.sh"
 . "$here/musl.sh"
 . "$here/server.sh"
-. "$here/extensions.sh"
+. "$here/contrib.sh"
+. "$here/pgvector.sh"
 . "$here/link.sh"
 . "$here/template.sh"
 . "$here/boot.sh"
@@ -27,7 +28,10 @@ pgvector_source=$(source_of pgvector)
 
 build_musl
 build_server
-build_extensions
+extensions=
+extensions_key=
+build_contrib
+build_pgvector
 link_program
 make_template
 make_boot
