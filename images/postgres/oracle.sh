@@ -32,7 +32,6 @@ if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename
     logged make -j "$jobs" -C src/test/isolation
     say "$step_name: compiled"
     logged make install
-    logged make -C contrib/amcheck install
     logged make -C src/test/regress install
     mkdir -p "$out/install/regress/contrib"
     logged cp -r "$pg_source/src/test/regress/sql" "$pg_source/src/test/regress/expected" \

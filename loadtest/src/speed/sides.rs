@@ -141,11 +141,10 @@ pub struct Yardstick {
     settings: Vec<Setting>,
 }
 
-/// Settings that name places or programs of the guest, or shape only its log.
-const GUESTS_OWN: &str = "'listen_addresses', 'data_directory', 'config_file', 'hba_file', 'ident_file', \
-    'unix_socket_directories', 'port', 'dynamic_library_path', 'extension_control_path', 'shared_preload_libraries', \
-    'session_preload_libraries', 'local_preload_libraries', 'log_destination', 'logging_collector', \
-    'log_line_prefix', 'lc_messages', 'lc_monetary', 'lc_numeric', 'lc_time'";
+/// Settings that name places of the guest, or shape only its log.
+const GUESTS_OWN: &str = "'listen_addresses', 'unix_socket_directories', 'port', 'dynamic_library_path', \
+    'extension_control_path', 'log_destination', 'logging_collector', 'log_line_prefix', 'lc_messages', 'lc_monetary', \
+    'lc_numeric', 'lc_time'";
 
 impl Yardstick {
     /// A data directory with Dormouse's settings on the file system of its home, a server on it, and PgBouncer.
@@ -212,12 +211,17 @@ impl Yardstick {
     }
 }
 
-/// All that a server was set to beyond PostgreSQL's defaults, by its own word.
+/// All that a server was set to beyond PostgreSQL's defaults, by its own word. Which libraries it preloads is not for
+/// everyone to see; that a library's own settings are there is.
 fn settings(client: &mut Client) -> Result<Vec<Setting>, SpeedError> {
     let rows = client.query(&format!(
         "select name, current_setting(name) from pg_settings
          where source in ('configuration file', 'command line') and context <> 'internal'
-           and name not like '%.%' and name not in ({GUESTS_OWN}) order by name"
+           and (name not like '%.%' or name like 'pg_stat_statements.%') and name not in ({GUESTS_OWN})
+         union all
+         select 'shared_preload_libraries', 'pg_stat_statements' from pg_settings
+         where name = 'pg_stat_statements.max'
+         order by 1"
     ))?;
     Ok(rows
         .into_iter()
