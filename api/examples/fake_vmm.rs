@@ -64,6 +64,7 @@ fn main() {
     let mut lives = fs::OpenOptions::new().create(true).append(true).open(folder.join("lives")).unwrap();
     writeln!(lives, "{}", std::process::id()).unwrap();
     fs::write(folder.join("memory_mib"), value("--memory-mib")).unwrap();
+    fs::write(folder.join("image"), value("--image")).unwrap();
 
     let run = home.join("run").join(&id);
     fs::create_dir_all(&run).unwrap();

@@ -91,7 +91,7 @@ impl Server {
         let api_address = listener.local_addr().map_err(|source| StartError::Listen { address, source })?;
 
         let metadata = Metadata::open(&home.metadata()).await?;
-        let (journal, journal_task) = StateJournal::start(metadata.clone());
+        let (journal, journal_task) = StateJournal::start(metadata.clone(), settings.events_kept);
         let host = Host::new(&settings, metadata.clone(), journal.clone()).map_err(StartError::Home)?;
         let sessions = pooler::Sessions::new();
         host.attach(Arc::new(sessions.clone()));

@@ -9,7 +9,6 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
-use dormouse_images::manifest::{FORMAT, FirstProcess, Layout, Manifest, Origin, Part};
 use support::{alive, fake_vmm, image, until};
 
 type Test = std::io::Result<()>;
@@ -388,47 +387,60 @@ fn a_server_whose_logs_are_on_a_full_disk_goes_on() -> Test {
     Ok(())
 }
 
-/// As [`image`], with a manifest: what `dormouse image` reads.
-fn listed_image(home: &Path) {
-    image(home);
-    let part = || Part { sha256: "0".repeat(64), bytes: 1 };
-    let manifest = Manifest {
-        format: FORMAT,
-        image: "0123456789abcdef".into(),
-        abi: 1,
-        kernel: part(),
-        postgres: part(),
-        boot: part(),
-        template: "t".into(),
-        postgres_version: "PostgreSQL 17.0".into(),
-        wal_segment_bytes: 1 << 20,
-        layout: Layout { shared_end: 0, hot: 0, data: 0, data_end: 0, prng_state: 0 },
-        first_process: FirstProcess::postgres(),
-        origin: Origin { built_at: 0, builder: "test".into() },
-    };
-    std::fs::write(home.join("images/0123456789abcdef/image.json"), serde_json::to_vec(&manifest).unwrap()).unwrap();
-}
-
 #[test]
 fn image_list_and_version_name_the_image_its_postgres_and_its_sizes() -> Test {
-    let up = Up::start_with(|command| {
-        let home = command.get_envs().find(|(key, _)| *key == "DORMOUSE_HOME").unwrap().1.unwrap();
-        std::fs::remove_dir_all(Path::new(home).join("images")).unwrap();
-        listed_image(Path::new(home));
-    });
+    let up = Up::start();
     let list = |up: &Up| -> Vec<Vec<String>> {
         let text = done(up.run(&["image", "list"]));
         text.lines().map(|l| l.split("  ").map(|c| c.trim().to_string()).filter(|c| !c.is_empty()).collect()).collect()
     };
     let shown = list(&up);
-    assert_eq!(shown[0], ["image", "postgres", "golden MiB"]);
-    assert_eq!(shown[1..], [["0123456789abcdef", "PostgreSQL 17.0", "512", "current"]]);
+    assert_eq!(shown[0], ["image", "postgres", "golden MiB", "asleep", "stopped", "awake"]);
+    assert_eq!(shown[1..], [["0123456789abcdef", "postgres (PostgreSQL) 17.0", "512", "0", "0", "0", "current"]]);
     done(up.run(&["db", "create", "a"]));
-    assert_eq!(list(&up)[1][3], "current, in use");
+    assert_eq!(list(&up)[1][3..], ["1", "0", "0", "current"]);
     let version = done(up.run(&["--version"]));
-    assert_eq!(version.lines().nth(1), Some("image    0123456789abcdef, PostgreSQL 17.0"), "{version}");
+    assert_eq!(version.lines().nth(1), Some("image    0123456789abcdef, postgres (PostgreSQL) 17.0"), "{version}");
     // One that cannot be read is not shown, and is no reason to fail.
     let empty = up.home.parent().unwrap().join("empty");
     assert_eq!(done(dormouse(&empty).args(["image", "list"]).output()?).lines().count(), 1);
     Ok(())
+}
+
+#[test]
+fn a_new_image_is_adopted_and_the_count_goes_to_zero() -> Test {
+    let up = Up::start();
+    for name in ["asleep", "awake", "other"] {
+        done(up.run(&["db", "create", name]));
+    }
+    done(up.run(&["db", "resume", "awake"]));
+    assert!(done(up.run(&["image", "status"])).starts_with("0 of 3 databases"));
+    let home = &up.home;
+    support::newer_image(home, "fedcba9876543210");
+    until_count(&up, "3 of 3 databases are on an older image: 2 asleep, 0 stopped, 1 awake");
+    assert!(done(up.run(&["image", "adopt", "other"])).starts_with("1 moved"));
+    until_count(&up, "2 of 3 databases are on an older image: 1 asleep, 0 stopped, 1 awake");
+    assert!(done(up.run(&["image", "adopt", "--per-second", "1000"])).starts_with("2 moved to the newest image, 0 left"));
+    until_count(&up, "0 of 3 databases");
+    assert!(done(up.run(&["image", "adopt"])).starts_with("0 moved"));
+    let shown = done(up.run(&["db", "show", "awake"]));
+    assert!(shown.contains("fedcba9876543210") && shown.contains("pg_version    17"), "{shown}");
+    let events = done(up.run(&["db", "events", "asleep"]));
+    let kinds: Vec<&str> = events.lines().skip(1).map(|l| l.split_whitespace().nth(1).unwrap()).collect();
+    assert_eq!(kinds, ["created", "image_adopted"], "{events}");
+    // The old one is needed no more.
+    assert_eq!(done(up.run(&["image", "gc"])), "removed image 0123456789abcdef");
+    Ok(())
+}
+
+/// States reach the metadata a moment after they are shown.
+fn until_count(up: &Up, start: &str) {
+    let begun = std::time::Instant::now();
+    loop {
+        let said = done(up.run(&["image", "status"]));
+        if said.starts_with(start) {
+            return;
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{said}");
+    }
 }

@@ -7,7 +7,8 @@ mod support;
 use std::time::Duration;
 
 use dormouse_api::host::control::SessionCounts;
-use dormouse_api::host::{State, SuspendError, WakeError};
+use dormouse_api::host::{RestartError, State, SuspendError, WakeError};
+use dormouse_api::metadata::{EventRow, Page};
 use dormouse_vmm::snapshot::format::{Extent, Header};
 use support::{World, alive, until};
 
@@ -446,5 +447,96 @@ async fn a_wait_for_a_turn_is_bounded_and_says_what_it_waited_for() -> Test {
     assert!(turn >= 2 && time >= 1 && turn + time == 7, "{errors:?}");
     // Who had no turn was not started. (One that was may be killed before it says so.)
     assert!(all.iter().filter(|db| db.lives().is_empty()).count() >= turn);
+    Ok(())
+}
+
+fn kinds(events: &[EventRow]) -> Vec<&str> {
+    events.iter().rev().map(|event| event.kind.as_str()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sleeping_database_is_moved_without_being_woken_and_starts_on_the_new_image() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    w.host.suspend(&db.id).await.unwrap();
+    support::newer_image(dir.path(), "fedcba9876543210");
+    // A snapshot goes on with its own image.
+    db.wake().await;
+    assert_eq!(db.read("image"), support::IMAGE);
+    w.host.suspend(&db.id).await.unwrap();
+
+    let row = async || w.metadata.database(&db.id).await.unwrap().unwrap();
+    *w.pooler.clients.lock().unwrap() = 2;
+    let error = w.host.adopt(&row().await, false).await.unwrap_err();
+    assert!(matches!(error, RestartError::InUse(2)), "{error}");
+    assert!(db.has("snapshot"));
+    w.pooler.take();
+    assert!(w.host.adopt(&row().await, true).await.unwrap());
+    assert_eq!(w.pooler.take(), ["end Restarted"]);
+    assert_eq!(row().await.image, "fedcba9876543210");
+    assert_eq!((db.has("snapshot"), db.lives().len(), db.state().await), (false, 2, Some(State::Stopped)));
+    assert!(!w.host.adopt(&row().await, true).await.unwrap());
+    db.wake().await;
+    assert_eq!(db.read("image"), "fedcba9876543210");
+    w.host.shut_down().await;
+    let events = w.host.events(&db.id, Page { after: 0, limit: 10 }).await.unwrap();
+    assert_eq!(kinds(&events), ["created", "image_adopted", "started_cold"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_start_is_on_the_newest_image() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let (db, never_woken) = (w.create("a").await, w.create("b").await);
+    db.wake().await;
+    support::newer_image(dir.path(), "fedcba9876543210");
+    w.host.restart(&db.id, true).await.unwrap();
+    assert_eq!(db.state().await, Some(State::Stopped));
+    for db in [&db, &never_woken] {
+        db.wake().await;
+        assert_eq!(db.read("image"), "fedcba9876543210");
+    }
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_a_guest_is_among_its_events() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    db.kill_vm();
+    db.becomes(State::Stopped).await;
+    db.order("fail", "75");
+    let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+    assert!(error.contains("no progress") && error.contains("host.watchdog_ms"), "{error}");
+    db.order("fail", "74");
+    w.host.wake(&db.id).await.unwrap_err();
+    db.revoke("fail");
+    db.wake().await;
+    w.host.restart(&db.id, false).await.unwrap();
+    let events = w.host.events(&db.id, Page { after: 0, limit: 10 }).await.unwrap();
+    assert_eq!(kinds(&events), ["created", "died", "hung", "wake_failed", "started_cold", "restarted"]);
+    assert!(events[3].message.as_deref().unwrap().contains("no progress"), "{events:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_that_meets_a_wake_gives_it_the_next_start() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    for _ in 0..10 {
+        let (host, id) = (w.host.clone(), db.id.clone());
+        let wake = tokio::spawn(async move { host.wake(&id).await });
+        w.host.restart(&db.id, true).await.unwrap();
+        wake.await.unwrap().unwrap();
+    }
+    w.host.shut_down().await;
+    assert!(db.lives().iter().all(|pid| !alive(*pid)));
     Ok(())
 }

@@ -116,6 +116,7 @@ fn what_was_being_made_is_undone_and_what_was_being_deleted_is_finished() -> Tes
             name: "made",
             plan: "free",
             plan_databases: 10,
+            pg_version: 17,
             image: "0123456789abcdef",
             cool_down_ms: None,
             role: "app",

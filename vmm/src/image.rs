@@ -67,6 +67,16 @@ impl Image {
         })
     }
 
+    /// The image over the template that a layer has already: a database that was moved to another image keeps its own.
+    pub fn over(self, template: Option<String>, settings: &Settings) -> Self {
+        match template {
+            Some(template) if settings.template.is_none() => {
+                Self { template_dir: settings.home.join("templates").join(&template), template, ..self }
+            }
+            _ => self,
+        }
+    }
+
     fn from_parts(settings: &Settings) -> Result<Self, ImageError> {
         let (Some(kernel), Some(postgres), Some(archive), Some(template_dir)) =
             (&settings.kernel, &settings.postgres, &settings.boot, &settings.template)

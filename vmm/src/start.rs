@@ -118,6 +118,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     for dir in [&layer, &run_dir] {
         make_dir(dir).map_err(StartError::io(format!("cannot make {}", dir.display())))?;
     }
+    let image = image.over(crate::layer::template_of(&layer)?, settings);
     let place = Place { settings, image: &image, database_dir, layer };
     // Before any thread is made: all must have SIGTERM blocked.
     let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;

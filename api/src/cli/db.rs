@@ -16,6 +16,9 @@ pub enum Command {
         /// A plan of the settings [default: free]
         #[arg(long)]
         plan: Option<String>,
+        /// Major version of PostgreSQL [default: the server's]
+        #[arg(long)]
+        pg_version: Option<u32>,
         /// Suspend it when unused for so many ms
         #[arg(long)]
         cool_down_ms: Option<u64>,
@@ -35,6 +38,18 @@ pub enum Command {
     Suspend(Which),
     /// Wake a database now
     Resume(Which),
+    /// Shut a database down: its next use is a cold start, on the newest image; sessions end
+    Restart(Which),
+    /// Show what happened to a database, the newest last
+    Events {
+        #[command(flatten)]
+        which: Which,
+        /// So many of the newest
+        #[arg(long, default_value_t = 20)]
+        last: u32,
+    },
+    /// Show what every process of an awake database is doing, with backtraces
+    Tasks(Which),
     /// Suspend a database when unused for so many ms
     CoolDown {
         #[command(flatten)]
@@ -66,9 +81,9 @@ impl Which {
 pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitCode, CliError> {
     let show = |value: &Value| print_one(value, args.json);
     match command {
-        Command::Create { name, plan, cool_down_ms, tenant } => {
+        Command::Create { name, plan, pg_version, cool_down_ms, tenant } => {
             let mut body = json!({ "name": name });
-            let given = [("plan", plan.map(Value::from)), ("cool_down_ms", cool_down_ms.map(Value::from)), ("tenant", tenant.map(Value::from))];
+            let given = [("plan", plan.map(Value::from)), ("pg_version", pg_version.map(Value::from)), ("cool_down_ms", cool_down_ms.map(Value::from)), ("tenant", tenant.map(Value::from))];
             for (field, value) in given {
                 if let Some(value) = value {
                     body[field] = value;
@@ -86,6 +101,12 @@ pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitC
         Command::Show(which) => show(&client.get(&which.path(client)?)?)?,
         Command::Suspend(which) => show(&client.post(&format!("{}/suspend", which.path(client)?), None)?)?,
         Command::Resume(which) => show(&client.post(&format!("{}/resume", which.path(client)?), None)?)?,
+        Command::Restart(which) => show(&client.post(&format!("{}/restart", which.path(client)?), None)?)?,
+        Command::Events { which, last } => events(client, args, &which, last)?,
+        Command::Tasks(which) => {
+            let answer = client.get(&format!("{}/tasks", which.path(client)?))?;
+            print!("{}", if args.json { format!("{answer}\n") } else { text(&answer, "report")?.to_string() });
+        }
         Command::CoolDown { which, ms } => {
             let value = match ms.as_str() {
                 "plan" => Value::Null,
@@ -112,26 +133,41 @@ pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(client: &Client, args: &ServerArgs, tenant: Option<String>) -> Result<(), CliError> {
+fn events(client: &Client, args: &ServerArgs, which: &Which, last: u32) -> Result<(), CliError> {
+    let path = format!("{}/events", which.path(client)?);
+    let mut all = pages(client, &path, &format!("limit={}", last.clamp(1, 1000)), "events", Some(last as usize))?;
+    all.reverse();
+    if args.json {
+        println!("{}", Value::from(all));
+        return Ok(());
+    }
+    let columns = ["at", "kind", "message"];
+    print_table(&columns, all.iter().map(|row| columns.map(|c| row[c].as_str().unwrap_or_default().to_string())));
+    Ok(())
+}
+
+/// All rows of a list that comes in pages, or the first `most`.
+pub fn pages(client: &Client, path: &str, query: &str, field: &str, most: Option<usize>) -> Result<Vec<Value>, ClientError> {
+    let most = most.unwrap_or(usize::MAX);
     let mut all = Vec::new();
     let mut cursor: Option<String> = None;
     loop {
-        let mut path = "/v1/databases?limit=1000".to_string();
-        if let Some(tenant) = &tenant {
-            path.push_str(&format!("&tenant={}", escape(tenant)));
-        }
-        if let Some(cursor) = &cursor {
-            path.push_str(&format!("&cursor={}", escape(cursor)));
-        }
-        let mut page = client.get(&path)?;
-        if let Some(rows) = page["databases"].as_array_mut() {
+        let from = cursor.map(|cursor| format!("&cursor={}", escape(&cursor))).unwrap_or_default();
+        let mut page = client.get(&format!("{path}?{query}{from}"))?;
+        if let Some(rows) = page[field].as_array_mut() {
             all.append(rows);
         }
         cursor = page["next_cursor"].as_str().map(str::to_string);
-        if cursor.is_none() {
-            break;
+        if cursor.is_none() || all.len() >= most {
+            all.truncate(most);
+            return Ok(all);
         }
     }
+}
+
+fn list(client: &Client, args: &ServerArgs, tenant: Option<String>) -> Result<(), CliError> {
+    let query = tenant.map_or("limit=1000".to_string(), |tenant| format!("limit=1000&tenant={}", escape(&tenant)));
+    let all = pages(client, "/v1/databases", &query, "databases", None)?;
     if args.json {
         println!("{}", Value::from(all));
         return Ok(());
@@ -146,7 +182,7 @@ fn print_one(value: &Value, json: bool) -> Result<(), CliError> {
         println!("{value}");
         return Ok(());
     }
-    for field in ["id", "name", "tenant", "state", "message", "plan", "cool_down_ms", "created_at"] {
+    for field in ["id", "name", "tenant", "state", "message", "plan", "pg_version", "image", "cool_down_ms", "created_at"] {
         match &value[field] {
             Value::Null => {}
             Value::String(text) => println!("{field:<13} {text}"),

@@ -71,7 +71,7 @@ fn offline(home: &Home, name: &str) -> Result<String, CliError> {
     let runtime = runtime.map_err(|source| CliError::Io { what: "runtime".into(), source })?;
     runtime.block_on(async {
         let metadata = Metadata::open(&home.metadata()).await?;
-        let filter = DatabaseFilter { tenant: None, name: Some(name) };
+        let filter = DatabaseFilter { name: Some(name), ..DatabaseFilter::default() };
         let rows = metadata.list_databases(filter, Page { after: 0, limit: 2 }).await?;
         match rows.as_slice() {
             [] => Err(none()),

@@ -16,7 +16,7 @@ use super::machine::{Answer, Effect, Input, Machine, Phase, Want};
 use super::process::Process;
 use super::state::State;
 use super::vm::{self, VmCommand, VmContext, VmEvent};
-use super::{Awake, DeleteError, Inner, SuspendError, WakeError};
+use super::{Awake, DeleteError, EventKind, Inner, RestartError, SuspendError, WakeError};
 use crate::identity::{DatabaseId, TenantId};
 
 /// What an actor needs to know of its database; read once from its row.
@@ -26,6 +26,8 @@ pub struct Facts {
     pub tenant: TenantId,
     pub tenant_name: String,
     pub name: String,
+    pub pg_version: u32,
+    /// The one it was last on; its next cold start may be on a newer one.
     pub image: String,
     pub memory_mib: u64,
     pub storage_mib: u64,
@@ -38,6 +40,8 @@ pub enum Command {
     /// A held client spoke while its database was about to sleep.
     Spoke,
     Suspend(oneshot::Sender<Result<(), SuspendError>>),
+    /// Shut it down, so that its next start is a cold one.
+    Restart { end_sessions: bool, reply: oneshot::Sender<Result<(), RestartError>> },
     Delete(oneshot::Sender<Result<(), DeleteError>>),
     CoolDown(u64),
     ShutDown,
@@ -49,6 +53,8 @@ enum Note {
     /// From the VM of this life.
     Vm(u64, VmEvent),
     Removed(Result<(), String>),
+    /// The snapshot is gone, and this is the image of the next start.
+    Discarded(Result<String, String>),
 }
 
 /// Suspends of this life that failed, other than for its being in use.
@@ -90,6 +96,7 @@ pub struct Actor {
     wakers: Vec<oneshot::Sender<Result<Awake, WakeError>>>,
     suspenders: Vec<oneshot::Sender<Result<(), SuspendError>>>,
     deleters: Vec<oneshot::Sender<Result<(), DeleteError>>>,
+    stoppers: Vec<oneshot::Sender<Result<(), RestartError>>>,
     vm: Option<mpsc::UnboundedSender<VmCommand>>,
     /// Counts lives, so that a word from a VM of before is not taken for one of this.
     life: u64,
@@ -131,6 +138,7 @@ impl Actor {
             wakers: Vec::new(),
             suspenders: Vec::new(),
             deleters: Vec::new(),
+            stoppers: Vec::new(),
             vm: None,
             life: 0,
             counts: Vec::new(),
@@ -215,8 +223,16 @@ impl Actor {
                 self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
                 None
             }
-            Note::Vm(_, VmEvent::Ready { epoch, existing }) => {
+            Note::Vm(_, VmEvent::Image(image)) => {
+                self.facts.image = image;
+                None
+            }
+            Note::Vm(_, VmEvent::Ready { epoch, existing, cold }) => {
                 self.wake_deadline = None;
+                if let Some(cold) = cold {
+                    let kind = if cold.refused { EventKind::SnapshotRefused } else { EventKind::StartedCold };
+                    self.event(kind, cold.why);
+                }
                 self.reason = None;
                 let awake = Awake { socket: self.host.home.session_socket(&self.facts.id), epoch };
                 // Before anyone is answered: a held session binds again, one of another epoch ends.
@@ -231,7 +247,19 @@ impl Actor {
             Note::Vm(_, VmEvent::Suspended(answer)) => {
                 Some(self.saved(answer))
             }
-            Note::Vm(_, VmEvent::Exited { reason }) => Some(self.exited(reason)),
+            Note::Vm(_, VmEvent::Exited { reason, hung }) => Some(self.exited(reason, hung)),
+            Note::Discarded(result) => {
+                let done = result.is_ok();
+                match result {
+                    Ok(image) => self.facts.image = image,
+                    Err(reason) => {
+                        tracing::error!(database = %self.facts.id, reason, "restart");
+                        self.reason = Some(reason);
+                    }
+                }
+                let facts = &self.facts;
+                Some(Input::Discarded { rest: self.host.home.rest(&facts.id, &facts.image, facts.memory_mib), done })
+            }
             Note::Removed(result) => {
                 let done = result.is_ok();
                 if let Err(reason) = result {
@@ -257,6 +285,9 @@ impl Actor {
             }
             Err(error) => {
                 let failures = self.unsaved.failures.saturating_add(1);
+                if failures == 1 {
+                    self.event(EventKind::SuspendFailed, Some(error.clone()));
+                }
                 tracing::warn!(database = %id, error, failures, "suspend failed; the database goes on running");
                 self.unsaved = Unsaved { error: Some(error), failures, last: true };
                 if failures >= FAILURES { Input::SaveFailed } else { Input::Saved(false) }
@@ -264,7 +295,11 @@ impl Actor {
         }
     }
 
-    fn exited(&mut self, reason: Option<String>) -> Input {
+    fn event(&self, kind: EventKind, message: Option<String>) {
+        self.host.journal.event(&self.facts.id, kind, message);
+    }
+
+    fn exited(&mut self, reason: Option<String>, hung: bool) -> Input {
         self.vm = None;
         self.life += 1;
         self.awake = None;
@@ -278,6 +313,17 @@ impl Actor {
             let state = self.machine.state();
             if !matches!(state, State::Deleting) {
                 tracing::warn!(database = %facts.id, ?state, reason, "its VM ended");
+            }
+            let kind = match state {
+                _ if hung => Some(EventKind::Hung),
+                State::Resuming => Some(EventKind::WakeFailed),
+                // Killed because someone asked for it.
+                _ if self.machine.expects_end() => None,
+                _ => Some(EventKind::Died),
+            };
+            if let Some(kind) = kind {
+                let first = self.reason.as_ref().unwrap_or(&reason);
+                self.event(kind, Some(first.clone()));
             }
             // The first reason is the one that explains: what follows a time-out is only "killed".
             self.reason.get_or_insert(reason);
@@ -304,6 +350,15 @@ impl Actor {
                 self.suspenders.push(reply);
                 self.suspend_deadline = Some(Instant::now() + self.host.limits.suspend_wait);
                 Some(Input::SuspendAsked)
+            }
+            Command::Restart { end_sessions, reply } => {
+                let clients = self.host.sessions().clients(&self.facts.id);
+                if clients > 0 && !end_sessions {
+                    let _ = reply.send(Err(RestartError::InUse(clients)));
+                    return None;
+                }
+                self.stoppers.push(reply);
+                Some(Input::StopAsked)
             }
             Command::Delete(reply) => {
                 self.deleters.push(reply);
@@ -379,6 +434,16 @@ impl Actor {
             Effect::EndSessions(why) => self.host.sessions().end(id, why),
             Effect::AnswerWakers(answer) => self.answer_wakers(answer),
             Effect::AnswerSuspend(answer) => self.answer_suspenders(answer),
+            Effect::AnswerStop(answer) => {
+                for reply in self.stoppers.drain(..) {
+                    let _ = reply.send(match answer {
+                        Answer::Done => Ok(()),
+                        Answer::Gone => Err(RestartError::Deleting),
+                        _ => Err(RestartError::Failed(self.reason.clone().unwrap_or_default())),
+                    });
+                }
+            }
+            Effect::Discard => self.discard(),
             Effect::AnswerDelete(answer) => {
                 for reply in self.deleters.drain(..) {
                     let reason = || self.reason.clone().unwrap_or_default();
@@ -404,6 +469,7 @@ impl Actor {
         self.life += 1;
         let (life, note) = (self.life, self.note.clone());
         let context = VmContext {
+            host: self.host.clone(),
             home: self.host.home.clone(),
             program: self.host.vmm_program.clone(),
             spec: super::process::Spec {
@@ -411,7 +477,9 @@ impl Actor {
                 image: self.facts.image.clone(),
                 memory_mib: self.facts.memory_mib,
                 storage_mib: self.facts.storage_mib,
+                watchdog_ms: self.host.limits.watchdog_ms,
             },
+            pg_version: self.facts.pg_version,
             console_log_limit: self.host.limits.console_log_limit,
             permits: self.host.permits.clone(),
             since: self.host.since,
@@ -436,6 +504,14 @@ impl Actor {
         self.unsaved.last &= stopped;
         self.counts = counts.unwrap_or_default();
         Input::Quiesced(stopped)
+    }
+
+    fn discard(&self) {
+        let (host, facts, note) = (self.host.clone(), self.facts.clone(), self.note.clone());
+        tokio::spawn(async move {
+            let result = host.discard_snapshot(&facts.id, &facts.image, facts.pg_version).await;
+            let _ = note.send(Note::Discarded(result));
+        });
     }
 
     fn remove(&self) {

@@ -24,14 +24,14 @@ pub enum Request {
     Suspend { sessions: Vec<SessionCounts> },
     Cancel,
     Stop,
+    Tasks,
     CoolDown { ms: u64 },
 }
 
 /// A line from the VMM: an answer to the oldest open request, or an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// The sessions, from the pooler's side, are there in the answer to a `status`.
-    Answer(Result<Vec<SessionCounts>, String>),
+    Answer(Result<Answer, String>),
     Event(Event),
 }
 
@@ -42,6 +42,8 @@ pub enum Event {
         epoch: String,
         #[serde(default)]
         cold: bool,
+        #[serde(default)]
+        why: Option<String>,
         #[serde(default)]
         trace: serde_json::Value,
     },
@@ -54,13 +56,24 @@ pub enum Event {
     Unknown,
 }
 
+/// What an answer holds beyond its `ok`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    /// Of a `status`: from the pooler's side.
+    pub sessions: Vec<SessionCounts>,
+    /// Of a `tasks`.
+    pub report: Option<String>,
+}
+
 #[derive(Deserialize)]
-struct Answer {
+struct WireAnswer {
     ok: bool,
     #[serde(default)]
     error: Option<String>,
     #[serde(default)]
     sessions: Vec<VmmCounts>,
+    #[serde(default)]
+    report: Option<String>,
 }
 
 /// A session in the answer to a `status`, from the VMM's side.
@@ -136,9 +149,10 @@ fn parse(line: &[u8]) -> io::Result<Option<Message>> {
         let event = serde_json::from_value(value).map_err(wrong)?;
         return Ok((event != Event::Unknown).then_some(Message::Event(event)));
     }
-    let answer: Answer = serde_json::from_value(value).map_err(wrong)?;
+    let answer: WireAnswer = serde_json::from_value(value).map_err(wrong)?;
     let error = answer.error.unwrap_or_else(|| "the VMM gave no reason".into());
-    Ok(Some(Message::Answer(if answer.ok { Ok(answer.sessions.into_iter().map(SessionCounts::from).collect()) } else { Err(error) })))
+    let sessions = answer.sessions.into_iter().map(SessionCounts::from).collect();
+    Ok(Some(Message::Answer(if answer.ok { Ok(Answer { sessions, report: answer.report }) } else { Err(error) })))
 }
 
 impl Sender {
@@ -147,6 +161,20 @@ impl Sender {
         line.push(b'\n');
         self.writer.write_all(&line).await
     }
+}
+
+/// Asks what the guest's processes are doing; `None` if the VMM ended instead.
+pub async fn ask_tasks(stream: UnixStream) -> io::Result<Option<String>> {
+    let (mut lines, mut sender) = split(stream);
+    sender.send(&Request::Tasks).await?;
+    while let Some(message) = lines.next().await? {
+        match message {
+            Message::Answer(Ok(answer)) => return Ok(answer.report),
+            Message::Answer(Err(error)) => return Err(io::Error::other(error)),
+            Message::Event(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -161,6 +189,7 @@ mod tests {
             (Request::Suspend { sessions: vec![session] }, r#"{"op":"suspend","sessions":[{"session":1,"sent":2,"received":3}]}"#),
             (Request::Cancel, r#"{"op":"cancel"}"#),
             (Request::Stop, r#"{"op":"stop"}"#),
+            (Request::Tasks, r#"{"op":"tasks"}"#),
             (Request::CoolDown { ms: 1000 }, r#"{"op":"cool_down","ms":1000}"#),
         ];
         for (request, text) in cases {
@@ -170,15 +199,23 @@ mod tests {
 
     #[test]
     fn answers_and_events_are_told_apart_and_rubbish_is_an_error() {
-        let ready = Event::Ready { epoch: "e".into(), cold: true, trace: serde_json::json!({"load": 7}) };
+        let ready = Event::Ready {
+            epoch: "e".into(),
+            cold: true,
+            why: Some("w".into()),
+            trace: serde_json::json!({"load": 7}),
+        };
+        let counted = Answer { sessions: vec![SessionCounts { session: 1, sent: 2, received: 3 }], report: None };
+        let told = Answer { report: Some("r".into()), ..Answer::default() };
         let cases = [
-            (r#"{"ok":true}"#, Some(Message::Answer(Ok(vec![])))),
+            (r#"{"ok":true}"#, Some(Message::Answer(Ok(Answer::default())))),
+            (r#"{"ok":true,"report":"r"}"#, Some(Message::Answer(Ok(told)))),
             (
                 r#"{"ok":true,"state":"running","sessions":[{"session":1,"received":2,"sent":3}]}"#,
-                Some(Message::Answer(Ok(vec![SessionCounts { session: 1, sent: 2, received: 3 }]))),
+                Some(Message::Answer(Ok(counted))),
             ),
             (r#"{"ok":false,"error":"busy"}"#, Some(Message::Answer(Err("busy".into())))),
-            (r#"{"event":"ready","epoch":"e","cold":true,"trace":{"load":7}}"#, Some(Message::Event(ready))),
+            (r#"{"event":"ready","epoch":"e","cold":true,"why":"w","trace":{"load":7}}"#, Some(Message::Event(ready))),
             (r#"{"event":"idle","for_ms":5}"#, Some(Message::Event(Event::Idle { for_ms: 5 }))),
             (r#"{"event":"from-the-future"}"#, None),
             ("", None),

@@ -20,6 +20,8 @@ pub struct Create<'a> {
     pub name: &'a str,
     /// The plan's name.
     pub plan: &'a str,
+    /// Major version of Postgres; the settings' if not given.
+    pub pg_version: Option<u32>,
     pub cool_down_ms: Option<u64>,
 }
 
@@ -38,6 +40,8 @@ pub enum CreateError {
     NoPlan,
     #[error("there is no image to make databases from: run `dormouse image build` (or `make up`) first")]
     NoImage,
+    #[error("there is no image of PostgreSQL {asked}: there is {}. `dormouse image build` builds one", versions(.available))]
+    NoVersion { asked: u32, available: Vec<u32> },
     #[error("a database of this name exists")]
     NameTaken,
     #[error("the plan allows {0} databases, and all are in use: delete one, or choose another plan")]
@@ -52,6 +56,10 @@ pub enum CreateError {
     Random(#[from] RandomError),
     #[error(transparent)]
     Metadata(MetadataError),
+}
+
+fn versions(available: &[u32]) -> String {
+    available.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl From<MetadataError> for CreateError {
@@ -71,7 +79,16 @@ impl Host {
             return Err(CreateError::ShuttingDown);
         }
         let plan: &Plan = inner.plans.get(create.plan).ok_or(CreateError::NoPlan)?;
-        let image = inner.home.current_image(dormouse_images::DEFAULT_MAJOR).ok_or(CreateError::NoImage)?;
+        let pg_version = create.pg_version.unwrap_or(inner.pg_version);
+        let images = inner.home.current_images();
+        let image = match images.iter().find(|(version, _)| *version == pg_version) {
+            Some((_, image)) => image.clone(),
+            None if images.is_empty() => return Err(CreateError::NoImage),
+            None => {
+                let available = images.iter().map(|(version, _)| *version).collect();
+                return Err(CreateError::NoVersion { asked: pg_version, available });
+            }
+        };
         let id = DatabaseId::random()?;
         let password = new_password()?;
         let verifier = {
@@ -86,6 +103,7 @@ impl Host {
             name: create.name,
             plan: create.plan,
             plan_databases: plan.databases,
+            pg_version,
             image: &image,
             cool_down_ms: create.cool_down_ms,
             role: GUEST_ROLE,
@@ -116,11 +134,13 @@ impl Host {
             tenant: row.tenant.clone(),
             tenant_name: row.tenant_name.clone(),
             name: row.name.clone(),
+            pg_version,
             image,
             memory_mib: plan.memory_mib,
             storage_mib: plan.storage_mib,
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
         };
+        inner.journal.event(&id, super::EventKind::Created, None);
         inner.announce(&facts, Some(row.state), None);
         Ok(Created { row, password })
     }

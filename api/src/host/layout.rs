@@ -113,10 +113,16 @@ impl Home {
         self.run().join("server.json")
     }
 
-    /// The image new databases of a major version of PostgreSQL are made from.
+    /// The newest image of a major version of PostgreSQL: what its new databases are made from.
     pub fn current_image(&self, major: u32) -> Option<String> {
         let image = Store::new(&self.root).current(major)?;
         self.image(&image).join("image.json").is_file().then_some(image)
+    }
+
+    /// The newest of each.
+    pub fn current_images(&self) -> Vec<(u32, String)> {
+        let majors = Store::new(&self.root).currents().unwrap_or_default().into_keys();
+        majors.filter_map(|major| Some((major, self.current_image(major)?))).collect()
     }
 
     /// How a database without a process rests, by its files: suspended if it has a snapshot, or if it was never

@@ -78,6 +78,10 @@ pub enum Input {
     ShutDownDeadline,
     /// The operator gives up waiting: kill.
     Cut,
+    /// It is to be shut down and its next start to be a cold one, sessions or not.
+    StopAsked,
+    /// What its next start would have gone on from is gone (`done`), or could not be removed.
+    Discarded { rest: Rest, done: bool },
     /// Its owner deletes it; the row says so already.
     DeleteAsked,
     /// The VM could not be started, or was not ready in time.
@@ -117,9 +121,12 @@ pub enum Effect {
     Cancel,
     /// Shut Postgres down cleanly.
     Stop,
+    /// Remove the snapshot, so that the next start is a cold one; answered by [`Input::Discarded`].
+    Discard,
     AnswerWakers(Answer),
     AnswerSuspend(Answer),
     AnswerDelete(Answer),
+    AnswerStop(Answer),
     /// Arm [`Input::Retry`].
     RetrySoon,
     /// Ask the guest to say again when it is idle.
@@ -134,6 +141,7 @@ pub enum End {
     Died,
     Deleted,
     ShutDown,
+    Restarted,
 }
 
 /// What those who wait are told.
@@ -161,6 +169,8 @@ pub struct Machine {
     /// A process that ends now was told to, so its sessions were dealt with.
     expected: bool,
     delete: bool,
+    /// It is to be shut down.
+    stop: bool,
     /// Wakes in a row that ended without readiness and without an error.
     attempts: u32,
 }
@@ -180,6 +190,7 @@ impl Machine {
             cancel_sent: false,
             expected: false,
             delete: false,
+            stop: false,
             attempts: 0,
         }
     }
@@ -214,6 +225,11 @@ impl Machine {
         matches!(self.phase, Phase::Rest(_) | Phase::Gone)
     }
 
+    /// Whether the process that is there was told to end.
+    pub fn expects_end(&self) -> bool {
+        self.expected || self.delete
+    }
+
     fn alive(&self) -> bool {
         !matches!(self.phase, Phase::Rest(_) | Phase::Deleting | Phase::Gone)
     }
@@ -228,6 +244,8 @@ impl Machine {
             Input::ShutDown => self.shut_down(),
             Input::ShutDownDeadline => self.shut_down_deadline(),
             Input::Cut => self.cut(),
+            Input::StopAsked => self.stop_asked(),
+            Input::Discarded { rest, done } => self.discarded(rest, done),
             Input::DeleteAsked => self.delete_asked(),
             Input::WakeFailed => self.wake_failed(),
             Input::Ready => self.ready(),
@@ -355,6 +373,59 @@ impl Machine {
         vec![EndSessions(End::ShutDown), Kill]
     }
 
+    fn stop_asked(&mut self) -> Vec<Effect> {
+        if self.delete || matches!(self.phase, Phase::Deleting | Phase::Gone) {
+            return vec![AnswerStop(Answer::Gone)];
+        }
+        // Whoever asks second is answered with the first.
+        let first = !std::mem::replace(&mut self.stop, true);
+        match self.phase {
+            Phase::Rest(_) => self.discard(),
+            Phase::Running => self.begin_stop(vec![]),
+            Phase::Saving if first && !self.cancel_sent => {
+                self.cancel_sent = true;
+                vec![Cancel]
+            }
+            // Ready, quiesced, saved or gone in a moment.
+            _ => vec![],
+        }
+    }
+
+    fn begin_stop(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
+        self.expected = true;
+        self.phase = Phase::Leaving;
+        effects.extend([EndSessions(End::Restarted), Stop]);
+        effects
+    }
+
+    /// Without a process. Nobody is started until it is answered.
+    fn discard(&mut self) -> Vec<Effect> {
+        self.phase = Phase::Leaving;
+        vec![EndSessions(End::Restarted), Discard]
+    }
+
+    fn discarded(&mut self, rest: Rest, done: bool) -> Vec<Effect> {
+        if self.phase != Phase::Leaving || !self.stop {
+            return vec![];
+        }
+        self.stop = false;
+        self.expected = false;
+        if self.delete {
+            let mut effects = vec![AnswerStop(Answer::Gone)];
+            effects.extend(self.remove());
+            return effects;
+        }
+        let mut effects = vec![AnswerStop(if done { Answer::Done } else { Answer::Failed })];
+        self.phase = Phase::Rest(rest);
+        effects.extend(self.rested());
+        if self.wanted {
+            self.attempts = 0;
+            self.phase = Phase::Resuming;
+            effects.push(Spawn);
+        }
+        effects
+    }
+
     fn delete_asked(&mut self) -> Vec<Effect> {
         if self.phase == Phase::Gone {
             return vec![AnswerDelete(Answer::Done)];
@@ -412,6 +483,10 @@ impl Machine {
         self.phase = Phase::Running;
         self.attempts = 0;
         self.expected = false;
+        if self.stop {
+            // Whoever waits, waits for the next start.
+            return self.begin_stop(vec![]);
+        }
         let mut effects = Vec::new();
         if self.wanted {
             self.wanted = false;
@@ -464,6 +539,9 @@ impl Machine {
     /// An attempt came to nothing: goes on running, and tries again if that is wanted.
     fn put_off(&mut self, mut effects: Vec<Effect>) -> Vec<Effect> {
         self.phase = Phase::Running;
+        if self.stop {
+            return self.begin_stop(effects);
+        }
         if self.wanted {
             self.wanted = false;
             effects.push(AnswerWakers(Answer::Done));
@@ -513,7 +591,12 @@ impl Machine {
         let expected = std::mem::take(&mut self.expected);
         self.cancel_sent = false;
         if self.delete {
-            return self.remove();
+            let mut effects = if std::mem::take(&mut self.stop) { vec![AnswerStop(Answer::Gone)] } else { vec![] };
+            effects.extend(self.remove());
+            return effects;
+        }
+        if self.stop {
+            return self.discard();
         }
         let mut effects = Vec::new();
         match was {

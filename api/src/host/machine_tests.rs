@@ -424,3 +424,66 @@ fn a_suspend_that_fails_is_answered_before_its_deadline_and_tried_again_later() 
     // Overtaken by a death.
     story_from_saving(&[(CRASHED, &[END], COLD), (Input::SaveFailed, &[], COLD)]);
 }
+
+const RESTARTED: Effect = EndSessions(End::Restarted);
+const GONE_COLD: Input = Input::Discarded { rest: Rest::Stopped, done: true };
+
+#[test]
+fn a_restart_ends_sessions_and_the_snapshot_and_starts_nothing() {
+    story(
+        Phase::Running,
+        &[
+            (Input::StopAsked, &[RESTARTED, Stop], Phase::Leaving),
+            (STOPPED, &[RESTARTED, Discard], Phase::Leaving),
+            (GONE_COLD, &[AnswerStop(Answer::Done)], COLD),
+        ],
+    );
+    story(ASLEEP, &[(Input::StopAsked, &[RESTARTED, Discard], Phase::Leaving), (GONE_COLD, &[AnswerStop(Answer::Done)], COLD)]);
+    story_from_saving(&[
+        (Input::StopAsked, &[Cancel], Phase::Saving),
+        (Input::Saved(false), &[Release, RESTARTED, Stop], Phase::Leaving),
+    ]);
+    // Too late to call it off: what was saved is discarded.
+    story_from_saving(&[
+        (Input::StopAsked, &[Cancel], Phase::Saving),
+        (Input::Saved(true), &[TellSuspended], Phase::Leaving),
+        (SLEPT, &[RESTARTED, Discard], Phase::Leaving),
+        (GONE_COLD, &[AnswerStop(Answer::Done)], COLD),
+    ]);
+}
+
+#[test]
+fn who_wants_a_database_that_is_restarted_gets_the_next_start() {
+    story(
+        ASLEEP,
+        &[
+            (Input::Wake, &[Spawn], Phase::Resuming),
+            (Input::StopAsked, &[], Phase::Resuming),
+            (Input::Ready, &[RESTARTED, Stop], Phase::Leaving),
+            (STOPPED, &[RESTARTED, Discard], Phase::Leaving),
+            (GONE_COLD, &[AnswerStop(Answer::Done), Spawn], Phase::Resuming),
+            (Input::Ready, &[OK], Phase::Running),
+        ],
+    );
+    story(
+        ASLEEP,
+        &[
+            (Input::StopAsked, &[RESTARTED, Discard], Phase::Leaving),
+            (Input::Wake, &[], Phase::Leaving),
+            (Input::Discarded { rest: Rest::Suspended, done: false }, &[AnswerStop(Answer::Failed), Spawn], Phase::Resuming),
+        ],
+    );
+}
+
+#[test]
+fn a_delete_goes_before_a_restart() {
+    let mut machine = Machine::new(ASLEEP);
+    machine.step(Input::StopAsked);
+    machine.step(Input::DeleteAsked);
+    assert_eq!(machine.step(GONE_COLD), [AnswerStop(Answer::Gone), Remove]);
+    let mut machine = Machine::new(Phase::Running);
+    machine.step(Input::StopAsked);
+    machine.step(Input::DeleteAsked);
+    assert_eq!(machine.step(STOPPED), [AnswerStop(Answer::Gone), Remove]);
+    assert_eq!(machine.step(Input::StopAsked), [AnswerStop(Answer::Gone)]);
+}

@@ -15,6 +15,8 @@
 mod actor;
 pub mod control;
 mod create;
+mod event;
+mod image;
 pub mod layout;
 pub mod machine;
 pub mod process;
@@ -38,10 +40,11 @@ use self::layout::Home;
 use self::machine::{Phase, Rest};
 use self::process::Process;
 use crate::identity::{DatabaseId, TenantId};
-use crate::metadata::{DatabaseRow, Metadata, MetadataError, StateJournal};
+use crate::metadata::{DatabaseRow, EventRow, Metadata, MetadataError, Page, StateJournal};
 use crate::settings::{Plan, Settings};
 
 pub use self::create::{Create, CreateError, Created};
+pub use self::event::EventKind;
 pub use self::machine::End;
 pub use self::sessions::{NoSessions, Sessions};
 pub use self::state::State;
@@ -107,6 +110,32 @@ impl SuspendError {
     }
 }
 
+/// Why a database was not restarted or moved to another image.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RestartError {
+    #[error("there is no such database")]
+    NotFound,
+    #[error("the database is being deleted")]
+    Deleting,
+    #[error("it has {0} client sessions, which would end: ask for that, or wait until they have left")]
+    InUse(usize),
+    #[error("too many requests wait for this database; try again")]
+    QueueFull,
+    #[error("the database could not be restarted: {0}")]
+    Failed(String),
+    #[error("{0}")]
+    Metadata(String),
+}
+
+/// Why nothing can be told of what a database's guest does.
+#[derive(Debug, thiserror::Error)]
+pub enum TasksError {
+    #[error("the database is not awake, so nothing runs in it")]
+    Asleep,
+    #[error("its virtual machine does not answer: {0}")]
+    Silent(String),
+}
+
 /// Why a database was not deleted.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DeleteError {
@@ -139,6 +168,7 @@ pub(crate) struct Limits {
     pub suspend_wait: Duration,
     pub wake_queue: usize,
     pub console_log_limit: u64,
+    pub watchdog_ms: u64,
 }
 
 pub(crate) struct Inner {
@@ -148,6 +178,8 @@ pub(crate) struct Inner {
     pub permits: Arc<Semaphore>,
     /// When this host manager was made.
     pub since: std::time::SystemTime,
+    /// Major version of Postgres of a database that names none.
+    pg_version: u32,
     plans: std::collections::BTreeMap<String, Plan>,
     metadata: Metadata,
     journal: StateJournal,
@@ -186,9 +218,11 @@ impl Host {
                     suspend_wait: settings.suspend_wait,
                     wake_queue: settings.wake_queue,
                     console_log_limit: settings.console_log_limit,
+                    watchdog_ms: settings.watchdog_ms,
                 },
                 permits: Arc::new(Semaphore::new(settings.wakes_at_once)),
                 since: std::time::SystemTime::now(),
+                pg_version: settings.pg_version,
                 plans: settings.plans.clone(),
                 metadata,
                 journal,
@@ -282,6 +316,39 @@ impl Host {
             Err(SendError::Metadata(e)) => return Err(DeleteError::Metadata(Arc::new(e))),
         }
         answer.await.unwrap_or(Ok(()))
+    }
+
+    /// Asks its actor; see [`Host::restart`].
+    async fn ask_restart(&self, id: &DatabaseId, end_sessions: bool) -> Result<(), RestartError> {
+        let (reply, answer) = oneshot::channel();
+        match self.send(id, Command::Restart { end_sessions, reply }, false).await {
+            Ok(()) => {}
+            Err(SendError::NotFound) => return Err(RestartError::NotFound),
+            Err(SendError::Deleting) => return Err(RestartError::Deleting),
+            Err(SendError::Full) => return Err(RestartError::QueueFull),
+            Err(SendError::Metadata(e)) => return Err(RestartError::Metadata(e.to_string())),
+        }
+        answer.await.unwrap_or(Err(RestartError::Deleting))
+    }
+
+    /// What every process of the database's guest is doing, as text. It is not woken for that.
+    pub async fn tasks(&self, id: &DatabaseId) -> Result<String, TasksError> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let stream = socket::connect(&self.inner.home.run_of(id), "vm.ctl").await.map_err(|_| TasksError::Asleep)?;
+        let asked = tokio::time::timeout(PATIENCE, control::ask_tasks(stream)).await;
+        match asked {
+            Ok(Ok(report)) => report.ok_or(TasksError::Asleep),
+            Ok(Err(error)) => Err(TasksError::Silent(error.to_string())),
+            Err(_) => Err(TasksError::Silent(format!("not within {} s", PATIENCE.as_secs()))),
+        }
+    }
+
+    /// A page of a database's events, newest first, with all that has been told of so far.
+    pub async fn events(&self, id: &DatabaseId, page: Page) -> Result<Vec<EventRow>, MetadataError> {
+        // On a full disk what is there has to do.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let _ = tokio::time::timeout(PATIENCE, self.inner.journal.events_written(id)).await;
+        self.inner.metadata.list_events(id, page).await
     }
 
     /// Sets a database's cool-down (ms), or gives it back to its plan.
@@ -431,6 +498,7 @@ impl Inner {
             tenant: row.tenant.clone(),
             tenant_name: row.tenant_name.clone(),
             name: row.name.clone(),
+            pg_version: row.pg_version,
             image: row.image.clone(),
             memory_mib: plan.memory_mib,
             storage_mib: plan.storage_mib,

@@ -21,12 +21,15 @@ pub struct Spec {
     pub memory_mib: u64,
     /// Most bytes of the layer, in MiB.
     pub storage_mib: u64,
+    /// vCPU time without progress after which the guest is ended, in ms; 0 for never.
+    pub watchdog_ms: u64,
 }
 
 /// Exit statuses of a VMM (`docs/interfaces.md`).
 pub mod status {
     pub const NO_KVM: i32 = 69;
     pub const LOCKED: i32 = 73;
+    pub const HUNG: i32 = 75;
 }
 
 /// A VMM's process, ours or adopted.
@@ -49,6 +52,7 @@ impl Process {
             .args(["--image", &spec.image])
             .args(["--memory-mib", &spec.memory_mib.to_string()])
             .args(["--storage-bytes", &(spec.storage_mib << 20).to_string()])
+            .args(["--watchdog-ms", &spec.watchdog_ms.to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -17,6 +17,8 @@ pub trait Sessions: Send + Sync + 'static {
     /// The database is awake. `existing`: the sessions in its guest, asked for when some may be from before this
     /// server; those that nobody here holds are closed.
     fn awake(&self, id: &DatabaseId, awake: &Awake, existing: &[SessionCounts]);
+    /// Clients that it has, held ones included.
+    fn clients(&self, id: &DatabaseId) -> usize;
     /// Closes the sessions with FATAL 57P01.
     fn end(&self, id: &DatabaseId, why: End);
 }
@@ -31,6 +33,9 @@ impl Sessions for NoSessions {
     fn release(&self, _: &DatabaseId) {}
     fn suspended(&self, _: &DatabaseId) {}
     fn awake(&self, _: &DatabaseId, _: &Awake, _: &[SessionCounts]) {}
+    fn clients(&self, _: &DatabaseId) -> usize {
+        0
+    }
     fn end(&self, _: &DatabaseId, _: End) {}
 }
 
@@ -73,11 +78,16 @@ impl Sessions for dormouse_pooler::Sessions {
         self.awake(id, &awake, &existing);
     }
 
+    fn clients(&self, id: &DatabaseId) -> usize {
+        pooler_id(id).map_or(0, |id| self.active(id).clients)
+    }
+
     fn end(&self, id: &DatabaseId, why: End) {
         let Some(id) = pooler_id(id) else { return };
         let message = match why {
             End::Died => "terminating connection: the database's virtual machine ended unexpectedly",
             End::Deleted => "terminating connection: the database is being deleted",
+            End::Restarted => "terminating connection: the database is being restarted",
             End::ShutDown => "terminating connection due to administrator command",
         };
         self.end(id, "57P01", message);

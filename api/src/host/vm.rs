@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::layout::Home;
 use super::process::{Process, Spec, last_cry, last_words, rotate, status};
@@ -35,24 +36,38 @@ pub enum VmEvent {
     /// Its turn has come: it is being started.
     Starting,
     /// `existing`: the sessions in its guest, if some may be from before this server.
-    Ready { epoch: String, existing: Vec<SessionCounts> },
+    Ready { epoch: String, existing: Vec<SessionCounts>, cold: Option<Cold> },
+    /// It is started on this image.
+    Image(String),
     Idle,
     /// The suspend's answer.
     Suspended(Result<(), String>),
     /// The process is gone: the reason, unless it ended cleanly.
-    Exited { reason: Option<String> },
+    Exited { reason: Option<String>, hung: bool },
+}
+
+/// A cold start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cold {
+    /// There was a snapshot, and it did not fit.
+    pub refused: bool,
+    pub why: Option<String>,
 }
 
 /// How long a VMM may take to end after it has said goodbye or lost its control connection.
 const GOODBYE: Duration = Duration::from_secs(10);
+/// What a VMM's log says of a guest that its watchdog ended.
+const NO_PROGRESS: &str = "makes no progress";
 /// Size at which a VMM's own log is rotated, in bytes. It has a few lines per life.
 const VMM_LOG_LIMIT: u64 = 1 << 20;
 
 /// What a VM's task needs from the host.
 pub struct VmContext {
+    pub host: Arc<Inner>,
     pub home: Home,
     pub program: PathBuf,
     pub spec: Spec,
+    pub pg_version: u32,
     pub console_log_limit: u64,
     /// One permit per VM being started.
     pub permits: Arc<Semaphore>,
@@ -81,10 +96,12 @@ pub fn start(
             connected_us: 0,
             old,
             ready: None,
+            hung: false,
+            had_snapshot: false,
         };
         let reason = life.run(adopted).await;
         drop(life.permit.take());
-        (life.events)(VmEvent::Exited { reason });
+        (life.events)(VmEvent::Exited { reason, hung: life.hung });
     });
     sender
 }
@@ -105,6 +122,9 @@ struct Life<F> {
     old: bool,
     /// The epoch of a VM that is ready, until its sessions are known.
     ready: Option<String>,
+    /// Its watchdog ended it.
+    hung: bool,
+    had_snapshot: bool,
 }
 
 /// A file's length in bytes; 0 of one that is not there.
@@ -133,7 +153,10 @@ impl<F: Fn(VmEvent)> Life<F> {
     /// Returns the reason of the end, `None` for a clean one.
     async fn run(&mut self, adopted: Option<(UnixStream, Process)>) -> Option<String> {
         let (stream, mut process) = match adopted {
-            Some(adopted) => adopted,
+            Some(adopted) => {
+                self.log_mark = length(&self.context.home.vmm_log(&self.context.spec.id));
+                adopted
+            }
             None => match self.spawn().await {
                 Ok(Some(both)) => both,
                 Ok(None) => return Some("called off before it was started".into()),
@@ -167,12 +190,22 @@ impl<F: Fn(VmEvent)> Life<F> {
         u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    fn reason(&self, status: Option<std::process::ExitStatus>) -> Option<String> {
+    fn reason(&mut self, status: Option<std::process::ExitStatus>) -> Option<String> {
+        let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark, true);
+        // The status of an adopted one is not known.
+        self.hung = match status {
+            Some(status) => status.code() == Some(status::HUNG),
+            None => words.as_ref().is_some_and(|words| words.contains(NO_PROGRESS)),
+        };
+        if self.hung {
+            return Some(
+                "its guest made no progress and was ended (setting host.watchdog_ms); its console log has its tasks".into(),
+            );
+        }
         let status = status?;
         if status.success() {
             return None;
         }
-        let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark, true);
         let words = words.map(|w| format!(": {w}")).unwrap_or_default();
         let cry = last_cry(&self.context.home, &self.context.spec.id, self.console_mark);
         let cry = cry.map(|line| format!("; its console's last: {line}")).unwrap_or_default();
@@ -198,6 +231,12 @@ impl<F: Fn(VmEvent)> Life<F> {
         let home = self.context.home.clone();
         rotate(&home.console_log(&id), self.context.console_log_limit);
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
+        self.had_snapshot = home.snapshot(&id).exists();
+        if !self.had_snapshot {
+            // A cold start, or the first of all: the newest image will do, and is to be had for nothing.
+            self.context.spec.image = self.context.host.newest_image(&id, &self.context.spec.image, self.context.pg_version).await?;
+            (self.events)(VmEvent::Image(self.context.spec.image.clone()));
+        }
         let image = home.image(&self.context.spec.image);
         if !image.join("image.json").exists() {
             return Err(format!(
@@ -241,8 +280,8 @@ impl<F: Fn(VmEvent)> Life<F> {
     }
 
     /// The process ended before it could be spoken to: if another VMM holds the layer, that one is ours.
-    async fn ended_early(&self, exit: Option<std::process::ExitStatus>) -> Result<Option<(UnixStream, Process)>, String> {
-        let spec = &self.context.spec;
+    async fn ended_early(&mut self, exit: Option<std::process::ExitStatus>) -> Result<Option<(UnixStream, Process)>, String> {
+        let spec = self.context.spec.clone();
         if exit.and_then(|s| s.code()) == Some(status::LOCKED)
             && let Ok(stream) = connect(&self.context.home.run_of(&spec.id), "vm.ctl").await
             && let Ok(process) = Process::adopt(&stream, &spec.id)
@@ -310,18 +349,17 @@ impl<F: Fn(VmEvent)> Life<F> {
     /// Passes a message on. `true`: the VMM is about to end.
     fn heard(&mut self, message: Message, open: &mut VecDeque<Open>) -> bool {
         match message {
-            Message::Event(Event::Ready { epoch, cold, trace }) => {
+            Message::Event(Event::Ready { epoch, cold, why, trace }) => {
                 self.permit = None;
                 let (spawned, connected, ready) = (self.spawned_us, self.connected_us, self.elapsed_us());
                 tracing::info!(database = %self.context.spec.id, epoch, cold, spawned, connected, ready, %trace, "awake (us)");
                 if cold {
-                    let why = last_words(&self.context.home, &self.context.spec.id, self.log_mark, false);
                     tracing::info!(database = %self.context.spec.id, why, "started cold; sessions held from before end with 57P01");
                 }
                 if self.old && !cold {
                     self.ready = Some(epoch);
                 } else {
-                    (self.events)(VmEvent::Ready { epoch, existing: Vec::new() });
+                    (self.events)(VmEvent::Ready { epoch, existing: Vec::new(), cold: cold.then_some(Cold { refused: self.had_snapshot && why.is_some(), why }) });
                 }
             }
             Message::Event(Event::Idle { .. }) => (self.events)(VmEvent::Idle),
@@ -333,9 +371,9 @@ impl<F: Fn(VmEvent)> Life<F> {
                     return done;
                 }
                 Some(Open::Status) => {
-                    let existing = answer.unwrap_or_default();
+                    let existing = answer.unwrap_or_default().sessions;
                     if let Some(epoch) = self.ready.take() {
-                        (self.events)(VmEvent::Ready { epoch, existing });
+                        (self.events)(VmEvent::Ready { epoch, existing, cold: None });
                     }
                 }
                 Some(Open::Stop) => match answer {

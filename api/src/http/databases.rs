@@ -33,6 +33,12 @@ pub struct Database {
     /// Why it is stopped or in error, or cannot be suspended, in a sentence.
     message: Option<String>,
     plan: String,
+    /// Major version of PostgreSQL.
+    #[schema(example = 17)]
+    pg_version: u32,
+    /// The image it runs: kernel and PostgreSQL. Its next cold start is on the newest of its major version.
+    #[schema(example = "0123456789abcdef")]
+    image: String,
     /// Idle time after which it is suspended, in ms.
     cool_down_ms: u64,
     /// RFC 3339, UTC.
@@ -64,6 +70,8 @@ pub struct CreateDatabase {
     name: String,
     /// A plan of the settings; `free` if not given.
     plan: Option<String>,
+    /// Major version of PostgreSQL, of those that there is an image of; the setting `host.pg_version` if not given.
+    pg_version: Option<u32>,
     /// Idle time after which it is suspended, in ms; the plan's if not given.
     cool_down_ms: Option<u64>,
     /// Whose it is to be: only the operator may say. `default` if not given.
@@ -92,6 +100,8 @@ pub struct ListDatabases {
     name: Option<String>,
     /// Only this tenant's; for the operator.
     tenant: Option<String>,
+    /// `true`: only those on an older image than the newest of their major version.
+    outdated: Option<bool>,
     /// Databases on a page, 1–1000; 100 if not given.
     limit: Option<i64>,
     /// Where the page starts: `next_cursor` of the one before.
@@ -116,7 +126,7 @@ pub struct NewPassword {
 /// How long a login opens connections, in ms. Connections outlive it.
 const LOGIN_LIFE_MS: i64 = 60_000;
 
-fn view(shared: &Shared, row: DatabaseRow) -> Database {
+pub(super) fn view(shared: &Shared, row: DatabaseRow) -> Database {
     let plan = shared.host.plan(&row.plan).or_else(|| shared.host.plan(DEFAULT_PLAN));
     Database {
         id: row.id.to_string(),
@@ -126,6 +136,8 @@ fn view(shared: &Shared, row: DatabaseRow) -> Database {
         message: row.message,
         cool_down_ms: row.cool_down_ms.or(plan.map(|p| p.cool_down_ms)).unwrap_or_default(),
         plan: row.plan,
+        pg_version: row.pg_version,
+        image: row.image,
         created_at: rfc3339(row.created_at),
     }
 }
@@ -144,7 +156,7 @@ fn uri(shared: &Shared, role: &str, id: &DatabaseId, password: &str) -> String {
 }
 
 /// The row, up to date, if it is there and the principal may see it; else 404 either way.
-async fn find(shared: &Shared, principal: &Principal, id: &str) -> Result<DatabaseRow, Problem> {
+pub(super) async fn find(shared: &Shared, principal: &Principal, id: &str) -> Result<DatabaseRow, Problem> {
     let id = database_id(id)?;
     let overlay = shared.host.overlay();
     let row = shared.host.metadata().database(&id).await?;
@@ -180,7 +192,12 @@ pub async fn list(Axum(api): Axum<Api>, principal: Principal, Search(query): Sea
         }
     };
     let page = page(query.limit, query.cursor.as_deref())?;
-    let filter = DatabaseFilter { tenant: asked.as_ref().or(principal.tenant()), name: query.name.as_deref() };
+    let newest = query.outdated.unwrap_or_default().then(|| shared.host.home().current_images());
+    let filter = DatabaseFilter {
+        tenant: asked.as_ref().or(principal.tenant()),
+        name: query.name.as_deref(),
+        not_on: newest.as_deref(),
+    };
     let overlay = shared.host.overlay();
     let mut rows = metadata.list_databases(filter, page).await?;
     let next_cursor = cut(&mut rows, page, |row| row.seq);
@@ -212,6 +229,7 @@ pub async fn create(Axum(api): Axum<Api>, principal: Principal, Body(new): Body<
         tenant: &tenant,
         name: &new.name,
         plan: new.plan.as_deref().unwrap_or(DEFAULT_PLAN),
+        pg_version: new.pg_version,
         cool_down_ms: new.cool_down_ms,
     };
     let created = shared.host.create(create).await.map_err(|e| match e {

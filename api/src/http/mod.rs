@@ -10,6 +10,8 @@ mod console;
 mod databases;
 mod events;
 mod health;
+mod images;
+mod operations;
 mod page;
 pub mod problem;
 mod session;
@@ -115,6 +117,11 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(databases::resume))
         .routes(routes!(databases::login))
         .routes(routes!(databases::password))
+        .routes(routes!(operations::events))
+        .routes(routes!(operations::tasks))
+        .routes(routes!(operations::restart))
+        .routes(routes!(operations::adopt))
+        .routes(routes!(images::list))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(session::show, session::create, session::delete))
         .routes(routes!(events::stream))

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::host::{CreateError, DeleteError, SuspendError, WakeError};
+use crate::host::{CreateError, DeleteError, RestartError, SuspendError, TasksError, WakeError};
 use crate::metadata::MetadataError;
 
 /// An error, on the wire.
@@ -88,7 +88,7 @@ impl Problem {
     }
 
     fn busy(detail: String) -> Problem {
-        Problem::new(StatusCode::CONFLICT, "busy", "The database is in use", detail)
+        Problem::new(StatusCode::CONFLICT, "busy", "Not in the database's present state", detail)
     }
 
     fn deleting(detail: String) -> Problem {
@@ -185,6 +185,29 @@ impl From<SuspendError> for Problem {
     }
 }
 
+impl From<RestartError> for Problem {
+    fn from(error: RestartError) -> Problem {
+        let text = error.to_string();
+        match error {
+            RestartError::NotFound | RestartError::Deleting => Problem::deleting(text),
+            RestartError::InUse(_) => Problem::busy(text),
+            RestartError::QueueFull => Problem::too_many(text),
+            RestartError::Failed(_) => Problem::internal(text),
+            RestartError::Metadata(_) => hidden(&text),
+        }
+    }
+}
+
+impl From<TasksError> for Problem {
+    fn from(error: TasksError) -> Problem {
+        let text = error.to_string();
+        match error {
+            TasksError::Asleep => Problem::busy(text),
+            TasksError::Silent(_) => Problem::unavailable(text),
+        }
+    }
+}
+
 impl From<DeleteError> for Problem {
     fn from(error: DeleteError) -> Problem {
         let text = error.to_string();
@@ -203,6 +226,7 @@ impl From<CreateError> for Problem {
         let text = error.to_string();
         match error {
             CreateError::NoPlan => Problem::invalid("plan", text),
+            CreateError::NoVersion { .. } => Problem::invalid("pg_version", text),
             CreateError::NameTaken => Problem::name_taken("database", "this"),
             CreateError::PlanFull(_) => Problem::plan_full(text),
             CreateError::DiskFull => Problem::disk_full(text),

@@ -12,6 +12,9 @@ use crate::settings::{Settings, Sources};
 
 const ADMIN: &str = "dma_0123456789012345678901234567890123456789012";
 
+/// The one in `image.json`.
+const IMAGE: &str = "0123456789abcdef";
+
 struct World {
     router: Router,
     host: Host,
@@ -24,11 +27,12 @@ async fn world(set: &[(&str, &str)]) -> World {
     all.extend(set.iter().map(|(k, v)| (k.to_string(), v.to_string())));
     let settings = Settings::load(&Sources { set: all, ..Sources::default() }).unwrap();
     crate::host::layout::Home::new(home.path().into()).create().unwrap();
-    std::fs::create_dir_all(home.path().join("images/i/golden")).unwrap();
-    std::fs::write(home.path().join("images/i/image.json"), "{}").unwrap();
-    std::os::unix::fs::symlink("i", home.path().join("images/current-17")).unwrap();
+    let image = home.path().join("images").join(IMAGE);
+    std::fs::create_dir_all(image.join("golden")).unwrap();
+    std::fs::write(image.join("image.json"), include_str!("../../tests/support/image.json")).unwrap();
+    std::os::unix::fs::symlink(IMAGE, home.path().join("images/current-17")).unwrap();
     let metadata = Metadata::open(&home.path().join("dormouse.db")).await.unwrap();
-    let (journal, _) = StateJournal::start(metadata.clone());
+    let (journal, _) = StateJournal::start(metadata.clone(), 100);
     let host = Host::new(&settings, metadata, journal).unwrap();
     let console = home.path().join("console");
     std::fs::create_dir_all(console.join("assets")).unwrap();
@@ -154,6 +158,8 @@ async fn bad_requests_are_problems_that_name_the_field() {
         ("{\"name\":\"Not A Name\"}", 422, "invalid", Some("name")),
         ("{\"name\":\"a\",\"plan\":\"gold\"}", 422, "invalid", Some("plan")),
         ("{\"name\":\"a\",\"cool_down_ms\":1}", 422, "invalid", Some("cool_down_ms")),
+        ("{\"name\":\"a\",\"pg_version\":16}", 422, "invalid", Some("pg_version")),
+        ("{\"name\":\"a\",\"pg_version\":\"17\"}", 400, "malformed", None),
         ("{\"name\":\"a\",\"tenant\":\"nobody\"}", 422, "invalid", Some("tenant")),
         ("{\"name\":\"taken\"}", 409, "name-taken", Some("name")),
         ("{\"name\":\"a\",\"plan\":\"tiny\"}", 403, "plan-full", None),
@@ -454,4 +460,55 @@ async fn openapi_describes_every_route() {
     assert_eq!(states.as_array().unwrap().len(), 8, "{states}");
     let created = document["components"]["schemas"]["NewlyCreated"].to_string();
     assert!(created.contains("connection_uri"), "{created}");
+}
+
+#[tokio::test]
+async fn a_version_of_postgres_is_one_that_there_is_an_image_of() {
+    let w = world(&[]).await;
+    let created = w.call(ADMIN, "POST", "/v1/databases", Some(json!({"name": "a", "pg_version": 17}))).await;
+    assert_eq!((&created.body["pg_version"], &created.body["image"]), (&json!(17), &json!(IMAGE)), "{}", created.body);
+    let other = w.call(ADMIN, "POST", "/v1/databases", Some(json!({"name": "b", "pg_version": 18}))).await;
+    other.is_problem(422, "invalid", &["PostgreSQL 18", "there is 17", "dormouse image build"]);
+    assert_eq!(w.call(ADMIN, "GET", "/v1/databases", None).await.body["databases"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn events_come_newest_first_in_pages_and_only_to_their_owner() {
+    let w = world(&[]).await;
+    let (own, other) = (w.tenant("own").await, w.tenant("other").await);
+    let id = w.create(&own, "a").await;
+    for n in 0..3 {
+        w.call(&own, "POST", &format!("/v1/databases/{id}/restart"), None).await;
+        let listed = w.call(&own, "GET", &format!("/v1/databases/{id}/events"), None).await;
+        assert_eq!(listed.body["events"].as_array().unwrap().len(), n + 2, "{}", listed.body);
+    }
+    let first = w.call(&own, "GET", &format!("/v1/databases/{id}/events?limit=3"), None).await.body;
+    let kinds = |body: &Value| -> Vec<String> {
+        body["events"].as_array().unwrap().iter().map(|e| e["kind"].as_str().unwrap().into()).collect()
+    };
+    assert_eq!(kinds(&first), ["restarted", "restarted", "restarted"]);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let last = w.call(&own, "GET", &format!("/v1/databases/{id}/events?limit=3&cursor={cursor}"), None).await.body;
+    assert_eq!(kinds(&last), ["created"]);
+    assert_eq!(last["next_cursor"], Value::Null);
+    for path in ["events", "tasks"] {
+        let path = format!("/v1/databases/{id}/{path}");
+        w.call(&other, "GET", &path, None).await.is_problem(404, "not-found", &["no such database"]);
+    }
+    w.call(&own, "GET", &format!("/v1/databases/{id}/tasks"), None).await.is_problem(409, "busy", &["not awake"]);
+}
+
+#[tokio::test]
+async fn images_are_counted_for_the_operator_alone() {
+    let w = world(&[]).await;
+    let own = w.tenant("own").await;
+    w.call(&own, "GET", "/v1/images", None).await.is_problem(403, "forbidden", &[]);
+    let id = w.create(&own, "a").await;
+    let body = w.call(ADMIN, "GET", "/v1/images", None).await.body;
+    assert_eq!(body["outdated"], 0);
+    let image = &body["images"][0];
+    assert_eq!((&image["image"], &image["current"], &image["stopped"]), (&json!(IMAGE), &json!(true), &json!(1)), "{body}");
+    let adopted = w.call(&own, "POST", &format!("/v1/databases/{id}/adopt"), Some(json!({}))).await;
+    assert_eq!((adopted.status, &adopted.body["moved"]), (200, &json!(false)), "{}", adopted.body);
+    assert_eq!(w.call(ADMIN, "GET", "/v1/databases?outdated=true", None).await.body["databases"], json!([]));
 }

@@ -18,6 +18,8 @@ pub struct DatabaseRow {
     /// The last state written; the host knows a newer one while the database is at work.
     pub state: State,
     pub plan: String,
+    /// Major version of Postgres.
+    pub pg_version: u32,
     pub image: String,
     /// The database's own cool-down, in ms; its plan's otherwise.
     pub cool_down_ms: Option<u64>,
@@ -35,6 +37,7 @@ pub struct NewDatabase<'a> {
     pub plan: &'a str,
     /// Databases of the plan a tenant may have.
     pub plan_databases: u64,
+    pub pg_version: u32,
     pub image: &'a str,
     pub cool_down_ms: Option<u64>,
     pub role: &'a str,
@@ -59,6 +62,18 @@ pub struct DatabaseFilter<'a> {
     pub tenant: Option<&'a TenantId>,
     /// Only those of this name.
     pub name: Option<&'a str>,
+    /// Only those of these major versions that are on none of these images: the newest of each.
+    pub not_on: Option<&'a [(u32, String)]>,
+}
+
+/// How many databases are on an image, as last written.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageUse {
+    pub image: String,
+    pub pg_version: u32,
+    pub asleep: u64,
+    pub stopped: u64,
+    pub awake: u64,
 }
 
 /// A page of a list: rows after this `seq`, at most so many.
@@ -69,7 +84,7 @@ pub struct Page {
 }
 
 /// The columns of a [`DatabaseRow`].
-const SELECT: &str = "SELECT d.seq, d.id, d.tenant_id, t.name AS tenant_name, d.name, d.state, d.plan, d.image, \
+const SELECT: &str = "SELECT d.seq, d.id, d.tenant_id, t.name AS tenant_name, d.name, d.state, d.plan, d.pg_version, d.image, \
                              d.cool_down_ms, d.message, d.created_at \
                       FROM databases d JOIN tenants t ON t.id = d.tenant_id ";
 
@@ -85,13 +100,14 @@ impl Metadata {
             .await
             .and_then(|row| row.try_get("n"))
             .map_err(MetadataError::from)?;
-        let sql = "INSERT INTO databases (id, tenant_id, name, state, plan, image, cool_down_ms, created_at) \
-                   VALUES (?, ?, ?, 'creating', ?, ?, ?, ?)";
+        let sql = "INSERT INTO databases (id, tenant_id, name, state, plan, pg_version, image, cool_down_ms, created_at) \
+                   VALUES (?, ?, ?, 'creating', ?, ?, ?, ?, ?)";
         let inserted = sqlx::query(sql)
             .bind(new.id.as_str())
             .bind(new.tenant.as_str())
             .bind(new.name)
             .bind(new.plan)
+            .bind(new.pg_version)
             .bind(new.image)
             .bind(new.cool_down_ms.map(|ms| ms as i64))
             .bind(now_ms())
@@ -140,6 +156,10 @@ impl Metadata {
         if filter.name.is_some() {
             sql.push_str(" AND d.name = ?");
         }
+        if let Some(newest) = filter.not_on {
+            let places = vec!["?"; newest.len()].join(", ");
+            sql.push_str(&format!(" AND d.pg_version IN ({places}) AND d.image NOT IN ({places})"));
+        }
         sql.push_str(" ORDER BY d.seq LIMIT ?");
         let mut query = sqlx::query(&sql).bind(page.after);
         if let Some(tenant) = filter.tenant {
@@ -147,6 +167,12 @@ impl Metadata {
         }
         if let Some(name) = filter.name {
             query = query.bind(name);
+        }
+        for (version, _) in filter.not_on.unwrap_or_default() {
+            query = query.bind(version);
+        }
+        for (_, image) in filter.not_on.unwrap_or_default() {
+            query = query.bind(image);
         }
         let rows = query.bind(page.limit).fetch_all(&self.readers).await?;
         rows.iter().map(read).collect()
@@ -182,19 +208,52 @@ impl Metadata {
         write.commit().await
     }
 
+    /// Moves the database to another image, and notes the template that its layer keeps; on disk when this returns.
+    pub async fn set_image(&self, id: &DatabaseId, image: &str, template: Option<&str>) -> Result<(), MetadataError> {
+        let mut write = self.begin().await?;
+        sqlx::query("UPDATE databases SET image = ?, template = ? WHERE id = ?")
+            .bind(image)
+            .bind(template)
+            .bind(id.as_str())
+            .execute(write.on())
+            .await?;
+        write.commit().await
+    }
+
+    /// Templates that layers of moved databases lie over, beside those of the images in use.
+    pub async fn templates_in_use(&self) -> Result<Vec<String>, MetadataError> {
+        let rows = sqlx::query("SELECT DISTINCT template FROM databases WHERE template IS NOT NULL")
+            .fetch_all(&self.readers)
+            .await?;
+        rows.iter().map(|row| Ok(row.try_get("template")?)).collect()
+    }
+
+    /// How many databases are on each image.
+    pub async fn count_by_image(&self) -> Result<Vec<ImageUse>, MetadataError> {
+        let sql = "SELECT image, pg_version, sum(state = 'suspended') AS asleep, \
+                          sum(state IN ('stopped', 'error')) AS stopped, count(*) AS n \
+                   FROM databases GROUP BY image, pg_version ORDER BY image";
+        let rows = sqlx::query(sql).fetch_all(&self.readers).await?;
+        rows.iter()
+            .map(|row| {
+                let number = |column| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
+                let (asleep, stopped) = (number("asleep")?, number("stopped")?);
+                Ok(ImageUse {
+                    image: row.try_get("image")?,
+                    pg_version: row.try_get("pg_version")?,
+                    asleep,
+                    stopped,
+                    awake: number("n")?.saturating_sub(asleep + stopped),
+                })
+            })
+            .collect()
+    }
+
     /// Removes the row and, with it, its roles.
     pub async fn remove_database(&self, id: &DatabaseId) -> Result<(), MetadataError> {
         let mut write = self.begin().await?;
         sqlx::query("DELETE FROM databases WHERE id = ?").bind(id.as_str()).execute(write.on()).await?;
         write.commit().await
-    }
-
-    /// Images that a database still needs.
-    pub async fn images_in_use(&self) -> Result<Vec<String>, MetadataError> {
-        let rows = sqlx::query("SELECT DISTINCT image FROM databases ORDER BY image")
-            .fetch_all(&self.readers)
-            .await?;
-        rows.iter().map(|row| Ok(row.try_get("image")?)).collect()
     }
 
     /// How many databases there are in each state, as last written.
@@ -221,6 +280,7 @@ fn read(row: &SqliteRow) -> Result<DatabaseRow, MetadataError> {
         name: row.try_get("name")?,
         state: State::parse(&state).ok_or_else(|| wrong(format!("the state {state:?}")))?,
         plan: row.try_get("plan")?,
+        pg_version: row.try_get("pg_version")?,
         image: row.try_get("image")?,
         cool_down_ms: row.try_get::<Option<i64>, _>("cool_down_ms")?.map(|ms| ms.max(0) as u64),
         message: row.try_get("message")?,

@@ -1,8 +1,8 @@
-//! The journal of states: writes states behind the work, many in one transaction.
+//! The journal: writes states and events behind the work, many in one transaction.
 //!
 //! A wake must not wait for a disk. The host hands each new state over and goes on; here the newest of each
 //! database is kept and all that gathered while the last transaction ran go into the next. What a crash loses,
-//! the reconciler finds out from the files.
+//! the reconciler finds out from the files. Events lost with the host's power are only that.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,13 +10,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::{Metadata, MetadataError};
-use crate::host::State;
+use super::events::{self, NewEvent};
+use super::{Metadata, MetadataError, now_ms};
+use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
 #[derive(Default)]
 struct Pending {
     states: HashMap<DatabaseId, (State, Option<String>)>,
+    /// In order.
+    events: Vec<NewEvent>,
     closed: bool,
 }
 
@@ -25,12 +28,18 @@ struct Pending {
 pub struct StateJournal {
     pending: Arc<Mutex<Pending>>,
     wake: Arc<Notify>,
+    /// Told after each batch.
+    written: Arc<Notify>,
+    /// Events kept of each database.
+    keep: u32,
 }
 
 impl StateJournal {
-    /// Starts the writer. The task ends after [`StateJournal::close`], with all written.
-    pub fn start(metadata: Metadata) -> (StateJournal, JoinHandle<()>) {
-        let journal = StateJournal { pending: Arc::default(), wake: Arc::default() };
+    /// Starts the writer, which keeps so many events of each database. The task ends after [`StateJournal::close`], with
+    /// all written.
+    pub fn start(metadata: Metadata, keep: u32) -> (StateJournal, JoinHandle<()>) {
+        let journal =
+            StateJournal { pending: Arc::default(), wake: Arc::default(), written: Arc::default(), keep };
         let task = tokio::spawn(journal.clone().run(metadata));
         (journal, task)
     }
@@ -39,6 +48,28 @@ impl StateJournal {
     pub fn record(&self, id: &DatabaseId, state: State, message: Option<String>) {
         self.lock().states.insert(id.clone(), (state, message));
         self.wake.notify_one();
+    }
+
+    /// Hands over an event. Never waits.
+    pub fn event(&self, database: &DatabaseId, kind: EventKind, message: Option<String>) {
+        self.lock().events.push(NewEvent { database: database.clone(), at: now_ms(), kind, message });
+        self.wake.notify_one();
+    }
+
+    /// Waits until what was handed over of a database's events so far can be read, or the writer has ended. Cancel-safe.
+    pub async fn events_written(&self, database: &DatabaseId) {
+        loop {
+            let written = self.written.notified();
+            tokio::pin!(written);
+            written.as_mut().enable();
+            {
+                let pending = self.lock();
+                if pending.closed || pending.events.iter().all(|event| event.database != *database) {
+                    return;
+                }
+            }
+            written.await;
+        }
     }
 
     /// Lets the writer end once it has written what it was given.
@@ -64,26 +95,29 @@ impl StateJournal {
 
     async fn run(self, metadata: Metadata) {
         loop {
-            let (batch, closed) = {
+            let (batch, events, closed) = {
                 let pending = self.lock();
-                (pending.states.clone(), pending.closed)
+                (pending.states.clone(), pending.events.clone(), pending.closed)
             };
-            if batch.is_empty() {
+            if batch.is_empty() && events.is_empty() {
                 if closed {
                     return;
                 }
                 self.wake.notified().await;
                 continue;
             }
-            match write(&metadata, &batch).await {
+            match write(&metadata, &batch, &events, self.keep).await {
                 Ok(()) => {
                     // Kept until written, so that a reader never sees an older state in between.
                     let mut pending = self.lock();
+                    pending.events.drain(..events.len());
                     for (id, written) in &batch {
                         if pending.states.get(id) == Some(written) {
                             pending.states.remove(id);
                         }
                     }
+                    drop(pending);
+                    self.written.notify_waiters();
                 }
                 Err(error) => {
                     tracing::error!(%error, databases = batch.len(), "states could not be written; trying again");
@@ -97,7 +131,12 @@ impl StateJournal {
     }
 }
 
-async fn write(metadata: &Metadata, batch: &HashMap<DatabaseId, (State, Option<String>)>) -> Result<(), MetadataError> {
+async fn write(
+    metadata: &Metadata,
+    batch: &HashMap<DatabaseId, (State, Option<String>)>,
+    events: &[NewEvent],
+    keep: u32,
+) -> Result<(), MetadataError> {
     let mut write = metadata.begin_unflushed().await?;
     for (id, (state, message)) in batch {
         // A row that is being deleted stays so, whatever its VM still does.
@@ -107,6 +146,9 @@ async fn write(metadata: &Metadata, batch: &HashMap<DatabaseId, (State, Option<S
             .bind(id.as_str())
             .execute(write.on())
             .await?;
+    }
+    for event in events {
+        events::insert(&mut write, event, keep).await?;
     }
     write.commit().await
 }

@@ -5,6 +5,7 @@
 //! files, so they are written behind the wake, many in one transaction, without a flush.
 
 mod databases;
+mod events;
 mod journal;
 mod roles;
 mod tenants;
@@ -17,17 +18,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
-pub use databases::{CreateError, DatabaseFilter, DatabaseRow, NewDatabase, Page};
+pub use databases::{CreateError, DatabaseFilter, DatabaseRow, ImageUse, NewDatabase, Page};
+pub use events::EventRow;
 pub use journal::StateJournal;
 pub use roles::RoleRow;
 pub use tenants::{NewTenantError, TenantRow};
 
 /// All migrations, in order: number, name, text. A file missing here is caught by a test.
-const MIGRATIONS: &[(i64, &str, &str)] = &[(
-    1,
-    "tenants databases roles",
-    include_str!("../../../migrations/0001_tenants_databases_roles.sql"),
-)];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "tenants databases roles", include_str!("../../../migrations/0001_tenants_databases_roles.sql")),
+    (2, "events images", include_str!("../../../migrations/0002_events_images.sql")),
+];
 
 /// Why the metadata cannot be read or written.
 #[derive(Debug, thiserror::Error)]

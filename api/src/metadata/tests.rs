@@ -1,5 +1,5 @@
 use super::*;
-use crate::host::State;
+use crate::host::{EventKind, State};
 use crate::identity::{DatabaseId, TenantId};
 
 async fn fresh() -> (tempfile::TempDir, Metadata) {
@@ -16,6 +16,7 @@ async fn create(m: &Metadata, tenant: &TenantId, name: &str, limit: u64) -> Resu
         name,
         plan: "free",
         plan_databases: limit,
+        pg_version: 17,
         image: "0123456789abcdef",
         cool_down_ms: None,
         role: "app",
@@ -71,7 +72,7 @@ async fn the_journal_writes_the_newest_state_and_leaves_deleting_alone() {
     let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();
     let gone = create(&m, &TenantId::default_tenant(), "b", 9).await.unwrap();
     m.set_state(&gone.id, State::Deleting, None).await.unwrap();
-    let (journal, task) = StateJournal::start(m.clone());
+    let (journal, task) = StateJournal::start(m.clone(), 3);
     for state in [State::Resuming, State::Running, State::Suspending, State::Suspended] {
         journal.record(&db.id, state, None);
         journal.record(&gone.id, state, None);
@@ -150,4 +151,52 @@ async fn a_write_that_is_dropped_is_undone_and_blocks_nobody() {
     }
     let rows = m.list_databases(DatabaseFilter::default(), Page { after: 0, limit: 1000 }).await.unwrap();
     assert!(rows.iter().filter(|r| r.name.starts_with("after")).count() == 59);
+}
+
+#[tokio::test]
+async fn the_newest_events_of_each_database_are_kept_and_go_with_it() {
+    let (_dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let (a, b) = (create(&m, &tenant, "a", 9).await.unwrap(), create(&m, &tenant, "b", 9).await.unwrap());
+    let (journal, task) = StateJournal::start(m.clone(), 3);
+    for n in 0..5 {
+        journal.event(&a.id, EventKind::Died, Some(n.to_string()));
+        journal.events_written(&a.id).await;
+    }
+    journal.event(&b.id, EventKind::Created, None);
+    // Of one that is gone, nothing, and nothing else fails for it.
+    journal.event(&DatabaseId::random().unwrap(), EventKind::Hung, None);
+    journal.events_written(&b.id).await;
+    let page = Page { after: 0, limit: 10 };
+    let kept: Vec<String> = m.list_events(&a.id, page).await.unwrap().into_iter().filter_map(|e| e.message).collect();
+    assert_eq!(kept, ["4", "3", "2"]);
+    assert_eq!(m.list_events(&b.id, page).await.unwrap().len(), 1);
+    m.remove_database(&a.id).await.unwrap();
+    assert_eq!(m.list_events(&a.id, page).await.unwrap(), []);
+    journal.close();
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_moved_database_keeps_its_template_and_is_counted_on_its_new_image() {
+    let (_dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let (a, b) = (create(&m, &tenant, "a", 9).await.unwrap(), create(&m, &tenant, "b", 9).await.unwrap());
+    m.set_state(&a.id, State::Suspended, None).await.unwrap();
+    m.set_state(&b.id, State::Running, None).await.unwrap();
+    let newest = [(17, "new".to_string()), (18, "0123456789abcdef".to_string())];
+    let outdated = async || {
+        let filter = DatabaseFilter { not_on: Some(&newest), ..DatabaseFilter::default() };
+        let rows = m.list_databases(filter, Page { after: 0, limit: 10 }).await.unwrap();
+        rows.into_iter().map(|row| row.name).collect::<Vec<_>>()
+    };
+    m.set_image(&b.id, "new", Some("old-template")).await.unwrap();
+    m.set_image(&b.id, "new", Some("old-template")).await.unwrap();
+    assert_eq!(m.templates_in_use().await.unwrap(), ["old-template"]);
+    let on = |image: &str, asleep, awake| ImageUse { image: image.into(), pg_version: 17, asleep, stopped: 0, awake };
+    assert_eq!(m.count_by_image().await.unwrap(), [on("0123456789abcdef", 1, 0), on("new", 0, 1)]);
+    // The other version's newest image is none of this one's.
+    assert_eq!(outdated().await, [] as [&str; 0]);
+    m.set_image(&a.id, "older", None).await.unwrap();
+    assert_eq!(outdated().await, ["a"]);
 }

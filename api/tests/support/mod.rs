@@ -36,11 +36,22 @@ pub fn settings(home: &Path, set: &[(&str, &str)]) -> Settings {
 
 /// Gives a home an image that has a golden snapshot, as far as the host looks at one.
 pub fn image(home: &Path) {
-    let golden = home.join("images/0123456789abcdef/golden/512");
+    newer_image(home, IMAGE);
+}
+
+/// The name in `image.json`.
+pub const IMAGE: &str = "0123456789abcdef";
+
+/// Another image of the same version, which is the newest from now on.
+pub fn newer_image(home: &Path, name: &str) {
+    let image = home.join("images").join(name);
+    let golden = image.join("golden/512");
     std::fs::create_dir_all(&golden).unwrap();
     std::fs::write(golden.join("state"), "").unwrap();
-    std::fs::write(home.join("images/0123456789abcdef/image.json"), "{}").unwrap();
-    std::os::unix::fs::symlink("0123456789abcdef", home.join("images/current-17")).unwrap();
+    std::fs::write(image.join("image.json"), include_str!("image.json").replace(IMAGE, name)).unwrap();
+    let current = home.join("images/current-17");
+    let _ = std::fs::remove_file(&current);
+    std::os::unix::fs::symlink(name, current).unwrap();
 }
 
 /// A pooler that records what it is told.
@@ -50,6 +61,7 @@ pub struct Pooler {
     /// A client waits for an answer.
     pub busy: Mutex<bool>,
     pub counts: Mutex<Vec<SessionCounts>>,
+    pub clients: Mutex<usize>,
 }
 
 impl Pooler {
@@ -84,6 +96,9 @@ impl Sessions for Pooler {
     fn awake(&self, _: &DatabaseId, _: &Awake, existing: &[SessionCounts]) {
         self.note(format!("awake {}", existing.len()));
     }
+    fn clients(&self, _: &DatabaseId) -> usize {
+        *self.clients.lock().unwrap()
+    }
     fn end(&self, _: &DatabaseId, why: End) {
         self.note(format!("end {why:?}"));
     }
@@ -117,7 +132,7 @@ impl World {
         let settings = settings(home, set);
         dormouse_api::host::layout::Home::new(home.into()).create().unwrap();
         let metadata = Metadata::open(&home.join("dormouse.db")).await.unwrap();
-        let (journal, _) = StateJournal::start(metadata.clone());
+        let (journal, _) = StateJournal::start(metadata.clone(), 100);
         let host = Host::new(&settings, metadata.clone(), journal.clone()).unwrap();
         let pooler = Arc::new(Pooler::default());
         host.attach(pooler.clone());
@@ -126,7 +141,7 @@ impl World {
 
     pub async fn create(&self, name: &str) -> Database<'_> {
         let tenant = TenantId::default_tenant();
-        let create = Create { tenant: &tenant, name, plan: "free", cool_down_ms: None };
+        let create = Create { tenant: &tenant, name, plan: "free", pg_version: None, cool_down_ms: None };
         let id = self.host.create(create).await.unwrap().row.id;
         Database { world: self, id }
     }

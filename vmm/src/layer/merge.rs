@@ -48,6 +48,12 @@ pub fn is_empty(layer: &Path) -> Result<bool, LayerError> {
     Ok(journal.position().0 == 1)
 }
 
+/// The template that a layer lies over, by its content hash; `None` of one that was never opened. It takes no lock.
+pub fn template_of(layer: &Path) -> Result<Option<String>, LayerError> {
+    let host = Host::open(layer, false).map_err(LayerError::io(format!("cannot open the layer {}", layer.display())))?;
+    host.map_or(Ok(None), |host| Journal::template_of(&host))
+}
+
 impl Layer {
     pub(super) fn merge_to(&mut self, out: &Path) -> Result<Merged, LayerError> {
         let mut merged = Merged::default();

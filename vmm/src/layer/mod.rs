@@ -37,7 +37,7 @@ mod tree;
 pub use copy::copy;
 pub use error::{Errno, LayerError};
 pub use guest::GuestBytes;
-pub use merge::{is_empty, merge};
+pub use merge::{is_empty, merge, template_of};
 pub use template::template_hash;
 
 pub(crate) use record::{Kind, Time};
