@@ -4,6 +4,7 @@ import { ConfirmDelete } from "./ConfirmDelete";
 import { ConnectionString } from "./ConnectionString";
 import { CreateForm } from "./CreateForm";
 import { DatabaseTable } from "./DatabaseTable";
+import { Events } from "./Events";
 import { type Action, type CreatedDatabase, type Database, inOrder } from "./databases";
 import { Live, type Mode } from "./live";
 
@@ -28,6 +29,7 @@ export function Console({
   const [notice, setNotice] = useState<Notice | null>(null);
   const [created, setCreated] = useState<CreatedDatabase | null>(null);
   const [deleting, setDeleting] = useState<Database | null>(null);
+  const [told, setTold] = useState<Database | null>(null);
   const [working, setWorking] = useState<ReadonlySet<string>>(new Set());
   const [now, setNow] = useState(() => new Date());
   const live = useRef<Live | null>(null);
@@ -150,7 +152,13 @@ export function Console({
             </div>
           )}
           {list !== null && list.length > 0 && (
-            <DatabaseTable list={list} working={working} now={now} onAction={(action, database) => (action === "delete" ? setDeleting(database) : act(action, database))} />
+            <DatabaseTable
+              list={list}
+              working={working}
+              now={now}
+              onAction={(action, database) => (action === "delete" ? setDeleting(database) : act(action, database))}
+              onEvents={setTold}
+            />
           )}
           {more && (
             <p className="quiet">
@@ -159,6 +167,9 @@ export function Console({
           )}
         </section>
       </main>
+      {told !== null && (
+        <Events key={told.id} database={told} now={now} onFault={fail} onClose={() => setTold(null)} />
+      )}
       {deleting !== null && (
         <ConfirmDelete
           key={deleting.id}

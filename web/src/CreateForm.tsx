@@ -1,4 +1,4 @@
-import { type FormEvent, useId, useRef, useState } from "react";
+import { type FormEvent, useEffect, useId, useRef, useState } from "react";
 import { databases } from "./api";
 import { type CreatedDatabase, nameFault } from "./databases";
 
@@ -12,8 +12,22 @@ export function CreateForm({
   const [name, setName] = useState("");
   const [fault, setFault] = useState<string | null>(null);
   const [busy, setBusy] = useState(false);
+  /** More than one, or there is nothing to choose. */
+  const [versions, setVersions] = useState<number[]>([]);
+  const [version, setVersion] = useState<number>();
   const field = useRef<HTMLInputElement>(null);
   const faultId = useId();
+
+  useEffect(() => {
+    databases.versions().then(
+      (known) => {
+        setVersions(known.versions);
+        setVersion(known.default);
+      },
+      // The server chooses, and says what is wrong when it is asked for a database.
+      () => {},
+    );
+  }, []);
 
   async function submit(event: FormEvent) {
     event.preventDefault();
@@ -25,7 +39,7 @@ export function CreateForm({
     }
     setBusy(true);
     try {
-      onCreated(await databases.create(name));
+      onCreated(await databases.create(name, versions.length > 1 ? version : undefined));
       setName("");
     } catch (error) {
       onFault(error);
@@ -53,6 +67,15 @@ export function CreateForm({
           aria-invalid={fault !== null}
           aria-describedby={fault === null ? undefined : faultId}
         />
+        {versions.length > 1 && (
+          <select aria-label="PostgreSQL" value={version} onChange={(event) => setVersion(Number(event.target.value))}>
+            {versions.map((one) => (
+              <option key={one} value={one}>
+                PostgreSQL {one}
+              </option>
+            ))}
+          </select>
+        )}
         <button className="main" disabled={busy}>
           {busy ? "Creating…" : "Create"}
         </button>

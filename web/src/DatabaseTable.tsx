@@ -7,12 +7,14 @@ export function DatabaseTable({
   working,
   now,
   onAction,
+  onEvents,
 }: {
   list: Database[];
   /** Ids whose last request has not been answered. */
   working: ReadonlySet<string>;
   now: Date;
   onAction: (action: Action, database: Database) => void;
+  onEvents: (database: Database) => void;
 }) {
   const tenants = list.some((database) => database.tenant !== undefined);
   return (
@@ -23,6 +25,7 @@ export function DatabaseTable({
           <th scope="col">State</th>
           {tenants && <th scope="col">Tenant</th>}
           <th scope="col">Plan</th>
+          <th scope="col">Postgres</th>
           <th scope="col">Created</th>
           <th scope="col">
             <span className="hidden">Actions</span>
@@ -44,12 +47,16 @@ export function DatabaseTable({
             </td>
             {tenants && <td data-label="Tenant">{database.tenant}</td>}
             <td data-label="Plan">{database.plan}</td>
+            <td data-label="Postgres">{database.pg_version}</td>
             <td data-label="Created">
               <time dateTime={database.created_at} title={database.created_at}>
                 {ago(database.created_at, now)}
               </time>
             </td>
             <td className="actions">
+              <button aria-label={`Events of ${database.name}`} onClick={() => onEvents(database)}>
+                Events
+              </button>
               {actionsIn(database.state).map((action) => (
                 <button
                   key={action}

@@ -1,5 +1,5 @@
 // The REST API as the console uses it. The session is an HttpOnly cookie, so no key is kept here.
-import type { CreatedDatabase, Database } from "./databases";
+import type { CreatedDatabase, Database, DatabaseEvent } from "./databases";
 
 /** An answer that is not a success, as a person should read it. */
 export class ApiError extends Error {
@@ -66,9 +66,25 @@ export interface Page {
   next_cursor: string | null;
 }
 
+/** A page of events, newest first. */
+export interface EventPage {
+  events: DatabaseEvent[];
+  next_cursor: string | null;
+}
+
+/** Major versions of PostgreSQL that a database can be made of. */
+export interface Versions {
+  versions: number[];
+  default: number;
+}
+
 export const databases = {
+  versions: () => call("GET", "/v1/versions") as Promise<Versions>,
+  events: (id: string, cursor?: string) =>
+    call("GET", `${at(id)}/events?limit=20${cursor === undefined ? "" : `&cursor=${encodeURIComponent(cursor)}`}`) as Promise<EventPage>,
   list: () => call("GET", "/v1/databases?limit=1000") as Promise<Page>,
-  create: (name: string) => call("POST", "/v1/databases", { name }) as Promise<CreatedDatabase>,
+  create: (name: string, version?: number) =>
+    call("POST", "/v1/databases", { name, ...(version === undefined ? {} : { pg_version: version }) }) as Promise<CreatedDatabase>,
   suspend: (id: string) => call("POST", `${at(id)}/suspend`),
   resume: (id: string) => call("POST", `${at(id)}/resume`),
   delete: (id: string) => call("DELETE", at(id)),

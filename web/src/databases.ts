@@ -17,6 +17,8 @@ export interface Database {
   name: string;
   state: State;
   plan: string;
+  /** Major version of PostgreSQL. */
+  pg_version: number;
   created_at: string;
   /** Why it is stopped or in error, in a sentence. */
   message?: string | null;
@@ -26,6 +28,30 @@ export interface Database {
 
 export interface CreatedDatabase extends Database {
   connection_uri: string;
+}
+
+/** Something that happened to a database. */
+export interface DatabaseEvent {
+  at: string;
+  kind: string;
+  message: string | null;
+}
+
+/** A kind of event in words; of a newer server's, its own name. */
+export function eventWords(kind: string): string {
+  const words: Record<string, string> = {
+    created: "Created",
+    started_cold: "Started cold, from its files",
+    snapshot_refused: "Its snapshot did not fit; started cold",
+    hung: "Made no progress; ended by the watchdog",
+    died: "Its virtual machine ended unexpectedly",
+    wake_failed: "Could not be woken",
+    suspend_failed: "Could not be put to sleep",
+    settings_undone: "A setting that kept it from starting was undone",
+    image_adopted: "Moved to a new image",
+    restarted: "Shut down, as asked",
+  };
+  return words[kind] ?? kind.replaceAll("_", " ");
 }
 
 export type Action = "suspend" | "resume" | "delete";

@@ -28,6 +28,12 @@ describe("calls", () => {
     const [path, init] = fetched.mock.calls[0]!;
     expect([path, init?.method, init?.body]).toEqual(["/v1/databases", "POST", '{"name":"hello"}']);
   });
+  it("send a version of PostgreSQL when there is one to choose", async () => {
+    const fetched = answer(201, "{}");
+    vi.stubGlobal("fetch", fetched);
+    await databases.create("hello", 18);
+    expect(fetched.mock.calls[0]![1]?.body).toBe('{"name":"hello","pg_version":18}');
+  });
   it("never let an id out of its place in the path", async () => {
     const fetched = answer(204, "");
     vi.stubGlobal("fetch", fetched);

@@ -127,6 +127,23 @@ describe.skipIf(skipped() !== null)("console", () => {
     await remove("sleepy");
   });
 
+  it("tells what happened to a database", async () => {
+    await signIn(server.adminKey);
+    await create("eventful");
+    await page.getByRole("button", { name: "Done" }).click();
+    server.command("db", "restart", "eventful");
+    const button = page.getByRole("button", { name: "Events of eventful" });
+    await button.click();
+    const dialog = page.getByRole("dialog", { name: "Events of eventful" });
+    await dialog.getByText("Created").waitFor();
+    expect(await dialog.locator(".kind").allTextContents()).toEqual(["Shut down, as asked", "Created"]);
+    await picture("events");
+    await page.keyboard.press("Escape");
+    await dialog.waitFor({ state: "detached" });
+    expect(await button.evaluate((element) => element === document.activeElement)).toBe(true);
+    await remove("eventful");
+  });
+
   it("asks before a delete, and Escape keeps the database", async () => {
     await signIn(server.adminKey);
     await create("keeper");

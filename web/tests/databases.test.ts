@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type Database, actionsIn, ago, inOrder, nameFault, stateMeaning, states } from "../src/databases";
+import { type Database, actionsIn, ago, eventWords, inOrder, nameFault, stateMeaning, states } from "../src/databases";
 
 describe("names", () => {
   it("takes what the API takes", () => {
@@ -36,6 +36,7 @@ describe("order", () => {
     name,
     created_at,
     plan: "free",
+    pg_version: 17,
     state: "running",
   });
   it("is newest first, then by name, and leaves its input alone", () => {
@@ -56,4 +57,11 @@ describe("ago", () => {
     ["2026-01-03T12:00:00Z", "7 days ago"],
     ["not a time", "not a time"],
   ])("%s is %s", (created, words) => expect(ago(created, now)).toBe(words));
+});
+
+describe("events", () => {
+  it("are told in words, and a newer server's by their name", () => {
+    expect(eventWords("hung")).toContain("watchdog");
+    expect(eventWords("from_the_future")).toBe("from the future");
+  });
 });

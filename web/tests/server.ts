@@ -39,7 +39,7 @@ export class Server {
   static async start(): Promise<Server> {
     const built = process.env.DORMOUSE_TEST_IMAGES || resolve(top, process.env.DORMOUSE_HOME || ".dormouse");
     if (!existsSync(program)) throw new Error(`${program} is missing: run \`make server\` first`);
-    if (!existsSync(join(built, "images/current"))) throw new Error(`${built} has no image: run \`make image\` first`);
+    if (!existsSync(join(built, "images/current-17"))) throw new Error(`${built} has no image: run \`make image\` first`);
     // Beside the image, so that links to it can be made; the system's temporary folder may be another disk.
     const home = mkdtempSync(join(existsSync(join(top, "target")) ? join(top, "target") : tmpdir(), "console-"));
     for (const part of ["images", "templates"]) {

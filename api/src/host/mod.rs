@@ -252,6 +252,11 @@ impl Host {
         &self.inner.metadata
     }
 
+    /// Major version of Postgres of a database whose create names none.
+    pub fn pg_version(&self) -> u32 {
+        self.inner.pg_version
+    }
+
     /// The limits of a plan, if the settings have it.
     pub fn plan(&self, name: &str) -> Option<&Plan> {
         self.inner.plans.get(name)

@@ -41,6 +41,25 @@ pub struct Images {
     outdated: u64,
 }
 
+/// Major versions of PostgreSQL that a database can be made of.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Versions {
+    versions: Vec<u32>,
+    /// Of a create that names none; not among the others if there is no image of it.
+    default: u32,
+}
+
+/// Lists the major versions of PostgreSQL that there are images of.
+#[utoipa::path(
+    get, path = "/v1/versions", tag = "images", security(("key" = []), ("session" = [])),
+    responses((status = 200, description = "The versions", body = Versions))
+)]
+pub async fn versions(Axum(api): Axum<Api>, _: Principal) -> axum::Json<Versions> {
+    let host = &api.shared().host;
+    let versions = host.home().current_images().into_iter().map(|(version, _)| version).collect();
+    axum::Json(Versions { versions, default: host.pg_version() })
+}
+
 /// Lists images, with how many databases are on each.
 #[utoipa::path(
     get, path = "/v1/images", tag = "images", security(("key" = []), ("session" = [])),

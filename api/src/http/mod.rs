@@ -122,6 +122,7 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(operations::restart))
         .routes(routes!(operations::adopt))
         .routes(routes!(images::list))
+        .routes(routes!(images::versions))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(session::show, session::create, session::delete))
         .routes(routes!(events::stream))
