@@ -18,14 +18,15 @@ fetch "postgresql-$pg_major" pgvector
 pg_source=$(source_of "postgresql-$pg_major")
 pgvector_source=$(source_of pgvector)
 extensions=$(modules_below contrib)
-switches="--without-readline --without-zlib --without-icu --without-llvm --without-openssl"
+switches="--without-readline --without-zlib --with-icu --without-llvm --without-openssl"
 
 if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename "$pgvector_source")" "$here/oracle.sh" \
     "$here/link/pgvector.h" "$here/pgvector.sh"; then
     mkdir "$out/build"
     cd "$out/build"
     # shellcheck disable=SC2086 # a list of words
-    logged "$pg_source/configure" --prefix="$out/install" $switches CFLAGS="-O2"
+    logged "$pg_source/configure" --prefix="$out/install" $switches CFLAGS="-O2" \
+        ICU_CFLAGS=" " ICU_LIBS="-licui18n -licuuc -licudata"
     say "$step_name: configured"
     logged make -j "$jobs"
     logged make -j "$jobs" -C src/test/regress
@@ -42,7 +43,8 @@ if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename
     logged make -C src/test/regress clean
     # The image's extensions, with their tests in regress/contrib/NAME and regress/pgvector.
     for part in $extensions; do
-        logged make -j "$jobs" -C "$part" install
+        # Those that need a library come with the image alone.
+        case $part in */pgcrypto | */uuid-ossp) ;; *) logged make -j "$jobs" -C "$part" install ;; esac
         logged cp -r "$pg_source/$part" "$out/install/regress/$part"
     done
     copy_pgvector "$out/pgvector"

@@ -14,6 +14,7 @@ export LC_ALL=C
 
 . "$here/steps.sh"
 . "$here/musl.sh"
+. "$here/libraries.sh"
 . "$here/server.sh"
 . "$here/contrib.sh"
 . "$here/pgvector.sh"
@@ -21,12 +22,13 @@ export LC_ALL=C
 . "$here/template.sh"
 . "$here/boot.sh"
 
-fetch "postgresql-$pg_major" musl pgvector
+fetch "postgresql-$pg_major" musl pgvector zlib lz4 libzstd util-linux openssl icu
 pg_source=$(source_of "postgresql-$pg_major")
 musl_source=$(source_of musl)
 pgvector_source=$(source_of pgvector)
 
 build_musl
+build_libraries
 build_server
 extensions=
 extensions_key=

@@ -33,7 +33,8 @@ if begin regress "$program" "$oracle" "$here/regress.sh"; then
     objects=$(server_objects "$server")
     cd "$server/build/src/backend"
     # shellcheck disable=SC2086 # lists of words
-    logged "$here/link/program.sh" "$musl" "$out/parts/postgres" linux $objects "$out/parts/"*.o "$server/libpq.o"
+    logged "$here/link/program.sh" "$musl" "$out/parts/postgres" linux $objects "$out/parts/"*.o "$server/libpq.o" \
+        $(cat "$program/parts/libraries")
     cd - > /dev/null
     finish
 fi

@@ -10,7 +10,8 @@ server_cflags="-O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-unwind-ta
 server_answers="pgac_cv__get_cpuid=no pgac_cv__cpuid=no pgac_cv__get_cpuid_count=no pgac_cv__cpuidex=no \
 pgac_cv_xsave_intrinsics_=no pgac_cv_xsave_intrinsics__mxsave=no pgac_cv_xsave_intrinsics=no \
 pgac_cv_avx512_popcnt_intrinsics=no pgac_cv_avx512_pclmul_intrinsics=no"
-server_switches="--prefix=/pg --without-readline --without-zlib --without-icu --without-llvm --without-openssl"
+server_switches="--prefix=/pg --without-readline --without-llvm --without-openssl --with-icu --with-lz4 --with-zstd \
+--with-uuid=e2fs"
 
 # libpq with all that it takes from the common libraries, which has the same names as the server's own but other
 # code: one object that shows nothing but libpq's interface, without the few names that the server has too (lo_read):
@@ -33,7 +34,7 @@ server_objects() { # the server step's folder
 
 build_server() {
     modules=$(modules_below src)
-    if begin server "$(basename "$pg_source")" "$musl_key" "$server_cflags" "$server_answers" "$server_switches" \
+    if begin server "$(basename "$pg_source")" "$musl_key" "$libraries_key" "$server_cflags" "$server_answers" "$server_switches" \
         "$modules" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h" \
         "$here/link/pg_crc32c_sse42_choose.c"; then
         mkdir "$out/build"
@@ -52,7 +53,8 @@ END
         cp "$here/link/pg_crc32c_sse42_choose.c" src/port/
         # shellcheck disable=SC2086 # lists of words
         logged env $server_answers "$pg_source/configure" $server_switches CC="$out/cc" \
-            CFLAGS="$server_cflags" LDFLAGS="-static"
+            CFLAGS="$server_cflags" CPPFLAGS="$libraries_includes" LDFLAGS="-static $libraries_folders" \
+            ICU_CFLAGS=" " ICU_LIBS="-licu -lsupc++" LZ4_CFLAGS=" " LZ4_LIBS=-llz4 ZSTD_CFLAGS=" " ZSTD_LIBS=-lzstd
         say "$step_name: configured"
         # The server as its makefile links it is not used (link/program.sh does that), but must not fail.
         set -- LDFLAGS_EX_BE=

@@ -17,6 +17,8 @@ for module in "$@"; do
     awk -v module="$name" '{ print $2, module "::" $2 }' "$out/$name.symbols" > "$out/$name.renames"
     objcopy --redefine-syms="$out/$name.renames" "$module" "$out/$name.o"
 done
+# A module's labels in the table: its name may have a hyphen.
+label() { echo "$1" | tr - _; }
 {
     echo '	.section .rodata'
     echo '	.balign 4'
@@ -26,16 +28,19 @@ done
     echo '__dormouse_modules:'
     for name in $names; do
         count=$(grep -c '^DEFAULT ' "$out/$name.symbols" || true)
-        echo "	.long .Lname_$name - ., .Lsymbols_$name - ., $count"
+        label=$(label "$name")
+        echo "	.long .Lname_$label - ., .Lsymbols_$label - ., $count"
     done
     for name in $names; do
-        echo ".Lsymbols_$name:"
-        awk -v module="$name" '$1 == "DEFAULT" {
-            printf "\t.long .Ls_%s_%s - ., \"%s::%s\" - .\n", module, $2, module, $2 }' "$out/$name.symbols"
+        label=$(label "$name")
+        echo ".Lsymbols_$label:"
+        awk -v label="$label" -v module="$name" '$1 == "DEFAULT" {
+            printf "\t.long .Ls_%s_%s - ., \"%s::%s\" - .\n", label, $2, module, $2 }' "$out/$name.symbols"
     done
     for name in $names; do
-        echo ".Lname_$name: .asciz \"$name\""
-        awk -v module="$name" '$1 == "DEFAULT" { printf ".Ls_%s_%s: .asciz \"%s\"\n", module, $2, $2 }' \
+        label=$(label "$name")
+        echo ".Lname_$label: .asciz \"$name\""
+        awk -v label="$label" '$1 == "DEFAULT" { printf ".Ls_%s_%s: .asciz \"%s\"\n", label, $2, $2 }' \
             "$out/$name.symbols"
     done
     echo '	.section .note.GNU-stack,"",@progbits'
