@@ -41,6 +41,10 @@ pub enum Request {
     CoolDown {
         ms: u64,
     },
+    /// Samples of the guest in each second of its CPU time; 0 ends it.
+    Profile {
+        hz: u32,
+    },
 }
 
 /// A client, by its token.

@@ -10,6 +10,7 @@ use virtio_queue::Queue;
 
 use crate::machine::{Machine, MachineError, raw, refused};
 use crate::monitor::{Io, Monitor, Order, Phase};
+use crate::profile::Reason;
 use crate::reactor::Events;
 use crate::tasks::{self, Place};
 use crate::virtio::console::Console;
@@ -155,9 +156,21 @@ impl Guest {
                     doorbell::PUTCHAR => self.console.put(value as u8),
                     _ => return Err(self.failed(format!("wrote {value:#x} at {address:#x}, which is no doorbell"))),
                 },
-                Exit::Interrupted | Exit::WindowOpen => {}
+                Exit::Interrupted => self.interrupted(),
+                Exit::WindowOpen => {}
                 Exit::Other(what) => return Err(self.failed(what)),
             }
+        }
+    }
+
+    /// A signal took the vCPU out of the guest.
+    fn interrupted(&self) {
+        let profile = &self.monitor.profile;
+        profile.count(Reason::Signal);
+        if profile.is_on()
+            && let Ok(regs) = self.machine.vcpu.get_regs()
+        {
+            profile.sample(regs.rip);
         }
     }
 
@@ -172,6 +185,7 @@ impl Guest {
         if run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
             run.request_interrupt_window = 0;
             self.monitor.interrupt_done();
+            self.monitor.profile.count(Reason::Event);
             raw::interrupt(&self.machine.vcpu, VECTOR_EVENT).map_err(RunError::Kvm)
         } else {
             run.request_interrupt_window = 1;
@@ -182,6 +196,12 @@ impl Guest {
     /// The NOTIFY doorbell: bit `n` of `mask` is queue `n`.
     fn notify(&mut self, mask: u32) {
         let has = |index: usize| mask & (1 << index) != 0;
+        let profile = &self.monitor.profile;
+        profile.count(match () {
+            () if has(queue::FS) => Reason::Files,
+            () if has(queue::VSOCK_RX) || has(queue::VSOCK_TX) => Reason::Sockets,
+            () => Reason::Devices,
+        });
         if has(queue::FS) {
             files::serve(&mut self.fs_queue, self.machine.ram.view(), &mut *self.files);
         }
@@ -198,6 +218,7 @@ impl Guest {
 
     /// The HALT doorbell: serves everything, then waits for a reason to enter the guest again.
     fn halt(&mut self, suspender: &mut dyn Suspender) -> Result<Step, RunError> {
+        self.monitor.profile.count(Reason::Halt);
         let memory = self.machine.ram.view();
         let mut served = files::serve(&mut self.fs_queue, memory, &mut *self.files);
         served |= rng::serve(&mut self.rng_queue, memory);

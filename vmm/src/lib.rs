@@ -30,6 +30,7 @@ pub mod image;
 pub mod layer;
 pub mod machine;
 pub mod monitor;
+pub mod profile;
 pub mod reactor;
 pub mod sessions;
 pub mod settings;

@@ -314,12 +314,11 @@ impl Place<'_> {
         let shared = SharedPage::new(&machine.ram);
         shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
         let log = self.database_dir.join("console.log");
+        let programs =
+            Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
         let console = Console::open(&log, self.settings.foreground)
             .map_err(StartError::io(format!("cannot open {}", log.display())))?
-            .with_symbols(Symbols::new(Programs {
-                kernel: self.image.boot.kernel.clone(),
-                postgres: self.image.boot.postgres.clone(),
-            }));
+            .with_symbols(Symbols::new(programs.clone()));
         let listen = |name: &str| {
             crate::sockets::listen(run_dir, name)
                 .map_err(StartError::io(format!("cannot listen at {}", run_dir.join(name).display())))
@@ -337,6 +336,7 @@ impl Place<'_> {
         let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
         let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, terminate, immediate_exit)
             .map_err(StartError::io("cannot watch sockets"))?;
+        monitor.profile.set_programs(programs);
         let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
         // A restored guest is ready before it runs.
         monitor.turn(&mut monitor.io());

@@ -156,6 +156,17 @@ impl Io {
                 self.asking_tasks.push(client);
                 monitor.order(Order::Tasks);
             }
+            Request::Profile { hz: 0 } => {
+                let profile = monitor.profile.stop();
+                self.control.tell(client, &profile);
+            }
+            Request::Profile { hz } => {
+                let answer = match monitor.start_profile(hz) {
+                    Ok(()) => json!({"ok": true}),
+                    Err(error) => json!({"ok": false, "error": format!("cannot take a profile: {error}")}),
+                };
+                self.control.tell(client, &answer);
+            }
             Request::Stop => {
                 self.stopping.push(client);
                 monitor.shared.set_shutdown(1);
@@ -238,6 +249,7 @@ impl Io {
             "idle_ms": monitor.idle(self).map_or(0, |idle| idle.as_millis() as u64),
             "busy": monitor.shared.get_busy(),
             "sessions": sessions,
+            "exits": monitor.profile.exits(),
             "memory_bytes": monitor.shared.get_pages_used().saturating_mul(dormouse_abi::PAGE),
         })
     }

@@ -21,6 +21,7 @@ use serde_json::json;
 
 use crate::clock::{self, Clock};
 use crate::control::{Client, Control};
+use crate::profile::Profile;
 use crate::reactor::{Events, READ, Reactor, Terminate, Waker};
 use crate::sessions::Sessions;
 use crate::shared::SharedPage;
@@ -77,6 +78,7 @@ pub struct Monitor {
     pub reactor: Reactor,
     pub shared: SharedPage,
     pub pace: Pace,
+    pub profile: Profile,
     clock: Mutex<Clock>,
     io: Mutex<Io>,
     waker: Waker,
@@ -92,6 +94,7 @@ pub struct Monitor {
     orders: AtomicU8,
     immediate_exit: AtomicPtr<u8>,
     vcpu_thread: libc::pthread_t,
+    vcpu_id: libc::pid_t,
 }
 
 impl Monitor {
@@ -119,6 +122,7 @@ impl Monitor {
             reactor,
             shared,
             pace,
+            profile: Profile::default(),
             clock: Mutex::new(clock),
             io: Mutex::new(io),
             waker,
@@ -132,6 +136,8 @@ impl Monitor {
             immediate_exit: AtomicPtr::new(immediate_exit),
             // SAFETY: always sound.
             vcpu_thread: unsafe { libc::pthread_self() },
+            // SAFETY: always sound.
+            vcpu_id: unsafe { libc::gettid() },
         }))
     }
 
@@ -184,6 +190,11 @@ impl Monitor {
         unsafe { AtomicU8::from_ptr(immediate_exit) }.store(1, Ordering::SeqCst);
         // SAFETY: the vCPU thread ends after the I/O thread; the signal has a handler.
         unsafe { libc::pthread_kill(self.vcpu_thread, kick_signal()) };
+    }
+
+    /// Begins to sample the guest.
+    fn start_profile(&self, hz: u32) -> std::io::Result<()> {
+        self.profile.start((self.vcpu_thread, self.vcpu_id), kick_signal(), hz)
     }
 
     /// The vCPU thread is out of the guest: clears the kick; true if an interrupt is wanted.
