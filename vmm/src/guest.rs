@@ -14,7 +14,7 @@ use crate::profile::Reason;
 use crate::reactor::Events;
 use crate::tasks::{self, Place};
 use crate::virtio::console::Console;
-use crate::virtio::files::{self, FileServer};
+use crate::virtio::files::{FileServer, Files};
 use crate::virtio::{QueueError, position, rng};
 
 /// Why a guest could not be run on.
@@ -57,7 +57,7 @@ pub struct Guest {
     pub monitor: Arc<Monitor>,
     pub files: Box<dyn FileServer>,
     pub console: Console,
-    fs_queue: Queue,
+    requests: Files,
     rng_queue: Queue,
     console_queue: Queue,
     events: Events,
@@ -94,12 +94,13 @@ impl Guest {
         console: Console,
         positions: Positions,
     ) -> Result<Self, QueueError> {
+        let announcer = Arc::clone(&monitor);
         Ok(Self {
+            requests: Files::new(machine.ram.clone(), positions[0], move || announcer.announce())?,
             machine,
             monitor,
             files,
             console,
-            fs_queue: crate::virtio::queue(queue::FS, positions[0])?,
             rng_queue: crate::virtio::queue(queue::RNG, positions[1])?,
             console_queue: crate::virtio::queue(queue::CONSOLE, positions[2])?,
             events: Events::default(),
@@ -108,7 +109,7 @@ impl Guest {
 
     /// For the snapshot.
     pub fn positions(&self) -> Positions {
-        [position(&self.fs_queue), position(&self.rng_queue), position(&self.console_queue)]
+        [self.requests.position(), position(&self.rng_queue), position(&self.console_queue)]
     }
 
     /// Completes the exit that the vCPU came out with, without running the guest: its registers are whole then.
@@ -203,7 +204,7 @@ impl Guest {
             () => Reason::Devices,
         });
         if has(queue::FS) {
-            files::serve(&mut self.fs_queue, self.machine.ram.view(), &mut *self.files);
+            self.requests.serve(&mut *self.files);
         }
         if has(queue::RNG) {
             rng::serve(&mut self.rng_queue, self.machine.ram.view());
@@ -220,7 +221,7 @@ impl Guest {
     fn halt(&mut self, suspender: &mut dyn Suspender) -> Result<Step, RunError> {
         self.monitor.profile.count(Reason::Halt);
         let memory = self.machine.ram.view();
-        let mut served = files::serve(&mut self.fs_queue, memory, &mut *self.files);
+        let mut served = self.requests.serve(&mut *self.files);
         served |= rng::serve(&mut self.rng_queue, memory);
         self.console.serve(&mut self.console_queue, memory);
         let monitor = Arc::clone(&self.monitor);
@@ -277,8 +278,8 @@ impl Guest {
         let commit = {
             let mut io = monitor.io();
             let Some(suspend) = io.suspend.clone() else { return false };
-            // The I/O thread may have handed the guest something since the last look.
-            let news = monitor.shared.get_event() != 0;
+            // The I/O thread or a flush may have handed the guest something since the last look.
+            let news = self.requests.is_busy() || monitor.shared.get_event() != 0;
             if news || monitor.shared.get_busy() != 0 || !io.vsock.settled() || io.sessions.waiting() {
                 io.suspended("busy");
                 return false;

@@ -211,63 +211,6 @@ call_on_stack:
     call handler_returned
     ud2
 
-    .globl memcpy
-memcpy:
-    mov rax, rdi
-    mov rcx, rdx
-    rep movsb
-    ret
-    .globl memmove
-memmove:
-    mov rax, rdi
-    mov rcx, rdi
-    sub rcx, rsi
-    cmp rcx, rdx
-    jae memcpy
-    mov rcx, rdx
-    lea rsi, [rsi + rdx]
-    lea rdi, [rdi + rdx]
-2:  cmp rcx, 8
-    jb 3f
-    sub rsi, 8
-    sub rdi, 8
-    mov rdx, [rsi]
-    mov [rdi], rdx
-    sub rcx, 8
-    jmp 2b
-3:  test rcx, rcx
-    jz 4f
-    dec rsi
-    dec rdi
-    mov dl, [rsi]
-    mov [rdi], dl
-    dec rcx
-    jmp 3b
-4:  ret
-    .globl memset
-memset:
-    mov r8, rdi
-    mov eax, esi
-    mov rcx, rdx
-    rep stosb
-    mov rax, r8
-    ret
-    .globl memcmp
-memcmp:
-    .globl bcmp
-bcmp:
-    xor ecx, ecx
-5:  cmp rcx, rdx
-    je 6f
-    movzx eax, byte ptr [rdi + rcx]
-    movzx r8d, byte ptr [rsi + rcx]
-    inc rcx
-    sub eax, r8d
-    jz 5b
-    ret
-6:  xor eax, eax
-    ret
-
     .data
     .globl IN_KERNEL
 IN_KERNEL:    .byte 1
@@ -294,6 +237,11 @@ FAULT_STACK:  .fill {fault_stack}, 1, 0
     xsave_mask = const 0xe7,
     xsave_len = const 2816,
 );
+
+// memcpy and its kin, the same as in PostgreSQL's C library.
+global_asm!(include_str!("../../postgres/link/memory/memcpy.s"), options(att_syntax));
+global_asm!(include_str!("../../postgres/link/memory/memset.s"), options(att_syntax));
+global_asm!(include_str!("../../postgres/link/memory/memcmp.s"), options(att_syntax));
 
 /// What an exception left behind; written by the ring-0 stub.
 #[repr(C)]

@@ -12,7 +12,7 @@ use crate::slots::Slot;
 use crate::task::{self, Kind, State, Task, Timer};
 use crate::time;
 use crate::wait::Outcome;
-use crate::{console, resume, vsock};
+use crate::{console, fs, resume, vsock};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -72,6 +72,12 @@ pub fn block(deadline: Option<u64>) -> Outcome {
     } else {
         Outcome::Woken
     }
+}
+
+/// Blocks the running task until it is woken, whatever signals come.
+pub fn block_uninterrupted() {
+    current().state.set(State::Blocked);
+    run_next();
 }
 
 /// Lets the others run first.
@@ -161,6 +167,7 @@ pub fn poll() {
         }
     }
     vsock::receive();
+    fs::collect();
     expire();
 }
 

@@ -37,6 +37,15 @@ impl WaitQueue {
         outcome
     }
 
+    /// Blocks the current task until `done`, whatever signals come: for what a device will answer for certain.
+    pub fn outlast(&self, done: impl Fn() -> bool) {
+        self.join();
+        while !done() {
+            sched::block_uninterrupted();
+        }
+        self.leave();
+    }
+
     /// Puts the current task in the queue without blocking; `leave` must follow.
     pub fn join(&self) {
         self.waiters.borrow_mut().push(sched::current());

@@ -12,10 +12,13 @@ shift 3
 dir=$(dirname "$out")
 cc="$musl/bin/musl-gcc -O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-asynchronous-unwind-tables -Wall -Wextra"
 own=
-for source in fork.S process.c dlopen.c "spawn_$kernel.c" "kernel_$kernel.S"; do
+# Those of memory/ stand in place of the C library's.
+for source in fork.S process.c dlopen.c "spawn_$kernel.c" "kernel_$kernel.S" \
+    memory/memcpy.s memory/memset.s memory/memcmp.s; do
     [ -f "$here/$source" ] || continue
-    $cc -c -o "$dir/own_$source.o" "$here/$source"
-    own="$own $dir/own_$source.o"
+    object=$dir/own_$(basename "$source").o
+    $cc -c -o "$object" "$here/$source"
+    own="$own $object"
 done
 gcc_file() { gcc -print-file-name="$1"; }
 # shellcheck disable=SC2086 # lists of words

@@ -1,12 +1,20 @@
 //! The device: one message in, one answer out.
 
 use super::requests::Answer;
-use super::wire::{Header, IN_HEADER, OUT_HEADER, opcode};
+use super::wire::{FSYNC_LATER, Header, IN_HEADER, OUT_HEADER, opcode};
 use super::{FsError, FsOptions, Gate, Recovering};
-use crate::layer::{Errno, GuestBytes, Layer};
+use crate::layer::{Errno, Flush, GuestBytes, Layer};
 use std::io;
 use std::path::Path;
 use vm_memory::VolatileSlice;
+
+/// What became of a message.
+pub enum Begun {
+    /// Answered, with so many bytes.
+    Done(usize),
+    /// To be answered, with so many bytes, when this is done; with none if it fails.
+    Flush(Flush, usize),
+}
 
 /// The file device of one database.
 pub struct FsDevice {
@@ -66,6 +74,29 @@ impl FsDevice {
         self.layer.has_changed()
     }
 
+    /// Begins one message: as [`FsDevice::handle`], but a flush that may be carried out elsewhere comes back. Its answer is
+    /// in place, for when it is done.
+    pub fn begin(&mut self, readable: &[VolatileSlice], writable: &[VolatileSlice]) -> Begun {
+        let (message, out) = (GuestBytes::new(readable), GuestBytes::new(writable));
+        let mut head = [0; IN_HEADER];
+        if message.copy_to(&mut head) == IN_HEADER && out.len() >= OUT_HEADER {
+            let head = Header::parse(&head);
+            let mut body = [0; 12];
+            let asked = message.range(IN_HEADER, body.len()).copy_to(&mut body) == body.len();
+            let flags = u32::from_le_bytes([body[8], body[9], body[10], body[11]]);
+            if head.opcode == opcode::FSYNC
+                && asked
+                && flags & FSYNC_LATER != 0
+                && self.layer.check_node(head.node).is_ok()
+                && let Ok(Some(flush)) = self.layer.defer(head.node)
+            {
+                out.copy_from(&answer_header(&head, 0, 0));
+                return Begun::Flush(flush, OUT_HEADER);
+            }
+        }
+        Begun::Done(self.handle(readable, writable))
+    }
+
     /// Carries out one message and writes its answer; returns the answer's length in bytes, 0 for those that have none.
     pub fn handle(&mut self, readable: &[VolatileSlice], writable: &[VolatileSlice]) -> usize {
         let (message, out) = (GuestBytes::new(readable), GuestBytes::new(writable));
@@ -91,11 +122,16 @@ impl FsDevice {
             Ok(Answer::InPlace(n)) => (0, n),
             Err(Errno(error)) => (error, 0),
         };
-        let mut head_out = [0; OUT_HEADER];
-        head_out[..4].copy_from_slice(&((OUT_HEADER + len) as u32).to_le_bytes());
-        head_out[4..8].copy_from_slice(&(-error).to_le_bytes());
-        head_out[8..].copy_from_slice(&head.unique.to_le_bytes());
-        out.copy_from(&head_out);
+        out.copy_from(&answer_header(&head, error, len));
         OUT_HEADER + len
     }
+}
+
+/// The header of the answer to `head`, which `len` bytes follow.
+fn answer_header(head: &Header, error: i32, len: usize) -> [u8; OUT_HEADER] {
+    let mut bytes = [0; OUT_HEADER];
+    bytes[..4].copy_from_slice(&((OUT_HEADER + len) as u32).to_le_bytes());
+    bytes[4..8].copy_from_slice(&(-error).to_le_bytes());
+    bytes[8..].copy_from_slice(&head.unique.to_le_bytes());
+    bytes
 }

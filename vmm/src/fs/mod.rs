@@ -19,4 +19,4 @@ pub(crate) mod tests;
 mod wire;
 
 pub use crate::layer::{Gate, LayerError as FsError, LayerOptions as FsOptions, Recovering};
-pub use device::FsDevice;
+pub use device::{Begun, FsDevice};

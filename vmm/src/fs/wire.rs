@@ -8,6 +8,8 @@ pub(crate) const MINOR: u32 = 34;
 /// The oldest client taken.
 pub(crate) const MINOR_MIN: u32 = 31;
 
+/// In `fsync_flags`, ours and not Linux': the client goes on while the flush is carried out.
+pub(crate) const FSYNC_LATER: u32 = 1 << 31;
 pub(crate) const IN_HEADER: usize = 40;
 pub(crate) const OUT_HEADER: usize = 16;
 /// The most data of one READ or WRITE, in bytes.

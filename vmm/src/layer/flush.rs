@@ -127,6 +127,9 @@ impl Layer {
         if self.poisoned {
             return Err(Errno(libc::EIO));
         }
+        if self.flushing.iter().any(|(other, _)| *other == id) {
+            self.mistrust()?;
+        }
         if !self.dirty.contains(&id) {
             return Ok(());
         }
@@ -157,6 +160,7 @@ impl Layer {
 
     /// Makes everything durable.
     pub(crate) fn sync_all(&mut self) -> Result<(), Errno> {
+        self.mistrust()?;
         while let Some(&id) = self.dirty.first() {
             self.sync_data(id)?;
         }

@@ -17,6 +17,7 @@
 mod attributes;
 mod copy;
 mod data;
+mod defer;
 mod encoding;
 mod error;
 mod flush;
@@ -35,6 +36,7 @@ mod template;
 mod tree;
 
 pub use copy::copy;
+pub use defer::Flush;
 pub use error::{Errno, LayerError};
 pub use guest::GuestBytes;
 pub use merge::{is_empty, merge, template_of};
@@ -47,6 +49,7 @@ use journal::Journal;
 use object::Object;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
+use std::sync::Arc;
 use template::Template;
 
 /// Called once, before the first change of a life.
@@ -87,6 +90,8 @@ pub struct Layer {
     names: usize,
     /// Files with bytes that may not be durable.
     dirty: BTreeSet<u64>,
+    /// Flushes that are carried out elsewhere, by object.
+    flushing: Vec<(u64, Arc<defer::Outcome>)>,
     /// A file was created in `files` since that folder was flushed.
     files_created: bool,
     /// Objects that are gone; their files go after the next flush.

@@ -59,6 +59,7 @@ impl Layer {
             next_cookie: FIRST_COOKIE,
             names: 0,
             dirty: BTreeSet::new(),
+            flushing: Vec::new(),
             files_created: false,
             doomed: Vec::new(),
             garbage: Vec::new(),

@@ -12,7 +12,7 @@
 mod io;
 
 use std::os::unix::net::UnixListener;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
@@ -179,6 +179,16 @@ impl Monitor {
             && let Some(thread) = &*self.io_thread.lock().unwrap_or_else(PoisonError::into_inner)
         {
             thread.unpark();
+        }
+    }
+
+    /// The guest has buffers to look at. If it computes, it is interrupted for them at the next tick.
+    pub fn announce(&self) {
+        self.shared.set_event(1);
+        // Whoever halts says so before the last look at the event.
+        fence(Ordering::SeqCst);
+        if self.phase() == Phase::Halted {
+            self.waker.wake();
         }
     }
 

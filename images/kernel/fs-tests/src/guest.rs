@@ -5,6 +5,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub mod wait {
     pub struct WaitQueue;
+
+    impl WaitQueue {
+        pub const fn new() -> Self {
+            Self
+        }
+        pub fn wake(&self) {}
+        /// Nothing else runs here, so what is not done already never will be.
+        pub fn outlast(&self, done: impl Fn() -> bool) {
+            assert!(done(), "the device behind these tests answers at once");
+        }
+    }
 }
 
 pub mod time {
@@ -68,9 +79,9 @@ pub mod pages {
         assert_eq!(unsafe { libc::munmap(start.cast(), count * PAGE) }, 0);
     }
 
-    /// The real pool is asked how much of it the cache may hold: a quarter, here 1 MiB.
+    /// The real pool is asked how much of it the cache may hold: half, here 1 MiB.
     pub fn usage() -> (usize, usize) {
-        (IN_USE.load(Ordering::Relaxed), 1024)
+        (IN_USE.load(Ordering::Relaxed), 512)
     }
 
     pub fn make_spare(_start: *mut u8, _count: usize) {}

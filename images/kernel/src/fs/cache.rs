@@ -8,7 +8,7 @@
 //! This guest is the only writer, and every write goes to the host at once; coherence is to bring the written bytes
 //! into the windows too, and to drop a file's windows when its length changes in another way than by writing.
 //!
-//! A quarter of the pool at most is held; windows leave in the order they came, those used since get a second turn.
+//! Half of the pool at most is held; windows leave in the order they came, those used since get a second turn.
 
 use super::fuse::Client;
 use super::wire::Opcode;
@@ -91,7 +91,7 @@ impl Cache {
         held.remove(place);
         let want = (size - start).min(WINDOW) as usize;
         let count = want.div_ceil(PAGE);
-        if !held.make_room(count, pages::usage().1 / 4) {
+        if !held.make_room(count, pages::usage().1 / 2) {
             return None;
         }
         let data = pages::alloc(count)?;

@@ -250,10 +250,12 @@ impl File for Inode {
     }
 
     fn sync(&self, data_only: bool) -> Result<()> {
-        let opcode = if self.kind == kind::DIRECTORY { Opcode::FSyncDir } else { Opcode::FSync };
         let flags = if data_only { wire::FSYNC_DATA } else { 0 };
         let ask = wire::FSyncIn { flags, ..Default::default() };
-        self.share.client.call_empty(opcode, self.id, &[ask.bytes()])
+        if self.kind == kind::DIRECTORY {
+            return self.share.client.call_empty(Opcode::FSyncDir, self.id, &[ask.bytes()]);
+        }
+        self.share.client.flush(self.id, &ask)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {

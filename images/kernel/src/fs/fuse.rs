@@ -1,8 +1,11 @@
-//! The FUSE client's transport: one request at a time on the share's virtqueue.
+//! The FUSE client's transport on the share's virtqueue.
 //!
-//! A request is synchronous. It is pushed, the doorbell rung, and the answer is there when the store completes: the
-//! guest does nothing in between, so there is no interrupt, no waiting task and no lock. A host that answers later is
-//! rung again until it does.
+//! A request is synchronous but for one kind. It is pushed, the doorbell rung, and the answer is there when the store
+//! completes: the guest does nothing in between, so there is no interrupt, no waiting task and no lock. A host that answers
+//! later is rung again until it does.
+//!
+//! FSYNC waits for the host's disk. Its task blocks until the answer is there, and others run: so several commits share
+//! one flush. The answer is looked for at every system call, like received packets.
 //!
 //! File data never passes through here: descriptors point at the caller's own memory. Only headers, names and small
 //! answers are copied.
@@ -17,10 +20,12 @@
 use super::wire::{self, Opcode, Wire};
 use crate::errno::{Errno, Result};
 use crate::virtio::Queue;
+use crate::wait::WaitQueue;
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, RefCell, UnsafeCell};
 use dormouse_abi::{LARGE_PAGE, SLOT_BASE, queue};
 
 /// Bytes of header, arguments and names in a request: the longest are a symbolic link's two names.
@@ -33,6 +38,20 @@ const FORGET_MAX: usize = 200;
 const SEGMENTS: usize = 96;
 /// Bytes of file data that this client asks to send in one request.
 const DATA_MAX: usize = 1 << 20;
+
+/// Requests whose answers are waited for: with room in the queue for the longest other beside them.
+const LATER_MAX: usize = 8;
+
+/// A request that the host may answer later, with the memory it is in.
+struct Later {
+    request: UnsafeCell<[u8; LATER_LEN]>,
+    answer: UnsafeCell<[u8; size_of::<wire::OutHeader>()]>,
+    /// Bytes of the answer, once there is one.
+    written: Cell<Option<u32>>,
+    waiters: WaitQueue,
+}
+
+const LATER_LEN: usize = size_of::<wire::InHeader>() + size_of::<wire::FSyncIn>();
 
 /// Pieces of memory by physical address, for the data of one READ or WRITE.
 pub struct Segments {
@@ -89,6 +108,7 @@ struct Channel {
     forget: Box<[u8]>,
     /// The FORGET that the server has not given back yet.
     forget_head: Option<u16>,
+    later: Vec<(u16, Rc<Later>)>,
 }
 
 impl Client {
@@ -102,6 +122,7 @@ impl Client {
                 answer: vec![0; ANSWER_LEN].into_boxed_slice(),
                 forget: vec![0; 48 + FORGET_MAX * size_of::<wire::ForgetOne>()].into_boxed_slice(),
                 forget_head: None,
+                later: Vec::new(),
             }),
             forgotten: RefCell::new(Vec::new()),
             data_max: Cell::new(4096),
@@ -173,6 +194,69 @@ impl Client {
             return Err(malformed(Opcode::Write, "counts wrong"));
         }
         Ok(done)
+    }
+
+    /// FSYNC: other tasks run until the host has an answer.
+    pub fn flush(&self, node: u64, ask: &wire::FSyncIn) -> Result<()> {
+        let Some((later, unique)) = self.begin_flush(node, ask) else {
+            return self.call_empty(Opcode::FSync, node, &[ask.bytes()]);
+        };
+        later.waiters.outlast(|| later.written.get().is_some());
+        let written = later.written.get().unwrap_or(0) as usize;
+        if written < size_of::<wire::OutHeader>() {
+            return Err(malformed(Opcode::FSync, "has no header"));
+        }
+        // SAFETY: the device has given the buffer back.
+        let header = wire::OutHeader::parse(unsafe { &*later.answer.get() });
+        match header.error {
+            _ if header.unique != unique => Err(malformed(Opcode::FSync, "is to another request")),
+            0 => Ok(()),
+            error @ -4095..=-1 => Err(Errno(-error)),
+            _ => Err(malformed(Opcode::FSync, "has an impossible error")),
+        }
+    }
+
+    /// Pushes an FSYNC and rings; `None` if there are too many already.
+    fn begin_flush(&self, node: u64, ask: &wire::FSyncIn) -> Option<(Rc<Later>, u64)> {
+        let mut channel = self.channel.borrow_mut();
+        if channel.later.len() >= LATER_MAX {
+            return None;
+        }
+        channel.unique += 1;
+        let unique = channel.unique;
+        let header = wire::InHeader {
+            len: LATER_LEN as u32,
+            opcode: Opcode::FSync as u32,
+            unique,
+            node,
+            ..Default::default()
+        };
+        let ask = wire::FSyncIn { flags: ask.flags | wire::FSYNC_LATER, ..*ask };
+        let mut request = [0; LATER_LEN];
+        request[..size_of::<wire::InHeader>()].copy_from_slice(header.bytes());
+        request[size_of::<wire::InHeader>()..].copy_from_slice(ask.bytes());
+        let later = Rc::new(Later {
+            request: UnsafeCell::new(request),
+            answer: UnsafeCell::new([0; size_of::<wire::OutHeader>()]),
+            written: Cell::new(None),
+            waiters: WaitQueue::new(),
+        });
+        let readable = [(later.request.get() as u64, LATER_LEN as u32)];
+        let writable = [(later.answer.get() as u64, size_of::<wire::OutHeader>() as u32)];
+        let head = channel.queue.push(&readable, &writable)?;
+        channel.later.push((head, later.clone()));
+        channel.queue.kick();
+        channel.collect();
+        Some((later, unique))
+    }
+
+    /// Takes the answers that came later, and wakes who waits for them.
+    pub fn collect(&self) {
+        if let Ok(mut channel) = self.channel.try_borrow_mut()
+            && !channel.later.is_empty()
+        {
+            channel.collect();
+        }
     }
 
     /// Lets the server drop the node, with the next request.
@@ -271,10 +355,25 @@ impl Channel {
                 if done == head {
                     return written;
                 }
-                if self.forget_head == Some(done) {
-                    self.forget_head = None;
-                }
+                self.came_back(done, written);
             }
+        }
+    }
+
+    fn collect(&mut self) {
+        while let Some((done, written)) = self.queue.pop() {
+            self.came_back(done, written);
+        }
+    }
+
+    /// A chain that no synchronous request waits for.
+    fn came_back(&mut self, head: u16, written: u32) {
+        if self.forget_head == Some(head) {
+            self.forget_head = None;
+        } else if let Some(at) = self.later.iter().position(|&(other, _)| other == head) {
+            let (_, later) = self.later.swap_remove(at);
+            later.written.set(Some(written));
+            later.waiters.wake();
         }
     }
 

@@ -453,6 +453,13 @@ pub fn syncfs(file: &dyn File) -> Result<()> {
     }
 }
 
+/// Looks for answers that the share's server gave later.
+pub fn collect() {
+    if let Some(Node::Share(inode)) = TREE.get().get().map(|tree| &tree.data) {
+        inode.share.client.collect();
+    }
+}
+
 /// Gives back all memory that only caches the share's content; false when there was none.
 pub fn reclaim() -> bool {
     match TREE.get().get().map(|tree| &tree.data) {

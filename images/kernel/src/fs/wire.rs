@@ -58,6 +58,8 @@ pub mod valid {
 
 /// `fuse_fsync_in::fsync_flags`: content and length only, as `fdatasync`.
 pub const FSYNC_DATA: u32 = 1;
+/// Ours, not Linux': this client does other things until the answer comes.
+pub const FSYNC_LATER: u32 = 1 << 31;
 
 /// A message or a part of one, as bytes.
 ///
