@@ -107,3 +107,52 @@ impl Layer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::tests::{HASH, folders};
+    use crate::layer::{GuestBytes, Kind, LayerOptions};
+    use vm_memory::VolatileSlice;
+
+    fn write(layer: &mut Layer, id: u64) {
+        let mut bytes = [7u8; 100];
+        let slices = [VolatileSlice::from(&mut bytes[..])];
+        assert_eq!(layer.write(id, 0, GuestBytes::new(&slices)), Ok(100));
+    }
+
+    #[test]
+    fn a_flush_under_way_is_not_taken_for_done() {
+        let folders = folders();
+        let mut layer = Layer::open(&folders.layer, &folders.template, LayerOptions::new(HASH)).unwrap();
+        let id = layer.create(1, b"wal", Kind::File, 0o600, b"").unwrap();
+        write(&mut layer, id);
+        assert!(layer.defer(id).unwrap().is_none(), "a new name is recorded in place");
+        layer.sync(id).unwrap();
+        assert!(layer.defer(id).unwrap().is_none(), "there is nothing to flush");
+        write(&mut layer, id);
+        let first = layer.defer(id).unwrap().unwrap();
+        let second = layer.defer(id).unwrap().expect("the first is not over");
+        assert!(first.carry_out() && second.carry_out());
+        assert!(layer.defer(id).unwrap().is_none(), "both are over");
+
+        write(&mut layer, id);
+        let third = layer.defer(id).unwrap().unwrap();
+        layer.sync_all().unwrap();
+        assert!(third.carry_out());
+        assert_eq!(layer.sync(id), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_believed_after_a_flush_that_failed() {
+        let folders = folders();
+        let mut layer = Layer::open(&folders.layer, &folders.template, LayerOptions::new(HASH)).unwrap();
+        let id = layer.create(1, b"wal", Kind::File, 0o600, b"").unwrap();
+        write(&mut layer, id);
+        layer.sync(id).unwrap();
+        write(&mut layer, id);
+        drop(layer.defer(id).unwrap().unwrap());
+        assert_eq!(layer.sync(id), Err(Errno(libc::EIO)));
+        assert_eq!(layer.sync_all(), Err(Errno(libc::EIO)));
+    }
+}

@@ -124,6 +124,7 @@ impl Layer {
 
     /// Makes a file's bytes durable and records its map.
     fn sync_data(&mut self, id: u64) -> Result<(), Errno> {
+        self.note_flushes()?;
         if self.poisoned {
             return Err(Errno(libc::EIO));
         }
