@@ -66,6 +66,7 @@ test: ## everything: unit tests, the console in a browser, PostgreSQL on real KV
 	@.ci/need test
 	@$(MAKE) -s console
 	@$(MAKE) -s image
+	@$(MAKE) -s image-18
 	@$(MAKE) -s oracle
 	@$(MAKE) -s test-kernel
 	@$(MAKE) -s test-console

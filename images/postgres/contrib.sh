@@ -12,6 +12,7 @@ build_contrib() {
             logged make -C "$out/build/$part" install DESTDIR="$out/root" LDFLAGS_EX_BE=
             find "$out/build/$part" -name '*.so' -exec cp {} "$out/modules/" \;
         done
+        rm -r "$out/build"
         finish
     fi
     extensions="$extensions $out"

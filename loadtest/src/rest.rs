@@ -140,6 +140,11 @@ impl Rest {
         self.create_from(&serde_json::json!({ "name": name }))
     }
 
+    /// A database of a major version of PostgreSQL.
+    pub fn create_version(&self, name: &str, major: u32) -> Result<Created, RestError> {
+        self.create_from(&serde_json::json!({ "name": name, "pg_version": major }))
+    }
+
     /// A database of a plan, which does not fall asleep by itself.
     pub fn create_sleepless(&self, name: &str, plan: &str) -> Result<Created, RestError> {
         let day = Duration::from_secs(24 * 60 * 60).as_millis() as u64;
