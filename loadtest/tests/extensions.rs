@@ -79,8 +79,7 @@ fn extensions_do_what_they_are_for() {
         .query(
             "create extension vector; create extension pg_trgm; create extension hstore; create extension ltree;
              create extension unaccent; create extension fuzzystrmatch; create extension citext; create extension seg;
-             create extension btree_gist; create extension intarray; create extension earthdistance cascade;
-             create extension tablefunc",
+             create extension btree_gist; create extension intarray; create extension cube; create extension tablefunc",
         )
         .unwrap();
     for (sql, expected) in [
@@ -95,10 +94,7 @@ fn extensions_do_what_they_are_for() {
         ("'{1:2,3:1}/5'::sparsevec <-> '{1:2}/5'", "1"),
         ("'1.5 .. 2'::seg @> '1.7'", "t"),
         ("sort('{3,1,2}'::int[])", "{1,2,3}"),
-        (
-            "round(earth_distance(ll_to_earth(0, 0), ll_to_earth(0, 1)))",
-            "111320",
-        ),
+        ("cube_distance('(0,0)', '(3,4)')", "5"),
         ("count(*) from normal_rand(10, 5, 3)", "10"),
     ] {
         assert_eq!(
