@@ -18,7 +18,8 @@ const LIMIT_MS: u64 = 1500;
 /// Where the guest's memory lies in its VMM, found by what the kernel's image starts with.
 fn guest_memory(memory: &File, pid: u32) -> u64 {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
-    let starts = maps.lines().map(|line| u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap());
+    // Beside it may lie the golden memory, which is not written.
+    let starts = maps.lines().filter(|line| line.contains(" rw")).map(|line| u64::from_str_radix(line.split('-').next().unwrap(), 16).unwrap());
     let is_guest = |base: &u64| {
         let mut magic = [0; 8];
         memory.read_exact_at(&mut magic, base + (4 << 20)).is_ok() && &magic == b"DORMOUSE"
