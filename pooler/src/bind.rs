@@ -179,7 +179,7 @@ pub(crate) async fn bury(database: DatabaseId, graves: Graves, starting: Startin
 pub(crate) async fn cancel(shared: &Arc<Shared>, session: &Session) {
     let Some((_starting, awake)) = shared.registry.cancel_target(session.database) else { return };
     let key = &session.key;
-    let request = CancelRequest::new(key.guest_process, SecretKey::Bytes(key.guest_secret.to_vec().into()));
+    let request = CancelRequest::new(key.process, SecretKey::Bytes(key.guest_secret.to_vec().into()));
     let mut packet = BytesMut::new();
     if request.encode(&mut packet).is_err() {
         return;

@@ -1,4 +1,4 @@
-//! Cancel keys: the pooler's own, because the guest's are the same in every clone of one snapshot.
+//! Cancel keys: their secrets are the pooler's own, because the guest's are the same in every clone of one snapshot.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,33 +16,31 @@ const LONG: usize = 32;
 #[error("the system has no random bytes")]
 pub(crate) struct NoRandomness;
 
-/// All sessions, by the process number that their clients were given. Numbers are random, so that in protocol 3.0,
-/// too, 63 bits have to be guessed.
+/// All sessions, by the process number that their clients were given: the guest's own, which is what `pg_backend_pid`
+/// says there. Clients compare the two. Guests number alike, so one number stands for many sessions.
 #[derive(Default)]
-pub(crate) struct Keys(Mutex<HashMap<i32, Arc<Session>>>);
+pub(crate) struct Keys(Mutex<HashMap<i32, Vec<Arc<Session>>>>);
 
 impl Keys {
-    fn map(&self) -> MutexGuard<'_, HashMap<i32, Arc<Session>>> {
+    fn map(&self) -> MutexGuard<'_, HashMap<i32, Vec<Arc<Session>>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a session with a process number that no other has, and a secret fit for protocol 3.`minor`.
+    /// Makes a session of this process with a secret that no other of its number has, fit for protocol 3.`minor`.
     pub fn issue(
         &self,
         minor: u16,
-        make: impl FnOnce(i32, Box<[u8]>) -> Arc<Session>,
+        process: i32,
+        make: impl FnOnce(Box<[u8]>) -> Arc<Session>,
     ) -> Result<Arc<Session>, NoRandomness> {
         let mut secret = vec![0; if minor >= 2 { LONG } else { SHORT }].into_boxed_slice();
-        getrandom::fill(&mut secret).map_err(|_| NoRandomness)?;
         let mut map = self.map();
+        let alike = map.entry(process).or_default();
         loop {
-            let mut process = [0; 4];
-            getrandom::fill(&mut process).map_err(|_| NoRandomness)?;
-            // Positive: some clients take a negative one for none.
-            let process = i32::from_be_bytes(process) & i32::MAX;
-            if process != 0 && !map.contains_key(&process) {
-                let session = make(process, secret);
-                map.insert(process, session.clone());
+            getrandom::fill(&mut secret).map_err(|_| NoRandomness)?;
+            if alike.iter().all(|session| session.key.secret != secret) {
+                let session = make(secret);
+                alike.push(session.clone());
                 return Ok(session);
             }
         }
@@ -50,12 +48,16 @@ impl Keys {
 
     /// The session that this key belongs to.
     pub fn find(&self, process: i32, secret: &[u8]) -> Option<Arc<Session>> {
-        let session = self.map().get(&process)?.clone();
-        bool::from(session.key.secret.ct_eq(secret)).then_some(session)
+        self.map().get(&process)?.iter().find(|session| bool::from(session.key.secret.ct_eq(secret))).cloned()
     }
 
     pub fn remove(&self, session: &Session) {
-        self.map().remove(&session.key.process);
+        let mut map = self.map();
+        let Some(alike) = map.get_mut(&session.key.process) else { return };
+        alike.retain(|other| !std::ptr::eq(&**other, session));
+        if alike.is_empty() {
+            map.remove(&session.key.process);
+        }
     }
 }
 
@@ -66,8 +68,8 @@ mod tests {
     use crate::session::Key;
 
     fn issue(keys: &Keys, minor: u16) -> Arc<Session> {
-        keys.issue(minor, |process, secret| {
-            let key = Key { process, secret, guest_process: 1, guest_secret: Box::new([1; 4]) };
+        keys.issue(minor, 7, |secret| {
+            let key = Key { process: 7, secret, guest_secret: Box::new([1; 4]) };
             let counts = SessionCounts { session: 1, sent: 0, received: 0 };
             Session::new("db_00000000000000000000".parse().unwrap(), "e".into(), counts, key)
         })
@@ -84,7 +86,9 @@ mod tests {
         assert!(keys.find(a.key.process, &b.key.secret).is_none());
         assert!(keys.find(b.key.process, &b.key.secret[..4]).is_none());
         assert!(keys.find(b.key.process, &[]).is_none());
+        assert!(keys.find(8, &a.key.secret).is_none());
         keys.remove(&a);
         assert!(keys.find(a.key.process, &a.key.secret).is_none());
+        assert!(Arc::ptr_eq(&keys.find(b.key.process, &b.key.secret).unwrap(), &b));
     }
 }

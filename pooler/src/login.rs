@@ -360,13 +360,9 @@ async fn open(
     let Begun { stream, counts, before_key, after_key, rest, process, secret } = begun;
     let session = shared
         .keys
-        .issue(request.minor, |own_process, own_secret| {
-            let key = Key {
-                process: own_process,
-                secret: own_secret,
-                guest_process: process,
-                guest_secret: secret.to_bytes().as_ref().into(),
-            };
+        .issue(request.minor, process, |own_secret| {
+            let guest_secret = secret.to_bytes().as_ref().into();
+            let key = Key { process, secret: own_secret, guest_secret };
             Session::new(database, epoch.as_str().into(), counts, key)
         })
         .map_err(|_| LoginError::NoRandomness)?;

@@ -95,13 +95,13 @@ impl State {
     }
 }
 
-/// A cancel key: the pooler's own, given to the client, and the guest's, kept here.
+/// A cancel key: with the pooler's own secret, given to the client, and with the guest's, kept here.
 #[derive(Debug)]
 pub(crate) struct Key {
+    /// The guest's backend.
     pub process: i32,
     /// 4 bytes, or 32 for a client of protocol 3.2.
     pub secret: Box<[u8]>,
-    pub guest_process: i32,
     pub guest_secret: Box<[u8]>,
 }
 
