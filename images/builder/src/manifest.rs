@@ -69,9 +69,10 @@ pub struct FirstProcess {
 }
 
 impl FirstProcess {
-    /// The postmaster. What stock PostgreSQL could not do with the same data directory is said here and not in its
-    /// `postgresql.conf`: the socket's folder, which the kernel puts behind vsock, and modules: Dormouse's own, which
-    /// refuses passwords in SQL, and pg_stat_statements, which a database need not have and which works only so.
+    /// The postmaster. Its own clients, such as a subscription's worker, find its socket by PGHOST. What stock
+    /// PostgreSQL could not do with the same data directory is said here and not in its `postgresql.conf`: the socket's
+    /// folder, which the kernel puts behind vsock, and modules: Dormouse's own, which refuses passwords in SQL, and
+    /// pg_stat_statements, which a database need not have and which works only so.
     pub fn postgres() -> FirstProcess {
         let words = |list: &[&str]| list.iter().map(|word| (*word).to_owned()).collect();
         FirstProcess {
@@ -84,7 +85,7 @@ impl FirstProcess {
                 "-c",
                 "shared_preload_libraries=dormouse,pg_stat_statements",
             ]),
-            environment: words(&["PATH=/pg/bin", "HOME=/pgdata", "PGDATA=/pgdata", "LC_ALL=C", "TZ=UTC"]),
+            environment: words(&["PATH=/pg/bin", "HOME=/pgdata", "PGDATA=/pgdata", "LC_ALL=C", "TZ=UTC", "PGHOST=/run"]),
         }
     }
 }

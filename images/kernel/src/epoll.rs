@@ -4,6 +4,7 @@ use crate::errno::{Errno, Result};
 use crate::file::{File, Stat, ready};
 use crate::sched;
 use crate::table::OpenFile;
+use crate::stream::Stream;
 use crate::vsock::Connection;
 use crate::wait::Outcome;
 use alloc::rc::{Rc, Weak};
@@ -82,7 +83,7 @@ impl Epoll {
         let files: Vec<Rc<OpenFile>> = self.interests.borrow().iter().filter_map(|i| i.open.upgrade()).collect();
         let client = |interest: &Interest| {
             interest.events & ready::IN != 0
-                && interest.open.upgrade().is_some_and(|open| open.file.as_any().is::<Connection>())
+                && interest.open.upgrade().is_some_and(|open| from_client(&open))
         };
         let for_client = self.interests.borrow().iter().any(client);
         wait_on(&files, for_client, deadline, || {
@@ -91,6 +92,12 @@ impl Epoll {
         })?;
         Ok(events)
     }
+}
+
+/// Whether it is a connection that this process serves.
+fn from_client(open: &OpenFile) -> bool {
+    let file = open.file.as_any();
+    file.is::<Connection>() || file.is::<Stream>()
 }
 
 /// Blocks in the queues of all `files` until `done`, a signal, or the deadline.
@@ -159,7 +166,7 @@ pub fn poll(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
         return Ok(count);
     }
     let files: Vec<Rc<OpenFile>> = opens.iter().flatten().cloned().collect();
-    let for_client = files.iter().any(|open| open.file.as_any().is::<Connection>());
+    let for_client = files.iter().any(|open| from_client(&open));
     wait_on(&files, for_client, deadline, || {
         count = ready_now(fds);
         count > 0

@@ -38,6 +38,7 @@ mod shm;
 mod signal;
 mod slots;
 mod socket;
+mod stream;
 mod syscall;
 mod table;
 mod task;

@@ -1,25 +1,25 @@
-//! Unix-domain sockets, as far as Postgres needs them: it listens, the VMM connects.
+//! Unix-domain sockets, as far as Postgres needs them: it listens, the VMM connects, and so may its own processes.
 //!
-//! The first socket that listens on a path under /run stands behind the vsock port; connections that the VMM asks
-//! for are accepted there and look like local clients.
+//! The socket that listens stands behind the vsock port; connections that the VMM asks for are accepted there and
+//! look like local clients.
 
 use crate::errno::{Errno, Result};
 use crate::file::{File, Stat, ready};
 use crate::fs;
 use crate::global::Global;
 use crate::sched;
-use crate::vsock::Connection;
+use crate::stream::{self, Stream};
 use crate::wait::{Outcome, WaitQueue};
 use alloc::collections::VecDeque;
 use alloc::rc::{Rc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::cell::{Cell, RefCell};
+use core::cell::{Cell, OnceCell, RefCell};
 
 static LISTENER: Global<RefCell<Weak<Socket>>> = Global::new(RefCell::new(Weak::new()));
 
 /// Hands a new connection to the listening socket; false when there is none or its backlog is full.
-pub fn offer(connection: Rc<Connection>) -> bool {
+pub fn offer(connection: Rc<dyn File>) -> bool {
     let Some(socket) = LISTENER.get().borrow().upgrade() else { return false };
     let mut backlog = socket.backlog.borrow_mut();
     if backlog.len() >= socket.limit.get() {
@@ -31,12 +31,15 @@ pub fn offer(connection: Rc<Connection>) -> bool {
     true
 }
 
-/// A socket that is not a connection: made, perhaps bound, perhaps listening.
+/// A socket as it was made: perhaps bound, perhaps listening, or connected.
 pub struct Socket {
+    /// What it is bound to: absolute, or empty.
     path: RefCell<Vec<u8>>,
     limit: Cell<usize>,
-    backlog: RefCell<VecDeque<Rc<Connection>>>,
+    backlog: RefCell<VecDeque<Rc<dyn File>>>,
     waiters: WaitQueue,
+    /// What it is once it is connected.
+    stream: OnceCell<Rc<Stream>>,
     /// For `listen`, which must hand out a weak reference to itself.
     me: Weak<Socket>,
 }
@@ -56,6 +59,7 @@ pub fn new(family: i32, kind: i32) -> Result<Rc<Socket>> {
         limit: Cell::new(0),
         backlog: RefCell::new(VecDeque::new()),
         waiters: WaitQueue::new(),
+        stream: OnceCell::new(),
         me: me.clone(),
     }))
 }
@@ -66,7 +70,7 @@ impl Socket {
         const O_CREAT_EXCL_RDWR: u32 = 0o100 | 0o200 | 0o2;
         match fs::open(cwd, path, O_CREAT_EXCL_RDWR, 0o777) {
             Ok(_) => {
-                *self.path.borrow_mut() = path.to_vec();
+                *self.path.borrow_mut() = fs::normalise(cwd, path);
                 Ok(())
             }
             Err(Errno::EEXIST) => Err(Errno::EADDRINUSE),
@@ -83,7 +87,7 @@ impl Socket {
         Ok(())
     }
 
-    pub fn accept(&self, nonblock: bool) -> Result<Rc<Connection>> {
+    pub fn accept(&self, nonblock: bool) -> Result<Rc<dyn File>> {
         if self.limit.get() == 0 {
             return Err(Errno::EINVAL);
         }
@@ -100,6 +104,29 @@ impl Socket {
         }
     }
 
+    /// Connects to the socket that listens at the path. Done at once: it need not have accepted yet.
+    pub fn connect(&self, cwd: &[u8], path: &[u8]) -> Result<()> {
+        if self.stream.get().is_some() {
+            return Err(Errno::EISCONN);
+        }
+        fs::stat(cwd, path, true)?;
+        let listener = LISTENER.get().borrow().upgrade().ok_or(Errno::ECONNREFUSED)?;
+        if *listener.path.borrow() != fs::normalise(cwd, path) {
+            return Err(Errno::ECONNREFUSED);
+        }
+        let (ours, theirs) = stream::pair();
+        if !offer(theirs) {
+            return Err(Errno::EAGAIN);
+        }
+        let _ = self.stream.set(ours);
+        Ok(())
+    }
+
+    /// What it is connected to, if it is.
+    pub fn stream(&self) -> Option<&Rc<Stream>> {
+        self.stream.get()
+    }
+
     pub fn path(&self) -> Vec<u8> {
         self.path.borrow().clone()
     }
@@ -113,18 +140,25 @@ impl File for Socket {
         Ok(Stat { ino: 2, mode: 0o140777, nlink: 1, dev: 2, ..Stat::default() })
     }
     fn poll(&self) -> u32 {
-        if self.backlog.borrow().is_empty() { 0 } else { ready::IN }
+        match self.stream.get() {
+            Some(stream) => stream.poll(),
+            None if self.backlog.borrow().is_empty() => 0,
+            None => ready::IN,
+        }
     }
     fn waiters(&self) -> Option<&WaitQueue> {
-        Some(&self.waiters)
+        self.stream.get().map_or(Some(&self.waiters), |stream| stream.waiters())
     }
-    fn read(&self, _buf: &mut [u8], _nonblock: bool) -> Result<usize> {
-        Err(Errno::ENOTCONN)
+    fn read(&self, buf: &mut [u8], nonblock: bool) -> Result<usize> {
+        self.stream.get().ok_or(Errno::ENOTCONN)?.read(buf, nonblock)
     }
-    fn write(&self, _buf: &[u8], _nonblock: bool) -> Result<usize> {
-        Err(Errno::ENOTCONN)
+    fn write(&self, buf: &[u8], nonblock: bool) -> Result<usize> {
+        self.stream.get().ok_or(Errno::ENOTCONN)?.write(buf, nonblock)
     }
     fn close(&self) {
+        if let Some(stream) = self.stream.get() {
+            stream.close();
+        }
         for connection in self.backlog.take() {
             connection.close();
         }

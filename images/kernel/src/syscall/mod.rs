@@ -160,7 +160,7 @@ fn dispatch(number: i64, args: &Args) -> Result<u64> {
         | nr::NEWFSTATAT | nr::UNLINKAT | nr::RENAMEAT | nr::RENAMEAT2 | nr::LINKAT | nr::SYMLINKAT | nr::READLINKAT
         | nr::FCHMODAT | nr::FACCESSAT | nr::FACCESSAT2 | nr::SYNC_FILE_RANGE | nr::UTIMENSAT | nr::FALLOCATE
         | nr::PREADV | nr::PWRITEV | nr::SYNCFS | nr::PIPE | nr::PIPE2 => files::call(number, args),
-        nr::SOCKET | nr::BIND | nr::LISTEN | nr::ACCEPT | nr::ACCEPT4 | nr::GETSOCKNAME | nr::GETPEERNAME
+        nr::SOCKET | nr::CONNECT | nr::BIND | nr::LISTEN | nr::ACCEPT | nr::ACCEPT4 | nr::GETSOCKNAME | nr::GETPEERNAME
         | nr::SETSOCKOPT | nr::GETSOCKOPT | nr::SENDTO | nr::RECVFROM | nr::SENDMSG | nr::RECVMSG | nr::SHUTDOWN => {
             net::call(number, args)
         }

@@ -2,12 +2,11 @@
 
 use super::{Args, buffer, buffer_mut, load, number as nr, store};
 use crate::errno::{Errno, Result};
-use crate::file::File;
 use crate::sched;
 use crate::socket::{self, Socket};
 use crate::table::{O_CLOEXEC, O_NONBLOCK, OpenFile};
+use crate::stream::Stream;
 use crate::vsock::Connection;
-use alloc::rc::Rc;
 use alloc::vec::Vec;
 
 const AF_UNIX: u16 = 1;
@@ -49,6 +48,21 @@ fn socket_of(open: &OpenFile) -> Result<&Socket> {
     open.file.as_any().downcast_ref::<Socket>().ok_or(Errno::ENOTSOCK)
 }
 
+/// The stream behind a descriptor: to the host, or to another process.
+enum Peer<'a> {
+    Host(&'a Connection),
+    Local(&'a Stream),
+}
+
+fn peer_of(open: &OpenFile) -> Option<Peer<'_>> {
+    let file = open.file.as_any();
+    if let Some(connection) = file.downcast_ref() {
+        return Some(Peer::Host(connection));
+    }
+    let local = file.downcast_ref::<Stream>();
+    local.or_else(|| file.downcast_ref::<Socket>()?.stream().map(|stream| &**stream)).map(Peer::Local)
+}
+
 fn option(name: u64) -> Result<i32> {
     match name {
         SO_TYPE => Ok(1),
@@ -67,36 +81,39 @@ pub fn call(number: i64, args: &Args) -> Result<u64> {
         return me.files.borrow_mut().insert(open, flags & O_CLOEXEC != 0, 0).map(|fd| fd as u64);
     }
     let open = me.files.borrow().get(a as i32)?;
-    let connection = open.file.as_any().downcast_ref::<Connection>();
+    let peer = peer_of(&open);
     match number {
         nr::BIND => {
             let cwd = me.cwd.borrow().clone();
             socket_of(&open)?.bind(&cwd, &path_of(b, c)?).map(|()| 0)
+        }
+        nr::CONNECT => {
+            let cwd = me.cwd.borrow().clone();
+            socket_of(&open)?.connect(&cwd, &path_of(b, c)?).map(|()| 0)
         }
         nr::LISTEN => socket_of(&open)?.listen(b as i32).map(|()| 0),
         nr::ACCEPT | nr::ACCEPT4 => {
             let accepted = socket_of(&open)?.accept(open.nonblock())?;
             tell_address(b, c, b"")?;
             let flags = if number == nr::ACCEPT4 { d as u32 } else { 0 };
-            let file: Rc<dyn File> = accepted;
-            me.files.borrow_mut().insert(OpenFile::new(file, 2 | flags & O_NONBLOCK), flags & O_CLOEXEC != 0, 0).map(|fd| fd as u64)
+            me.files.borrow_mut().insert(OpenFile::new(accepted, 2 | flags & O_NONBLOCK), flags & O_CLOEXEC != 0, 0).map(|fd| fd as u64)
         }
         nr::GETSOCKNAME => {
             let path = socket_of(&open).map(Socket::path).unwrap_or_default();
             tell_address(b, c, &path).map(|()| 0)
         }
         nr::GETPEERNAME => {
-            connection.ok_or(Errno::ENOTCONN)?;
+            peer.ok_or(Errno::ENOTCONN)?;
             tell_address(b, c, b"").map(|()| 0)
         }
         nr::SETSOCKOPT => {
-            if connection.is_none() {
+            if peer.is_none() {
                 socket_of(&open)?;
             }
             Ok(0)
         }
         nr::GETSOCKOPT => {
-            if connection.is_none() {
+            if peer.is_none() {
                 socket_of(&open)?;
             }
             if b != SOL_SOCKET {
@@ -115,7 +132,11 @@ pub fn call(number: i64, args: &Args) -> Result<u64> {
         nr::RECVFROM => {
             let into = buffer_mut(b, c)?;
             if d & MSG_PEEK != 0 {
-                return connection.ok_or(Errno::ENOTSOCK)?.peek(into).map(|n| n as u64);
+                let len = match peer.ok_or(Errno::ENOTSOCK)? {
+                    Peer::Host(connection) => connection.peek(into),
+                    Peer::Local(stream) => stream.peek(into),
+                };
+                return len.map(|n| n as u64);
             }
             open.file.read(into, open.nonblock() || d & MSG_DONTWAIT != 0).map(|n| n as u64)
         }
@@ -133,8 +154,11 @@ pub fn call(number: i64, args: &Args) -> Result<u64> {
             })
         }
         nr::SHUTDOWN => {
-            let connection = connection.ok_or(Errno::ENOTCONN)?;
-            connection.shutdown(matches!(b, 0 | 2), matches!(b, 1 | 2));
+            let (receive, send) = (matches!(b, 0 | 2), matches!(b, 1 | 2));
+            match peer.ok_or(Errno::ENOTCONN)? {
+                Peer::Host(connection) => connection.shutdown(receive, send),
+                Peer::Local(stream) => stream.shutdown(receive, send),
+            }
             Ok(0)
         }
         _ => Err(Errno::ENOSYS),
