@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use dormouse_abi::SHARE_VARIABLE;
 use dormouse_images::manifest::{FirstProcess, Manifest, ManifestError, file};
 
 use crate::boot::BootImage;
@@ -36,6 +37,9 @@ pub enum ImageError {
     /// Neither an image nor all of its parts.
     #[error("name an --image, or all of --kernel, --postgres, --boot and --template")]
     Unnamed,
+    /// The guest has it at the same path.
+    #[error("--share takes an absolute path")]
+    Share,
 }
 
 impl Image {
@@ -58,7 +62,7 @@ impl Image {
                 archive: settings.boot.clone().unwrap_or_else(|| dir.join(file::BOOT)),
                 slots: settings.processes,
                 arguments: own(&settings.postgres_arg, manifest.first_process.arguments),
-                environment: own(&settings.postgres_env, manifest.first_process.environment),
+                environment: environment(own(&settings.postgres_env, manifest.first_process.environment), settings)?,
                 prng_state: Some(manifest.layout.prng_state),
             },
             golden_dir: Some(dir.join(file::GOLDEN).join(settings.memory_mib.to_string())),
@@ -96,10 +100,19 @@ impl Image {
                 archive: archive.clone(),
                 slots: settings.processes,
                 arguments: own(&settings.postgres_arg, first.arguments),
-                environment: own(&settings.postgres_env, first.environment),
+                environment: environment(own(&settings.postgres_env, first.environment), settings)?,
                 prng_state: None,
             },
             golden_dir: None,
         })
     }
+}
+
+/// The environment, with what tells the kernel of a shared folder.
+fn environment(mut list: Vec<String>, settings: &Settings) -> Result<Vec<String>, ImageError> {
+    if let Some(folder) = settings.share() {
+        let folder = folder.to_str().filter(|path| path.starts_with('/')).ok_or(ImageError::Share)?;
+        list.push(format!("{SHARE_VARIABLE}={folder}"));
+    }
+    Ok(list)
 }

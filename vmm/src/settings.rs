@@ -46,6 +46,10 @@ pub struct Settings {
     /// The most bytes of disk that the database's layer may take.
     #[arg(long, value_name = "BYTES")]
     pub storage_bytes: Option<u64>,
+    /// Show the guest this folder of the host, at the same path.
+    #[cfg(feature = "shared-folder")]
+    #[arg(long, value_name = "DIR")]
+    pub share: Option<PathBuf>,
     /// Copy the guest's console to stderr.
     #[arg(long)]
     pub foreground: bool,
@@ -70,6 +74,18 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The folder of the host that the guest shall see.
+    #[cfg(feature = "shared-folder")]
+    pub fn share(&self) -> Option<&Path> {
+        self.share.as_deref()
+    }
+
+    /// None: only a build for tests can be told of one.
+    #[cfg(not(feature = "shared-folder"))]
+    pub fn share(&self) -> Option<&Path> {
+        None
+    }
+
     /// What a path on disk is made of: ids and image names must not climb out of their folders.
     pub fn check(&self) -> Result<(), String> {
         let plain = |name: &str| {

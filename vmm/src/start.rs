@@ -135,6 +135,11 @@ impl Place<'_> {
         FsOptions { storage_limit: self.settings.storage_bytes, ..FsOptions::new(self.image.template.clone()) }
     }
 
+    fn share(&self, files: &mut FsDevice) -> Result<(), FsError> {
+        let Some(folder) = self.settings.share() else { return Ok(()) };
+        files.share(folder).map_err(|source| FsError::Io { what: format!("cannot open {}", folder.display()), source })
+    }
+
     fn fit<'a>(&'a self, machine: &'a Machine, database: &'a str) -> Fit<'a> {
         Fit {
             database,
@@ -196,6 +201,7 @@ impl Place<'_> {
             spent::refuse(&self.database_dir).map_err(StartError::io(aside))?;
         }
         let mut files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
+        self.share(&mut files)?;
         let shared = SharedPage::new(&machine.ram);
         files.set_recovering(Box::new(move || shared.get_ready() == 0));
         life.step("layer");
@@ -221,6 +227,7 @@ impl Place<'_> {
         snapshot.check(&self.fit(&machine, &self.settings.database))?;
         let state = State::decode(&snapshot.state)?;
         let mut files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
+        self.share(&mut files)?;
         life.step("layer");
         let base = match snapshot.header.base.as_str() {
             "" => None,

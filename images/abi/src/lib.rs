@@ -299,6 +299,11 @@ pub const GUEST_CID: u64 = 3;
 pub const HOST_CID: u64 = 2;
 /// The name of the virtio-fs share with the data directory, and where the kernel mounts it.
 pub const DATA_MOUNT: &str = "/pgdata";
+/// The variable of the first process that names a folder of the host, which the guest then has at the same path: for
+/// tests. Its node is [`SHARE_ROOT`]; nodes above are the host's to change too.
+pub const SHARE_VARIABLE: &str = "DORMOUSE_SHARE";
+/// The first of the nodes that the data directory does not have.
+pub const SHARE_ROOT: u64 = 1 << 62;
 
 const _: () = {
     assert!(core::mem::size_of::<KernelHeader>() == 48);

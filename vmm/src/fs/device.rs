@@ -1,6 +1,7 @@
 //! The device: one message in, one answer out.
 
 use super::requests::Answer;
+use super::share::{self, Share};
 use super::wire::{FSYNC_LATER, Header, IN_HEADER, OUT_HEADER, opcode};
 use super::{FsError, FsOptions, Gate, Recovering};
 use crate::layer::{Errno, Flush, GuestBytes, Layer};
@@ -19,12 +20,13 @@ pub enum Begun {
 /// The file device of one database.
 pub struct FsDevice {
     pub(super) layer: Layer,
+    share: Option<Share>,
 }
 
 impl FsDevice {
     /// Opens a layer for a guest that starts cold. It is made if it is empty, and is locked for the device's life.
     pub fn open(layer_dir: &Path, template_dir: &Path, options: FsOptions) -> Result<FsDevice, FsError> {
-        Ok(FsDevice { layer: Layer::open(layer_dir, template_dir, options)? })
+        Ok(FsDevice::of(Layer::open(layer_dir, template_dir, options)?))
     }
 
     /// Opens a layer for a guest that goes on from a snapshot with this saved state, or is cloned from one: then the layer is
@@ -35,7 +37,41 @@ impl FsDevice {
         options: FsOptions,
         saved: &[u8],
     ) -> Result<FsDevice, FsError> {
-        Ok(FsDevice { layer: Layer::restore(layer_dir, template_dir, options, saved)? })
+        Ok(FsDevice::of(Layer::restore(layer_dir, template_dir, options, saved)?))
+    }
+
+    fn of(layer: Layer) -> FsDevice {
+        FsDevice {
+            layer,
+                    share: None,
+        }
+    }
+
+    /// Shows the guest a folder of the host besides (see `share.rs`).
+    pub fn share(&mut self, folder: &Path) -> io::Result<()> {
+        self.share = Some(Share::open(folder)?);
+        Ok(())
+    }
+
+    /// Drops what the guest no longer knows.
+    pub(super) fn forget(&mut self, node: u64, lookups: u64) {
+            if let Some(share) = &mut self.share
+            && node >= share::ROOT
+        {
+            return share.forget(node);
+        }
+        self.layer.forget(node, lookups);
+    }
+
+    /// Carries out one request, whose node says whose it is.
+    fn answer(&mut self, head: &Header, body: GuestBytes, out: GuestBytes) -> Result<Answer, Errno> {
+            if let Some(share) = &mut self.share
+            && head.node >= share::ROOT
+            && head.opcode != opcode::FORGET
+        {
+            return share.request(head, body, out);
+        }
+        self.request(head, body, out)
     }
 
     /// Sets what is called once, before the first change of the layer is carried out; if it fails, so does the request, and
@@ -111,7 +147,7 @@ impl FsDevice {
         let answer = if len < IN_HEADER || len > message.len() || (!silent && out.len() < OUT_HEADER) {
             Err(Errno(libc::EINVAL))
         } else {
-            self.request(&head, message.range(IN_HEADER, len - IN_HEADER), out.range(OUT_HEADER, room))
+            self.answer(&head, message.range(IN_HEADER, len - IN_HEADER), out.range(OUT_HEADER, room))
         };
         if silent || out.len() < OUT_HEADER {
             return 0;

@@ -14,6 +14,7 @@
 
 mod device;
 mod requests;
+mod share;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wire;

@@ -65,7 +65,7 @@ impl FsDevice {
             }
             opcode::DESTROY | opcode::RELEASE | opcode::RELEASEDIR | opcode::INTERRUPT => return done(),
             opcode::FORGET => {
-                self.layer.forget(head.node, fields.u64()?);
+                self.forget(head.node, fields.u64()?);
                 return done();
             }
             opcode::BATCH_FORGET => {
@@ -73,7 +73,7 @@ impl FsDevice {
                 fields.skip(4)?;
                 for _ in 0..count {
                     let (node, lookups) = (fields.u64()?, fields.u64()?);
-                    self.layer.forget(node, lookups);
+                    self.forget(node, lookups);
                 }
                 return done();
             }

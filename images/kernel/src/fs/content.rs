@@ -30,6 +30,16 @@ impl Inode {
         }
     }
 
+    /// Asks the host how large the file is, where it may have changed it.
+    fn refresh(&self) -> Result<()> {
+        if self.foreign() {
+            let ask = wire::GetAttrIn::default();
+            let answer: wire::AttrOut = self.share.client.call(Opcode::GetAttr, self.id, &[ask.bytes()])?;
+            self.size.set(answer.attr.size);
+        }
+        Ok(())
+    }
+
     fn modified(&self) {
         let now = crate::time::wall_ns();
         self.mtime.set(now);
@@ -65,6 +75,7 @@ impl Inode {
     /// Reads into several buffers as if they were one, in as few requests as can be.
     pub fn read_vectored(&self, buffers: &mut [&mut [u8]], offset: u64) -> Result<usize> {
         self.regular()?;
+        self.refresh()?;
         self.read_all(buffers, offset)
     }
 
@@ -198,6 +209,7 @@ impl File for Inode {
     }
 
     fn stat(&self) -> Result<Stat> {
+        self.refresh()?;
         let permissions = match self.kind {
             kind::DIRECTORY => 0o700,
             kind::LINK => 0o777,
@@ -220,10 +232,11 @@ impl File for Inode {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         self.regular()?;
+        self.refresh()?;
         if offset >= self.size.get() {
             return Ok(0);
         }
-        if (buf.len() as u64) < WINDOW { self.read_cached(buf, offset) } else { self.read_all(&mut [buf], offset) }
+        if (buf.len() as u64) < WINDOW && !self.foreign() { self.read_cached(buf, offset) } else { self.read_all(&mut [buf], offset) }
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
@@ -231,6 +244,7 @@ impl File for Inode {
     }
 
     fn len(&self) -> Result<u64> {
+        self.refresh()?;
         Ok(self.size.get())
     }
 

@@ -150,11 +150,29 @@ pub fn init(boot: &dormouse_abi::BootInfo) -> Result<()> {
     let top = share::Overlay { covers: |name| matches!(name, b"pgsql_tmp" | b"pg_stat_tmp"), directory: above };
     let global =
         share::Overlay { covers: |name| name.starts_with(b"config_exec_params"), directory: memory(0o700) };
-    let data = Node::Share(share::Share::mount(top, global)?);
+    let data = share::Share::mount(top, global)?;
+    if let Some(path) = foreign(boot) {
+        let (above, name) = path.split_at(path.iter().rposition(|&byte| byte == b'/').ok_or(Errno::EINVAL)?);
+        let mut directory = root.clone();
+        for part in above.split(|&byte| byte == b'/').filter(|part| !part.is_empty()) {
+            directory = archive::make_directory(&directory, read_only, part, 0o755)?;
+        }
+        directory.mount(&name[1..], Node::Share(data.share().mount_foreign()?))?;
+    }
+    let data = Node::Share(data);
     root.mount(dormouse_abi::DATA_MOUNT.trim_start_matches('/').as_bytes(), data.clone())?;
     let tree = Tree { root: Node::Memory(root), data, way: Cell::new(Vec::new()) };
     TREE.get().set(Some(Box::leak(Box::new(tree))));
     Ok(())
+}
+
+/// Where the folder goes that the host shows the guest for tests, if it does.
+fn foreign(boot: &dormouse_abi::BootInfo) -> Option<&[u8]> {
+    let length = (boot.strings_len as usize).min(boot.strings.len());
+    boot.strings[..length]
+        .split(|&byte| byte == 0)
+        .skip(boot.argc as usize)
+        .find_map(|word| word.strip_prefix(dormouse_abi::SHARE_VARIABLE.as_bytes())?.strip_prefix(b"="))
 }
 
 impl Node {

@@ -13,6 +13,9 @@
 //!   that is how an open file survives `unlink` and `rename`.
 //! - An inode is one per node id, whatever its names, so that hard links share one size.
 //!
+//! The one exception is a folder that the host shows the guest for tests (`mount_foreign`): of its nodes nothing is
+//! cached, neither names nor sizes nor content.
+//!
 //! Whatever the host says, everything belongs to uid and gid 1000, directories have mode 0700 and files 0600: Postgres
 //! insists on it, and nobody else is in the guest. The inode number is the node id.
 //!
@@ -30,6 +33,7 @@ use alloc::rc::{Rc, Weak};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell, RefCell};
+use dormouse_abi::SHARE_ROOT;
 
 /// Inodes kept for nobody.
 const INODES_MAX: usize = 16384;
@@ -111,6 +115,13 @@ impl Share {
         Ok(inode)
     }
 
+    /// The root of the folder that the host changes too (`SHARE_VARIABLE`).
+    pub fn mount_foreign(&'static self) -> Result<Rc<Inode>> {
+        let ask = wire::GetAttrIn::default();
+        let answer: wire::AttrOut = self.client.call(Opcode::GetAttr, SHARE_ROOT, &[ask.bytes()])?;
+        self.inode(SHARE_ROOT, &answer.attr, false)
+    }
+
     /// The inode of a node that an answer of the server has just named (and counted a lookup of).
     fn adopt(&'static self, entry: &wire::EntryOut, new: bool) -> Result<Rc<Inode>> {
         if entry.node == 0 {
@@ -167,15 +178,24 @@ impl Drop for Inode {
     fn drop(&mut self) {
         self.share.inodes.borrow_mut().remove(&self.id);
         self.content_changed();
-        if self.id != wire::ROOT && self.lookups.get() > 0 {
+        if !matches!(self.id, wire::ROOT | SHARE_ROOT) && self.lookups.get() > 0 {
             self.share.client.forget(self.id, self.lookups.get());
         }
     }
 }
 
 impl Inode {
+    pub fn share(&self) -> &'static Share {
+        self.share
+    }
+
     pub fn kind(&self) -> u8 {
         self.kind
+    }
+
+    /// Whether the host changes it too, so that nothing about it may be believed later.
+    pub(super) fn foreign(&self) -> bool {
+        self.id >= SHARE_ROOT
     }
 
     fn directory(&self) -> Result<&Directory> {
@@ -201,6 +221,7 @@ impl Inode {
             Cached::Node(inode) => return Ok(Some(Node::Share(inode))),
             Cached::Absent => return Ok(None),
             Cached::Named => {}
+            Cached::Unknown if self.foreign() => {}
             Cached::Unknown if directory.misses.get() >= MISSES => {
                 self.list()?;
                 if matches!(self.cached(directory, name), Cached::Absent) {
@@ -236,6 +257,9 @@ impl Inode {
 
     /// Records a name. What the entry was before is given back, so that it is dropped with nothing borrowed.
     fn enter(&self, directory: &Directory, name: &[u8], inode: &Rc<Inode>) -> Option<Entry> {
+        if self.foreign() {
+            return None;
+        }
         let global = inode.directory.as_ref().filter(|_| self.id == wire::ROOT && name == b"global");
         if let Some(global) = global {
             let _ = global.overlay.set(self.share.global.clone());
@@ -249,6 +273,9 @@ impl Inode {
 
     /// Records that a name is gone.
     fn leave(&self, directory: &Directory, name: &[u8]) -> Option<Entry> {
+        if self.foreign() {
+            return None;
+        }
         let mut names = directory.names.borrow_mut();
         if directory.complete.get() { names.remove(name) } else { names.insert(name.into(), Entry::Absent) }
     }

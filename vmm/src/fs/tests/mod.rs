@@ -4,6 +4,7 @@ mod client;
 mod hostile;
 mod limits;
 mod model;
+mod share;
 
 use std::path::{Path, PathBuf};
 
