@@ -3,7 +3,7 @@
 use dormouse_pooler as pooler;
 use pooler::{Availability, Awake, BoxFuture, HostError, Route};
 
-use crate::host::{GUEST_ROLE, Host, State, WakeError};
+use crate::host::{GUEST_ROLE, GUEST_SUPERUSER, Host, State, WakeError};
 use crate::identity::DatabaseId;
 
 /// The host, as the pooler sees it.
@@ -33,7 +33,7 @@ impl pooler::Host for Front {
                 },
                 verifier: row.verifier,
                 // A login for the command is the same user inside.
-                guest_role: GUEST_ROLE.to_owned(),
+                guest_role: if row.superuser { GUEST_SUPERUSER } else { GUEST_ROLE }.to_owned(),
             }))
         })
     }

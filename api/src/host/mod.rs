@@ -52,6 +52,8 @@ pub use self::state::State;
 /// The role and the database that are in every guest.
 pub const GUEST_ROLE: &str = "app";
 pub const GUEST_DATABASE: &str = "app";
+/// Whom no tenant ever is: only an operator's login leads to it.
+pub const GUEST_SUPERUSER: &str = "postgres";
 
 /// An awake database.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -123,8 +123,20 @@ pub struct NewPassword {
     connection_uri: String,
 }
 
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub struct LoginOptions {
+    /// As PostgreSQL's superuser: for the operator alone.
+    #[serde(default)]
+    superuser: bool,
+    /// How long it opens connections, 1–1440; for the operator alone. One minute if not given.
+    minutes: Option<u16>,
+}
+
 /// How long a login opens connections, in ms. Connections outlive it.
 const LOGIN_LIFE_MS: i64 = 60_000;
+const MAX_LOGIN_MINUTES: u16 = 1440;
 
 pub(super) fn view(shared: &Shared, row: DatabaseRow) -> Database {
     let plan = shared.host.plan(&row.plan).or_else(|| shared.host.plan(DEFAULT_PLAN));
@@ -368,20 +380,36 @@ pub async fn resume(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<S
 /// Makes a login that opens connections for a minute, as the same user in the database. For `dormouse psql`: the
 /// password of the create is kept nowhere.
 #[utoipa::path(
-    post, path = "/v1/databases/{id}/logins", tag = "databases", params(("id" = String, Path, description = "The database's id")),
+    post, path = "/v1/databases/{id}/logins", tag = "databases", params(("id" = String, Path, description = "The database's id"), LoginOptions),
     security(("key" = []), ("session" = [])),
     responses(
         (status = 201, description = "The login", body = Login),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 422, description = "An option is not valid, or for the operator alone", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
-pub async fn login(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<String>) -> Result<impl IntoResponse, Problem> {
+pub async fn login(
+    Axum(api): Axum<Api>,
+    principal: Principal,
+    Path(id): Path<String>,
+    Search(options): Search<LoginOptions>,
+) -> Result<impl IntoResponse, Problem> {
     let shared = api.shared();
     let row = find(shared, &principal, &id).await?;
+    let operator = matches!(principal, Principal::Admin);
+    if options.superuser && !operator {
+        return Err(Problem::invalid("superuser", "only the operator may be the superuser"));
+    }
+    let life_ms = match options.minutes {
+        None => LOGIN_LIFE_MS,
+        Some(minutes @ 1..=MAX_LOGIN_MINUTES) if operator => i64::from(minutes) * 60_000,
+        Some(_) if !operator => return Err(Problem::invalid("minutes", "only the operator may choose it")),
+        Some(_) => return Err(Problem::invalid("minutes", format!("must be from 1 to {MAX_LOGIN_MINUTES}"))),
+    };
     let role = format!("login-{}", random_text(12, b"abcdefghijklmnopqrstuvwxyz0123456789")?);
     let (password, verifier) = password_and_verifier().await?;
-    let expires_at = now_ms() + LOGIN_LIFE_MS;
-    shared.host.metadata().add_role(&row.id, &role, &verifier, expires_at).await?;
+    let expires_at = now_ms() + life_ms;
+    shared.host.metadata().add_role(&row.id, &role, &verifier, options.superuser, expires_at).await?;
     let body = Login { connection_uri: uri(shared, &role, &row.id, &password), expires_at: rfc3339(expires_at) };
     Ok((StatusCode::CREATED, axum::Json(body)))
 }

@@ -28,6 +28,7 @@ pub use tenants::{NewTenantError, TenantRow};
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "tenants databases roles", include_str!("../../../migrations/0001_tenants_databases_roles.sql")),
     (2, "events images", include_str!("../../../migrations/0002_events_images.sql")),
+    (3, "superuser logins", include_str!("../../../migrations/0003_superuser_logins.sql")),
 ];
 
 /// Why the metadata cannot be read or written.

@@ -11,6 +11,8 @@ use crate::identity::DatabaseId;
 pub struct RoleRow {
     /// In the form of `pg_authid.rolpassword`.
     pub verifier: String,
+    /// In the guest it is PostgreSQL's superuser: an operator's login.
+    pub superuser: bool,
     pub plan: String,
     /// The database's state as last written.
     pub state: State,
@@ -19,7 +21,7 @@ pub struct RoleRow {
 impl Metadata {
     /// The role's verifier, unless it has expired or the database is being made.
     pub async fn role(&self, database: &DatabaseId, role: &str) -> Result<Option<RoleRow>, MetadataError> {
-        let sql = "SELECT r.verifier, d.plan, d.state FROM roles r JOIN databases d ON d.id = r.database_id \
+        let sql = "SELECT r.verifier, r.superuser, d.plan, d.state FROM roles r JOIN databases d ON d.id = r.database_id \
                    WHERE r.database_id = ? AND r.role = ? AND (r.expires_at IS NULL OR r.expires_at > ?) \
                      AND d.state <> 'creating'";
         let row = sqlx::query(sql)
@@ -32,6 +34,7 @@ impl Metadata {
             let state: String = row.try_get("state")?;
             Ok(RoleRow {
                 verifier: row.try_get("verifier")?,
+                superuser: row.try_get("superuser")?,
                 plan: row.try_get("plan")?,
                 state: State::parse(&state).unwrap_or(State::Error),
             })
@@ -53,17 +56,25 @@ impl Metadata {
     }
 
     /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired.
-    pub async fn add_role(&self, database: &DatabaseId, role: &str, verifier: &str, expires_at: i64) -> Result<(), MetadataError> {
+    pub async fn add_role(
+        &self,
+        database: &DatabaseId,
+        role: &str,
+        verifier: &str,
+        superuser: bool,
+        expires_at: i64,
+    ) -> Result<(), MetadataError> {
         let mut write = self.begin().await?;
         sqlx::query("DELETE FROM roles WHERE database_id = ? AND expires_at <= ?")
             .bind(database.as_str())
             .bind(now_ms())
             .execute(write.on())
             .await?;
-        sqlx::query("INSERT INTO roles (database_id, role, verifier, expires_at) VALUES (?, ?, ?, ?)")
+        sqlx::query("INSERT INTO roles (database_id, role, verifier, superuser, expires_at) VALUES (?, ?, ?, ?, ?)")
             .bind(database.as_str())
             .bind(role)
             .bind(verifier)
+            .bind(superuser)
             .bind(expires_at)
             .execute(write.on())
             .await?;

@@ -58,8 +58,8 @@ async fn a_role_opens_nothing_while_the_database_is_made_or_after_its_time() {
     m.set_state(&db.id, State::Suspended, None).await.unwrap();
     assert!(m.role(&db.id, "app").await.unwrap().is_some());
     assert_eq!(m.role(&db.id, "postgres").await.unwrap(), None);
-    m.add_role(&db.id, "past", "v", now_ms() - 1).await.unwrap();
-    m.add_role(&db.id, "soon", "v", now_ms() + 60_000).await.unwrap();
+    m.add_role(&db.id, "past", "v", false, now_ms() - 1).await.unwrap();
+    m.add_role(&db.id, "soon", "v", false, now_ms() + 60_000).await.unwrap();
     assert_eq!(m.role(&db.id, "past").await.unwrap(), None);
     assert!(m.role(&db.id, "soon").await.unwrap().is_some());
     m.set_state(&db.id, State::Deleting, None).await.unwrap();
