@@ -1,6 +1,6 @@
 # Sourced by the recipe: packs the guest's read-only files into boot.cpio. Sets $boot, the folder with boot.cpio.
 make_boot() {
-    if begin boot "$server_key" "$extensions_key" "$program_key" "$here/boot.sh"; then
+    if begin "boot$kind" "$server_key" "$extensions_key" "$program_key" "$here/boot.sh"; then
         tree=$out/tree
         mkdir -p "$tree/pg/bin" "$tree/pg/lib/postgresql" "$tree/pg/share/postgresql" "$tree/etc" "$tree/run" \
             "$tree/dev/shm" "$tree/tmp" "$tree/pgdata"
@@ -18,14 +18,14 @@ make_boot() {
                 [ ! -d "$from" ] || cp -r "$from" "$tree/pg/share/postgresql/"
             done
         done
-        rm -f "$tree/pg/share/postgresql/tsearch_data/"*sample*
+        # The kernel's one user.
         cat > "$tree/etc/passwd" <<'END'
 root:x:0:0:root:/:/sbin/nologin
-postgres:x:70:70:PostgreSQL:/pgdata:/sbin/nologin
+postgres:x:1000:1000:PostgreSQL:/pgdata:/sbin/nologin
 END
         cat > "$tree/etc/group" <<'END'
 root:x:0:
-postgres:x:70:
+postgres:x:1000:
 END
         # Same bytes for the same content.
         find "$tree" -exec touch -h -d @0 {} +

@@ -21,7 +21,8 @@ check_password(const char *username, const char *shadow_pass, PasswordType passw
 {
 	if (next_check_password != NULL)
 		next_check_password(username, shadow_pass, password_type, validuntil_time, validuntil_null);
-	if (superuser())
+	/* Who logged in, whatever role the session has taken since: a tenant is never the superuser. */
+	if (superuser_arg(GetAuthenticatedUserId()))
 		return;
 
 	ereport(ERROR,

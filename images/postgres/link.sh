@@ -17,12 +17,10 @@ check_program() {
 }
 
 link_program() {
-    if begin program "$server_key" "$musl_key" "$here/link.sh" "$extensions_key" "$here/link" "$here/dormouse.c"; then
+    if begin "program$kind" "$server_key" "$musl_key" "$here/link.sh" "$extensions_key" "$here/link" "$here/dormouse.c"; then
         mkdir "$out/parts" "$out/modules"
-        # For who links another program from the same parts (regress.sh).
-        echo "$musl" > "$out/parts/musl"
+        # For who tests it (regress.sh).
         echo "$pg_source" > "$out/parts/source"
-        echo "$libraries" > "$out/parts/libraries"
         # shellcheck disable=SC2086 # lists of words
         logged "$musl/bin/musl-gcc" $server_cflags -fvisibility=default -Wall -I "$server/build/src/include" \
             -I "$pg_source/src/include" -D_GNU_SOURCE -c -o "$out/parts/dormouse.o" "$here/dormouse.c"
@@ -35,6 +33,10 @@ link_program() {
         done
         logged "$here/link/snowball.sh" "$musl/bin/musl-gcc $server_cflags -D_GNU_SOURCE -I $server/build/src/include \
 -I $pg_source/src/include" "$pg_source" "$out/modules/dict_snowball.so"
+        if [ -n "$kind" ]; then
+            logged make -C "$server/build/src/test/regress" regress.so
+            cp "$server/build/src/test/regress/regress.so" "$out/modules/"
+        fi
         objects=$(server_objects "$server")
         mkdir "$out/parts/modules"
         logged "$here/link/modules.sh" "$out/parts/modules" "$out/modules/"*.so

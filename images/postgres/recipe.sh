@@ -1,13 +1,16 @@
 #!/bin/sh
 # Builds everything of an image that comes from PostgreSQL's and musl's sources. README.md tells what and why.
 #
-# Usage: recipe.sh CACHE [MAJOR]. MAJOR is PostgreSQL's, 17 unless given. The results are linked from CACHE/out-MAJOR;
-# progress goes to stderr.
+# Usage: recipe.sh CACHE [MAJOR [--tests]]. MAJOR is PostgreSQL's, 17 unless given. The results are linked from
+# CACHE/out-MAJOR; progress goes to stderr. With --tests, the module that PostgreSQL's own tests load is linked in too,
+# and the results are linked from CACHE/out-MAJOR-tests.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$(mkdir -p "$1" && cd "$1" && pwd)
 case $cache in *[[:space:]]*) echo "recipe: PostgreSQL's makefiles cannot be run below $cache: no spaces" >&2; exit 1 ;; esac
 pg_major=${2:-17}
+kind=
+[ "${3:-}" != --tests ] || kind=-tests
 jobs=${JOBS:-$(nproc)}
 unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C
@@ -46,9 +49,9 @@ ln -s "$program/postgres.elf" "$program/postgres-linux" "$program/layout" \
     "$boot/boot.cpio" "$new/"
 ln -s "$template/data" "$new/template"
 ln -s "$server/root" "$new/root"
-rm -rf "$cache/out-$pg_major"
-mv "$new" "$cache/out-$pg_major"
-say "results in $cache/out-$pg_major"
+rm -rf "$cache/out-$pg_major$kind"
+mv "$new" "$cache/out-$pg_major$kind"
+say "results in $cache/out-$pg_major$kind"
 
 # What no run has used for a week.
 find "$cache" -mindepth 2 -maxdepth 2 -name .done -mtime +7 -printf '%h\n' | while read -r old; do

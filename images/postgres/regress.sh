@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs PostgreSQL's own regression tests against the program as linked for Linux: the same objects as the guest's,
 # with start, modules and processes as in the guest, on another kernel. What fails here is not the guest kernel's
-# fault. Run recipe.sh and oracle.sh before.
+# fault. Run recipe.sh with --tests, and oracle.sh, before.
 #
 # Usage: regress.sh CACHE MAJOR [TEST...]; without tests, the whole parallel schedule.
 #        regress.sh CACHE MAJOR --isolation
@@ -12,32 +12,12 @@ pg_major=$2
 shift 2
 export LC_ALL=C
 . "$here/steps.sh"
-. "$here/server.sh"
-. "$here/link.sh"
 . "$here/template.sh"
 oracle=$(realpath "$cache/oracle-$pg_major")
 regress=$oracle/regress
-out_now=$cache/out-$pg_major
+out_now=$cache/out-$pg_major-tests
 server=$(dirname "$(realpath "$out_now/root")")
 program=$(dirname "$(realpath "$out_now/postgres.elf")")
-musl=$(cat "$program/parts/musl")
-
-# The tests' own modules are part of no image; a program with them is linked apart.
-if begin regress "$program" "$oracle" "$here/regress.sh"; then
-    mkdir "$out/modules" "$out/parts"
-    cp "$program/modules/"*.so "$out/modules/"
-    logged make -C "$server/build/src/test/regress" regress.so
-    cp "$server/build/src/test/regress/regress.so" "$out/modules/"
-    logged "$here/link/modules.sh" "$out/parts" "$out/modules/"*.so
-    logged "$musl/bin/musl-gcc" -c -o "$out/parts/modules.a.o" "$out/parts/modules.S"
-    objects=$(server_objects "$server")
-    cd "$server/build/src/backend"
-    # shellcheck disable=SC2086 # lists of words
-    logged "$here/link/program.sh" "$musl" "$out/parts/postgres" linux $objects "$out/parts/"*.o "$server/libpq.o" \
-        $(cat "$program/parts/libraries")
-    cd - > /dev/null
-    finish
-fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-regress.XXXXXX")
 postmaster=
@@ -51,10 +31,8 @@ stop() {
 }
 trap stop EXIT
 runnable_root "$work"
-cp "$out/parts/postgres" "$work/pg/bin/postgres"
 cp -r "$(realpath "$out_now/template")" "$work/data"
 cp -r "$regress" "$work/regress"
-for module in "$out/modules/"*.so; do touch "$work/pg/lib/postgresql/$(basename "$module")"; done
 mkdir "$work/run" "$work/output" "$work/tablespace"
 chmod 755 "$work"
 [ "$(id -u)" != 0 ] || chown -R 65534:65534 "$work"

@@ -88,7 +88,7 @@ fn make(settings: &Settings, source: PathBuf, postgres: u32) -> Result<ExitCode,
         )));
     }
     Home::new(settings.home.clone()).create().map_err(said)?;
-    let built = build(&BuildOptions { source, postgres, home: settings.home.clone() }).map_err(said)?;
+    let built = build(&BuildOptions { source, postgres, home: settings.home.clone(), tests: false }).map_err(said)?;
     let image = &built.manifest.image;
     let how = if built.new { "built" } else { "as before" };
     println!("image {image} {how}: {}", built.manifest.postgres_version);

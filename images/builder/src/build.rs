@@ -35,6 +35,8 @@ pub struct BuildOptions {
     pub postgres: u32,
     /// `DORMOUSE_HOME`.
     pub home: PathBuf,
+    /// With the modules that PostgreSQL's own tests load, and no other purpose.
+    pub tests: bool,
 }
 
 /// What a build gave.
@@ -61,7 +63,7 @@ impl<T> At<T> for io::Result<T> {
 /// # Errors
 /// If a recipe fails, or the result cannot be written. What was there before is as it was.
 pub fn build(options: &BuildOptions) -> Result<Built, BuildError> {
-    let parts = recipe::make(&options.source, options.postgres)?;
+    let parts = recipe::make(&options.source, options.postgres, options.tests)?;
     let store = Store::new(&options.home);
     let manifest = describe(&parts)?;
     place_template(&store, &parts, &manifest.template)?;

@@ -62,14 +62,16 @@ fn lock(cache: &Path) -> Result<File, RecipeError> {
 }
 
 /// Makes all parts, or finds them made. Their makers' progress goes to standard error.
-pub(crate) fn make(source: &Path, major: u32) -> Result<Parts, RecipeError> {
+pub(crate) fn make(source: &Path, major: u32, tests: bool) -> Result<Parts, RecipeError> {
     let recipe = source.join("postgres/recipe.sh");
     if !recipe.is_file() {
         return Err(RecipeError::NoSource(source.to_owned()));
     }
     let cache = source.join(".build");
     let lock = lock(&cache)?;
-    run("the recipe of PostgreSQL", Command::new(&recipe).arg(&cache).arg(major.to_string()))?;
+    let mut recipe = Command::new(&recipe);
+    recipe.arg(&cache).arg(major.to_string()).args(tests.then_some("--tests"));
+    run("the recipe of PostgreSQL", &mut recipe)?;
     run(
         "cargo, for the kernel",
         Command::new("cargo")
@@ -81,7 +83,7 @@ pub(crate) fn make(source: &Path, major: u32) -> Result<Parts, RecipeError> {
             .env_remove("CARGO_BUILD_TARGET")
             .current_dir(source.join("kernel")),
     )?;
-    let out = cache.join(format!("out-{major}"));
+    let out = cache.join(format!("out-{major}{}", if tests { "-tests" } else { "" }));
     let facts = Facts::read(&out.join("layout"))?;
     Ok(Parts {
         kernel: source.join(KERNEL),
@@ -151,7 +153,7 @@ mod tests {
     #[test]
     fn a_folder_without_the_recipe_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(matches!(make(folder.path(), 17), Err(RecipeError::NoSource(_))));
+        assert!(matches!(make(folder.path(), 17, false), Err(RecipeError::NoSource(_))));
     }
 
     #[test]

@@ -28,6 +28,9 @@ enum Action {
         /// The major version of PostgreSQL.
         #[arg(long, default_value_t = DEFAULT_MAJOR)]
         postgres: u32,
+        /// With the module that PostgreSQL's own tests load: for running those tests, and nothing else.
+        #[arg(long)]
+        tests: bool,
     },
     /// Makes the current image's golden snapshot.
     Golden {
@@ -51,8 +54,8 @@ enum Action {
 fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::new(&command.home);
     match command.action {
-        Action::Build { source, postgres } => {
-            let built = build(&BuildOptions { source, postgres, home: command.home })?;
+        Action::Build { source, postgres, tests } => {
+            let built = build(&BuildOptions { source, postgres, home: command.home, tests })?;
             let how = if built.new { "built" } else { "as before" };
             println!("{} {how}: {}", built.manifest.image, built.manifest.postgres_version);
         }
