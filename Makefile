@@ -72,14 +72,23 @@ test: ## everything: unit tests, the console in a browser, PostgreSQL on real KV
 	@$(MAKE) -s test-console
 	@$(MAKE) -s test-rust
 
-.PHONY: crash-points
-crash-points: ## a VMM for tests, which can be made to die at each step of suspend and resume
-	@$(STEP) "VMM with crash points" cargo build --release --package dormouse-vmm --features crash-points --target-dir target/crash-points
+.PHONY: testing-vmm
+testing-vmm: ## a VMM for tests: it can be made to die at each step of suspend and resume, and show a folder to its guest
+	@$(STEP) "VMM for tests" cargo build --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing
+
+.PHONY: test-image
+test-image: server oracle ## an image with the modules of PostgreSQL's own tests, and these tests (images/.build/suites-17)
+	@$(STEP) "test image" target/release/dormouse-image --home target/test-image build --tests
+	@$(STEP) "PostgreSQL's tests" images/postgres/suites.sh images/.build
+
+.PHONY: test-postgres
+test-postgres: testing-vmm test-image ## all of PostgreSQL's own suites: core, isolation, extensions
+	@$(STEP) "PostgreSQL's suites" cargo test --release --package dormouse-loadtest --test postgres -- --include-ignored --nocapture --test-threads 1
 
 .PHONY: test-rust
-test-rust: crash-points ## the workspace's tests, with those on real KVM (loadtest/tests) last
+test-rust: testing-vmm test-image ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
-	@$(STEP) "tests of crashes" cargo test --release --package dormouse-vmm --features crash-points --target-dir target/crash-points --test crash
+	@$(STEP) "tests of crashes" cargo test --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing --test crash
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-kernel

@@ -83,6 +83,12 @@ impl Created {
     }
 }
 
+/// A login that works for a while.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Login {
+    pub connection_uri: String,
+}
+
 /// A server and the key to it.
 #[derive(Debug, Clone)]
 pub struct Rest {
@@ -154,6 +160,16 @@ impl Rest {
     fn create_from(&self, body: &serde_json::Value) -> Result<Created, RestError> {
         let path = "/v1/databases";
         Self::read(path, &self.expect("POST", path, &body.to_string())?)
+    }
+
+    /// A login as PostgreSQL's superuser, for a day; the key must be the operator's.
+    pub fn superuser(&self, id: &str) -> Result<Target, RestError> {
+        let path = format!("/v1/databases/{id}/logins?superuser=true&minutes=1440");
+        let login: Login = Self::read(&path, &self.expect("POST", &path, "")?)?;
+        Target::parse(&login.connection_uri).map_err(|source| RestError::Client {
+            id: id.to_owned(),
+            source,
+        })
     }
 
     pub fn database(&self, id: &str) -> Result<Database, RestError> {

@@ -395,7 +395,7 @@ fn a_vm_killed_at_each_named_step_loses_nothing() {
     let script = format!(
         "#!/bin/sh\nDORMOUSE_CRASH_AT=$(cat {at} 2> /dev/null)\nexport DORMOUSE_CRASH_AT\nshift\nexec {vmm} \"$@\"\n",
         at = at.display(),
-        vmm = harness::crashing_vmm().display()
+        vmm = harness::testing_vmm().display()
     );
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();

@@ -65,12 +65,12 @@ pub fn dormouse() -> PathBuf {
     path
 }
 
-/// A VMM built with `crash-points`, as `make test` does.
-pub fn crashing_vmm() -> PathBuf {
-    let path = top().join("target/crash-points/release/dormouse-vmm");
+/// A VMM built for tests: with crash points, and folders of the host in the guest.
+pub fn testing_vmm() -> PathBuf {
+    let path = top().join("target/testing/release/dormouse-vmm");
     assert!(
         path.is_file(),
-        "{} is missing: run `make crash-points` first",
+        "{} is missing: run `make testing-vmm` first",
         path.display()
     );
     path
@@ -150,6 +150,11 @@ impl Server {
 
     /// A home with the image in it, and no server yet.
     pub fn prepare() -> Self {
+        Self::prepare_from(&built_home())
+    }
+
+    /// The same with the images of another home.
+    pub fn prepare_from(built: &Path) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let home = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(format!("home-{}-{number}", std::process::id()));
@@ -157,7 +162,7 @@ impl Server {
         for part in ["images", "templates"] {
             let copy = |options: &[&str]| {
                 let mut copy = Command::new("cp");
-                copy.args(options).arg(built_home().join(part)).arg(&home);
+                copy.args(options).arg(built.join(part)).arg(&home);
                 copy.output().unwrap()
             };
             // Links cost nothing; what a test changes it copies first.
