@@ -232,6 +232,10 @@ impl Actor {
                 if let Some(cold) = cold {
                     let kind = if cold.refused { EventKind::SnapshotRefused } else { EventKind::StartedCold };
                     self.event(kind, cold.why);
+                    if cold.settings_undone {
+                        let which = "those of ALTER SYSTEM are put aside; the console log lists them";
+                        self.event(EventKind::SettingsUndone, Some(which.into()));
+                    }
                 }
                 self.reason = None;
                 let awake = Awake { socket: self.host.home.session_socket(&self.facts.id), epoch };

@@ -44,6 +44,9 @@ pub enum Event {
         cold: bool,
         #[serde(default)]
         why: Option<String>,
+        /// The settings of `ALTER SYSTEM` were put aside, since Postgres did not start with them.
+        #[serde(default)]
+        settings_undone: bool,
         #[serde(default)]
         trace: serde_json::Value,
     },
@@ -203,6 +206,7 @@ mod tests {
             epoch: "e".into(),
             cold: true,
             why: Some("w".into()),
+            settings_undone: true,
             trace: serde_json::json!({"load": 7}),
         };
         let counted = Answer { sessions: vec![SessionCounts { session: 1, sent: 2, received: 3 }], report: None };
@@ -215,7 +219,7 @@ mod tests {
                 Some(Message::Answer(Ok(counted))),
             ),
             (r#"{"ok":false,"error":"busy"}"#, Some(Message::Answer(Err("busy".into())))),
-            (r#"{"event":"ready","epoch":"e","cold":true,"why":"w","trace":{"load":7}}"#, Some(Message::Event(ready))),
+            (r#"{"event":"ready","epoch":"e","cold":true,"why":"w","settings_undone":true,"trace":{"load":7}}"#, Some(Message::Event(ready))),
             (r#"{"event":"idle","for_ms":5}"#, Some(Message::Event(Event::Idle { for_ms: 5 }))),
             (r#"{"event":"from-the-future"}"#, None),
             ("", None),

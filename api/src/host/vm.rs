@@ -51,6 +51,7 @@ pub enum VmEvent {
 pub struct Cold {
     /// There was a snapshot, and it did not fit.
     pub refused: bool,
+    pub settings_undone: bool,
     pub why: Option<String>,
 }
 
@@ -349,7 +350,7 @@ impl<F: Fn(VmEvent)> Life<F> {
     /// Passes a message on. `true`: the VMM is about to end.
     fn heard(&mut self, message: Message, open: &mut VecDeque<Open>) -> bool {
         match message {
-            Message::Event(Event::Ready { epoch, cold, why, trace }) => {
+            Message::Event(Event::Ready { epoch, cold, why, settings_undone, trace }) => {
                 self.permit = None;
                 let (spawned, connected, ready) = (self.spawned_us, self.connected_us, self.elapsed_us());
                 tracing::info!(database = %self.context.spec.id, epoch, cold, spawned, connected, ready, %trace, "awake (us)");
@@ -359,7 +360,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 if self.old && !cold {
                     self.ready = Some(epoch);
                 } else {
-                    (self.events)(VmEvent::Ready { epoch, existing: Vec::new(), cold: cold.then_some(Cold { refused: self.had_snapshot && why.is_some(), why }) });
+                    (self.events)(VmEvent::Ready { epoch, existing: Vec::new(), cold: cold.then_some(Cold { refused: self.had_snapshot && why.is_some(), settings_undone, why }) });
                 }
             }
             Message::Event(Event::Idle { .. }) => (self.events)(VmEvent::Idle),
