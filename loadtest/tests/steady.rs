@@ -38,8 +38,10 @@ fn steady_judges_a_run_by_what_it_saw() {
     ]);
     command.args(["--scale", "1", "--svg"]).arg(&svg);
     let output = command.output().unwrap();
-    let report: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(&json).expect(&text(&output.stderr))).unwrap();
+    let report: serde_json::Value = serde_json::from_slice(
+        &std::fs::read(&json).unwrap_or_else(|_| panic!("{}", text(&output.stderr))),
+    )
+    .unwrap();
     assert!(report["samples"].as_array().unwrap().len() >= 4);
     assert!(report["upkeep"]["wal_bytes"].as_u64().unwrap() > 0);
     let verdicts = report["verdicts"].as_array().unwrap();
