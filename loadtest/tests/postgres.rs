@@ -20,8 +20,13 @@ use harness::{Server, succeed};
 
 /// Concurrent tests, each with parallel workers, and every process is a slot of 2 MiB.
 const PROCESSES: u32 = 160;
-/// What the tests take to be there, as upstream's own temporary server has it.
-const SETTINGS: &[&str] = &["max_prepared_transactions=5", "max_connections=100"];
+/// What the tests take to be there, as upstream's own temporary server has it. `regress` is for servers with
+/// pg_stat_statements: EXPLAIN then shows no query identifiers.
+const SETTINGS: &[&str] = &[
+    "max_prepared_transactions=5",
+    "max_connections=100",
+    "compute_query_id=regress",
+];
 
 /// The server for all suites, each with a database of its own.
 struct Postgres {
