@@ -50,6 +50,7 @@ impl SharedPage {
         get_busy: busy AtomicU32 u32, "Processes at work.";
         get_want_tick: want_tick AtomicU32 u32, "1 while more than one task could run.";
         get_ready: ready AtomicU32 u32, "1 once Postgres accepts connections.";
+        get_settings_undone: settings_undone AtomicU32 u32, "1 if this boot put the settings of `ALTER SYSTEM` aside.";
         get_free_bitmap: free_bitmap AtomicU64 u64, "Physical address of the page pool's bitmap.";
         get_free_bitmap_len: free_bitmap_len AtomicU64 u64, "Bytes of the page pool's bitmap.";
         get_pages_used: pages_used AtomicU64 u64, "Pages of the pool in use.";

@@ -229,7 +229,8 @@ pub struct Shared {
     pub want_tick: u32,
     /// 1 once Postgres accepts connections.
     pub ready: u32,
-    pub reserved: u32,
+    /// 1 if this boot put aside the settings of `ALTER SYSTEM`, with which Postgres did not start.
+    pub settings_undone: u32,
     /// Physical address and length in bytes of the page pool's bitmap: bit `i` set means that page
     /// `BootInfo::slots + i * PAGE` is free or holds a cache that a restore forgets: its content does not matter.
     pub free_bitmap: u64,

@@ -23,6 +23,7 @@ mod epoll;
 mod errno;
 mod fault;
 mod file;
+mod first;
 mod fs;
 mod futex;
 mod global;
@@ -47,12 +48,8 @@ mod virtio;
 mod vsock;
 mod wait;
 
-use alloc::rc::Rc;
-use alloc::vec::Vec;
-use console::ConsoleFile;
 use dormouse_abi as abi;
 use shared::shared;
-use table::{FileTable, OpenFile};
 
 unsafe extern "C" {
     static kernel_end: u8;
@@ -87,27 +84,10 @@ extern "C" fn kernel_main(boot: &abi::BootInfo) -> ! {
         doorbell_exit(abi::exit::BAD_BOOT);
     }
     vsock::init();
-    let (args, env) = arguments(boot);
-    klog!("{} slots, {} MiB, program of {} arguments", boot.slot_count, boot.ram >> 20, args.len());
-    let mut files = FileTable::default();
-    let console = OpenFile::new(Rc::new(ConsoleFile), 2);
-    for _ in 0..3 {
-        if files.insert(console.clone(), false, 0).is_err() {
-            doorbell_exit(abi::exit::BAD_BOOT);
-        }
-    }
-    if let Err(errno) = task::spawn(None, &args, &env, 0, files) {
+    klog!("{} slots, {} MiB", boot.slot_count, boot.ram >> 20);
+    if let Err(errno) = first::start() {
         klog!("the first process cannot start: {:?}", errno);
         doorbell_exit(abi::exit::BAD_BOOT);
     }
     sched::start()
-}
-
-/// Splits the boot strings.
-fn arguments(boot: &abi::BootInfo) -> (Vec<Vec<u8>>, Vec<Vec<u8>>) {
-    let len = (boot.strings_len as usize).min(boot.strings.len());
-    let mut parts = boot.strings[..len].split(|&byte| byte == 0).map(<[u8]>::to_vec);
-    let args = parts.by_ref().take(boot.argc as usize).collect();
-    let env = parts.take(boot.envc as usize).collect();
-    (args, env)
 }

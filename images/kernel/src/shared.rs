@@ -42,6 +42,7 @@ impl SharedPage {
     writes! {
         set_event => event: u32, set_next_deadline => next_deadline_ns: u64, set_last_active => last_active_ns: u64,
         set_busy => busy: u32, set_want_tick => want_tick: u32, set_ready => ready: u32,
+        set_settings_undone => settings_undone: u32,
         set_free_bitmap => free_bitmap: u64, set_free_bitmap_len => free_bitmap_len: u64,
         set_pages_used => pages_used: u64, set_processes => processes: u32, set_unknown_calls => unknown_calls: u32,
         set_attended => attended: u32, set_tasks => tasks: u64, set_tasks_len => tasks_len: u32,

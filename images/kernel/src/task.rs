@@ -15,7 +15,7 @@ use crate::signal::{self, Signals};
 use crate::slots::{self, Slot};
 use crate::table::FileTable;
 use crate::wait::WaitQueue;
-use crate::{doorbell_exit, klog};
+use crate::{doorbell_exit, first, klog};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -182,10 +182,11 @@ pub fn spawn(parent: Option<&Rc<Task>>, args: &[Vec<u8>], env: &[Vec<u8>], mask:
     Ok(pid)
 }
 
-/// Ends the running task with a wait status. The first task takes the VM with it.
+/// Ends the running task with a wait status. The first task takes the VM with it, unless it gets another try.
 pub fn exit(status: i32) -> ! {
     let me = sched::current();
-    if me.pid == FIRST_PID {
+    let again = me.pid == FIRST_PID && first::may_start_again(status);
+    if me.pid == FIRST_PID && !again {
         if status != 0 {
             klog!("postmaster ended with status {:#x}", status);
         } else {
@@ -224,6 +225,13 @@ pub fn exit(status: i32) -> ! {
         None => {
             me.state.set(State::Zombie(status));
             TASKS.get().borrow_mut().remove(&me.pid);
+        }
+    }
+    if again {
+        LAST_PID.get().set(FIRST_PID - 1);
+        if let Err(errno) = first::start() {
+            klog!("the first process cannot start again: {:?}", errno);
+            doorbell_exit(abi::exit::POSTGRES_FAILED);
         }
     }
     drop(me);

@@ -258,7 +258,11 @@ impl Monitor {
                 TOKEN_CONTROL => {
                     let new = control.accept(&self.reactor, &mut token);
                     if io.ready {
-                        let event = io.life.ready_event();
+                        let mut event = io.life.ready_event();
+            if io.life.cold && self.shared.get_settings_undone() != 0 {
+                tracing::warn!("Postgres did not start with the settings of ALTER SYSTEM: they are undone, console.log lists them");
+                event["settings_undone"] = true.into();
+            }
                         for client in new {
                             io.control.tell(client, &event);
                         }
@@ -296,7 +300,11 @@ impl Monitor {
         if !io.ready && self.shared.get_ready() != 0 {
             io.ready = true;
             io.life.step("ready");
-            let event = io.life.ready_event();
+            let mut event = io.life.ready_event();
+            if io.life.cold && self.shared.get_settings_undone() != 0 {
+                tracing::warn!("Postgres did not start with the settings of ALTER SYSTEM: they are undone, console.log lists them");
+                event["settings_undone"] = true.into();
+            }
             io.control.tell_all(&event);
         }
         io.unattended_since = match io.control.clients() {
