@@ -103,7 +103,8 @@ impl LoginError {
             Lookup(_) => ("57P03", "the server cannot check passwords at the moment; try again".into(), None),
             Timeout => ("57014", "canceling authentication due to timeout".into(), None),
             TooManyClients => ("53300", "sorry, too many clients already".into(), None),
-            TooManyConnections(id) => ("53300", format!("too many connections for database \"{id}\""), None),
+            // As Postgres says it: clients know the words.
+            TooManyConnections(_) => ("53300", "sorry, too many clients already".into(), None),
             TooManyWaiting(_) => ("53300", "too many clients wait for this database to wake; try again".into(), None),
             Wake(e) => (e.sqlstate(), e.to_string(), None),
             WakeTimeout => ("57P03", "the database did not wake in time; try again".into(), None),

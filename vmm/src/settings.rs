@@ -30,8 +30,8 @@ pub struct Settings {
     /// Boot, and write the suspended guest to this folder as a golden snapshot.
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
-    /// The most processes the guest may have at once; each takes 2 MiB of its memory.
-    #[arg(long, value_name = "N", default_value_t = 96)]
+    /// The most processes the guest may have at once, if its memory allows; each takes 2 MiB of it.
+    #[arg(long, value_name = "N", default_value_t = 160)]
     pub processes: u32,
     /// How often a running guest's timers are looked at, in milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=1000))]

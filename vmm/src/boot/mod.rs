@@ -37,7 +37,7 @@ pub enum BootError {
     #[error("{what}: {problem}")]
     Misfit { what: &'static str, problem: String },
     /// The guest has too little memory.
-    #[error("a guest of {ram} MiB is too small for this image with {slots} process slots: it needs {needed} MiB")]
+    #[error("a guest of {ram} MiB is too small for this image with even {slots} process slots: it needs {needed} MiB")]
     TooSmall { ram: u64, slots: u32, needed: u64 },
     /// The vCPU did not take its first state.
     #[error(transparent)]
@@ -53,7 +53,7 @@ pub struct BootImage {
     pub postgres: PathBuf,
     /// The boot archive, "newc" cpio.
     pub archive: PathBuf,
-    /// Process slots; more than this many processes at once the guest refuses.
+    /// The most process slots; a small guest has as many as fit. More processes at once the guest refuses.
     pub slots: u32,
     /// Arguments of the first process.
     pub arguments: Vec<String>,
@@ -65,6 +65,8 @@ pub struct BootImage {
 
 /// The memory the page pool must have left for a boot to make sense, in bytes.
 const LEAST_POOL: u64 = 16 << 20;
+/// Postgres' own processes and a few sessions.
+const LEAST_SLOTS: u32 = 16;
 
 fn read(path: &Path) -> Result<Vec<u8>, BootError> {
     fs::read(path).map_err(|source| BootError::Read { path: path.to_owned(), source })
@@ -105,14 +107,16 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
     let data_copy = TEXT + postgres.shared_end;
     let archive_at = (data_copy + postgres.data_file_len).next_multiple_of(dormouse_abi::PAGE);
     let slots = large_pages(archive_at + archive.len() as u64);
-    let pool = slots + u64::from(image.slots) * LARGE_PAGE;
-    if pool + LEAST_POOL > ram.len() {
+    let room = ram.len().saturating_sub(slots + LEAST_POOL) / LARGE_PAGE;
+    let slot_count = image.slots.min(u32::try_from(room).unwrap_or(u32::MAX));
+    if slot_count < LEAST_SLOTS.min(image.slots) {
         return Err(BootError::TooSmall {
             ram: ram.len() >> 20,
-            slots: image.slots,
-            needed: (pool + LEAST_POOL) >> 20,
+            slots: LEAST_SLOTS,
+            needed: (slots + u64::from(LEAST_SLOTS) * LARGE_PAGE + LEAST_POOL) >> 20,
         });
     }
+    let pool = slots + u64::from(slot_count) * LARGE_PAGE;
     for segment in &postgres.shared {
         put(ram, "postgres", TEXT + segment.address, segment.bytes)?;
     }
@@ -136,7 +140,7 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
     let mut info = BootInfo {
         magic: KERNEL_MAGIC,
         abi_version: ABI_VERSION,
-        slot_count: image.slots,
+        slot_count,
         ram: ram.len(),
         slots,
         archive: archive_at,
@@ -155,14 +159,14 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
     let bytes = unsafe { std::slice::from_raw_parts((&raw const info).cast::<u8>(), size_of::<BootInfo>()) };
     put(ram, "boot information", SYSTEM + system::BOOT_INFO, bytes)?;
 
-    let layout = tables::Layout { slots, slot_count: image.slots, shared_end: program.shared_end, hot: program.hot };
+    let layout = tables::Layout { slots, slot_count, shared_end: program.shared_end, hot: program.hot };
     tables::page_tables(ram, &layout)?;
     tables::descriptors(ram, header.vectors)?;
     cpu::reset(&machine.vcpu, PAGE_TABLES + tables::PML4, header.entry, SYSTEM + system::BOOT_INFO)?;
     tracing::debug!(
         text_bytes = program.shared_end,
         archive_bytes = archive.len(),
-        slots = image.slots,
+        slots = slot_count,
         pool_bytes = ram.len() - pool,
         "laid out memory"
     );
