@@ -1,6 +1,7 @@
 # Sourced by the recipe: packs the guest's read-only files into boot.cpio. Sets $boot, the folder with boot.cpio.
 make_boot() {
-    if begin "boot$kind" "$server_key" "$extensions_key" "$program_key" "$here/boot.sh"; then
+    if begin "boot$kind" "$server_key" "$extensions_key" "$program_key" "$here/boot.sh" "$here/trusted.sh" \
+        "$here/trusted.list" "$here/trusted.sql"; then
         tree=$out/tree
         mkdir -p "$tree/pg/bin" "$tree/pg/lib/postgresql" "$tree/pg/share/postgresql" "$tree/etc" "$tree/run" \
             "$tree/dev/shm" "$tree/tmp" "$tree/pgdata"
@@ -11,6 +12,12 @@ make_boot() {
         for module in "$program/modules/"*.so; do
             : > "$tree/pg/lib/postgresql/$(basename "$module")"
         done
+        # Those that any session may load.
+        mkdir "$tree/pg/lib/postgresql/plugins"
+        for module in auto_explain; do
+            [ ! -f "$tree/pg/lib/postgresql/$module.so" ] ||
+                ln -s "../$module.so" "$tree/pg/lib/postgresql/plugins/$module.so"
+        done
         # Of the shared files only what a running server reads; the rest is initdb's.
         for part in extension timezone timezonesets tsearch_data; do
             for from in "$server" $extensions; do
@@ -18,6 +25,7 @@ make_boot() {
                 [ ! -d "$from" ] || cp -r "$from" "$tree/pg/share/postgresql/"
             done
         done
+        logged trust_extensions "$tree/pg/share/postgresql/extension"
         # The kernel's one user.
         cat > "$tree/etc/passwd" <<'END'
 root:x:0:0:root:/:/sbin/nologin

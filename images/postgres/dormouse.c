@@ -1,20 +1,47 @@
 /*
- * Dormouse's own module, in every server process by shared_preload_libraries.
+ * Dormouse's own module, in every server process by shared_preload_libraries. What a tenant may do is said by grants
+ * (template.sql) where PostgreSQL has one; here is what takes code:
  *
- * The pooler checks passwords, from verifiers that it keeps itself, before it wakes a database. A password set by
- * SQL would land in pg_authid, where nobody looks: refuse it, and say where passwords are set. A superuser, whom no
- * tenant is, may: PostgreSQL's own tests do.
+ * - Passwords are not set by SQL.
+ * - The owner of a database publishes all of its tables, or those of a schema.
+ * - A setting that would end every new session is refused.
  */
 #include "postgres.h"
 
+#include <unistd.h>
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/dependency.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_authid.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_publication.h"
 #include "commands/user.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/guc_tables.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+#include "utils/varlena.h"
 
 PG_MODULE_MAGIC;
 
-static check_password_hook_type next_check_password = NULL;
+void		_PG_init(void);
 
+static check_password_hook_type next_check_password = NULL;
+static ProcessUtility_hook_type next_process_utility = NULL;
+static GucStringCheckHook next_check_local_preload = NULL;
+static GucStringCheckHook next_check_session_preload = NULL;
+
+/*
+ * The pooler checks passwords, from verifiers that it keeps itself, before it wakes a database. A password set by SQL
+ * would land in pg_authid, where nobody looks: refuse it, and say where passwords are set. A superuser, whom no tenant
+ * is, may: PostgreSQL's own tests do.
+ */
 static void
 check_password(const char *username, const char *shadow_pass, PasswordType password_type,
 			   Datum validuntil_time, bool validuntil_null)
@@ -34,11 +61,168 @@ check_password(const char *username, const char *shadow_pass, PasswordType passw
 					 "or leave PASSWORD out of the statement.")));
 }
 
-void		_PG_init(void);
+/*
+ * PostgreSQL asks for a superuser to publish what is not the publisher's own: all tables, or all of a schema. In a
+ * tenant's database its owner has that right.
+ */
+static bool
+publishes_schemas_only(List *objects)
+{
+	ListCell   *cell;
+
+	foreach(cell, objects)
+	{
+		PublicationObjSpec *object = lfirst_node(PublicationObjSpec, cell);
+
+		/* With a table among them PostgreSQL's own rule stays: the superuser may publish any, the owner only hers. */
+		if (object->pubobjtype != PUBLICATIONOBJ_TABLES_IN_SCHEMA &&
+			object->pubobjtype != PUBLICATIONOBJ_TABLES_IN_CUR_SCHEMA)
+			return false;
+	}
+	return objects != NIL;
+}
+
+static bool
+owns_this_database(void)
+{
+	return object_ownercheck(DatabaseRelationId, MyDatabaseId, GetUserId());
+}
+
+/* Whether this statement is a CREATE or ALTER PUBLICATION to be carried out as superuser for the user. */
+static bool
+is_owner_s_publication(Node *statement)
+{
+	if (superuser() || !owns_this_database())
+		return false;
+	if (IsA(statement, CreatePublicationStmt))
+	{
+		CreatePublicationStmt *create = (CreatePublicationStmt *) statement;
+
+		return create->for_all_tables || publishes_schemas_only(create->pubobjects);
+	}
+	if (IsA(statement, AlterPublicationStmt))
+	{
+		AlterPublicationStmt *alter = (AlterPublicationStmt *) statement;
+		Oid			publication = GetSysCacheOid1(PUBLICATIONNAME, Anum_pg_publication_oid,
+												  CStringGetDatum(alter->pubname));
+
+		return publishes_schemas_only(alter->pubobjects) && OidIsValid(publication) &&
+			object_ownercheck(PublicationRelationId, publication, GetUserId());
+	}
+	return false;
+}
+
+/* ALTER PUBLICATION OWNER would ask the new owner to be superuser. */
+static void
+give_publication(const char *name, Oid owner)
+{
+	Relation	catalog;
+	HeapTuple	tuple;
+	Form_pg_publication form;
+
+	CommandCounterIncrement();
+	catalog = table_open(PublicationRelationId, RowExclusiveLock);
+	tuple = SearchSysCacheCopy1(PUBLICATIONNAME, CStringGetDatum(name));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "publication \"%s\" is gone", name);
+	form = (Form_pg_publication) GETSTRUCT(tuple);
+	form->pubowner = owner;
+	CatalogTupleUpdate(catalog, &tuple->t_self, tuple);
+	changeDependencyOnOwner(PublicationRelationId, form->oid, owner);
+	heap_freetuple(tuple);
+	table_close(catalog, RowExclusiveLock);
+}
+
+static void
+process_utility(PlannedStmt *planned, const char *query, bool read_only_tree, ProcessUtilityContext context,
+				ParamListInfo parameters, QueryEnvironment *environment, DestReceiver *destination,
+				QueryCompletion *completion)
+{
+	ProcessUtility_hook_type next = next_process_utility != NULL ? next_process_utility : standard_ProcessUtility;
+	Oid			user;
+	int			security;
+
+	if (!is_owner_s_publication(planned->utilityStmt))
+	{
+		next(planned, query, read_only_tree, context, parameters, environment, destination, completion);
+		return;
+	}
+	/* An error's rollback restores the user. No code of a tenant's runs in between: event triggers are superusers'. */
+	GetUserIdAndSecContext(&user, &security);
+	SetUserIdAndSecContext(BOOTSTRAP_SUPERUSERID, security | SECURITY_LOCAL_USERID_CHANGE);
+	next(planned, query, read_only_tree, context, parameters, environment, destination, completion);
+	if (IsA(planned->utilityStmt, CreatePublicationStmt))
+		give_publication(((CreatePublicationStmt *) planned->utilityStmt)->pubname, user);
+	SetUserIdAndSecContext(user, security);
+}
+
+/*
+ * A library that cannot be loaded ends the session that is told to, so a wrong name in ALTER DATABASE or ALTER ROLE
+ * would lock everyone out: only what is in the image's folder for the setting.
+ */
+static bool
+libraries_exist(const char *value, const char *folder)
+{
+	char	   *copy = pstrdup(value);
+	List	   *names;
+	ListCell   *cell;
+
+	/* PostgreSQL's own tests name some that are nowhere. */
+	if (IsTransactionState() && superuser())
+		return true;
+	if (!SplitDirectoriesString(copy, ',', &names))
+	{
+		GUC_check_errdetail("List syntax is invalid.");
+		return false;
+	}
+	foreach(cell, names)
+	{
+		const char *name = lfirst(cell);
+		char		path[MAXPGPATH];
+
+		if (strncmp(name, folder, strlen(folder)) == 0)
+			name += strlen(folder);
+		snprintf(path, sizeof(path), "%s%s%s.so", pkglib_path, folder + strlen("$libdir"), name);
+		if (strchr(name, '/') != NULL || access(path, F_OK) != 0)
+		{
+			GUC_check_errdetail("There is no library \"%s%s\" in this image.", folder, name);
+			return false;
+		}
+	}
+	return true;
+}
+
+static bool
+check_local_preload(char **value, void **extra, GucSource source)
+{
+	return libraries_exist(*value, "$libdir/plugins/") &&
+		(next_check_local_preload == NULL || next_check_local_preload(value, extra, source));
+}
+
+static bool
+check_session_preload(char **value, void **extra, GucSource source)
+{
+	return libraries_exist(*value, "$libdir/") &&
+		(next_check_session_preload == NULL || next_check_session_preload(value, extra, source));
+}
+
+/* Puts a check of ours before a setting's own. */
+static void
+check_setting(const char *name, GucStringCheckHook check, GucStringCheckHook *next)
+{
+	struct config_string *setting = (struct config_string *) find_option(name, false, false, ERROR);
+
+	*next = setting->check_hook;
+	setting->check_hook = check;
+}
 
 void
 _PG_init(void)
 {
 	next_check_password = check_password_hook;
 	check_password_hook = check_password;
+	next_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+	check_setting("local_preload_libraries", check_local_preload, &next_check_local_preload);
+	check_setting("session_preload_libraries", check_session_preload, &next_check_session_preload);
 }

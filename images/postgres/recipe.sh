@@ -23,6 +23,7 @@ export LC_ALL=C
 . "$here/pgvector.sh"
 . "$here/link.sh"
 . "$here/template.sh"
+. "$here/trusted.sh"
 . "$here/boot.sh"
 
 fetch "postgresql-$pg_major" musl pgvector zlib lz4 libzstd util-linux openssl icu

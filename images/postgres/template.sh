@@ -30,7 +30,9 @@ make_template() {
     settings=$here/postgresql.conf
     # What only this major version knows.
     [ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
-    if begin "template$kind" "$server_key" "$program_key" "$here/template.sh" "$here/template.sql" $settings "$here/pg_hba.conf"; then
+    # shellcheck disable=SC2086 # a list of words
+    if begin "template$kind" "$server_key" "$program_key" "$here/template.sh" "$here/template.sql" "$here/each_database.sql" \
+        $settings "$here/pg_hba.conf"; then
         work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-template.XXXXXX")
         trap 'rm -rf "$work"' EXIT
         runnable_root "$work"
@@ -43,11 +45,18 @@ make_template() {
         cat $settings > "$work/data/postgresql.conf"
         cp "$here/pg_hba.conf" "$work/data/"
         # In single-user mode with -j, a statement ends at a semicolon and an empty line.
-        sed 's/;$/;\n/' "$here/template.sql" > "$work/template.sql"
+        for part in template each_database; do
+            sed 's/;$/;\n/' "$here/$part.sql" > "$work/$part.sql"
+        done
         logged single_user postgres < "$work/template.sql"
+        for database in template0 template1 postgres; do
+            logged single_user "$database" < "$work/each_database.sql"
+        done
+        printf 'CREATE DATABASE app OWNER app;\n\n' > "$work/app.sql"
+        logged single_user postgres < "$work/app.sql"
         # All rows frozen and all pages marked so: a fresh database has nothing to vacuum, so nothing to write. The
         # last run leaves only the shutdown checkpoint in a WAL segment of its own.
-        for database in template1 app; do
+        for database in template0 template1 app; do
             printf 'VACUUM (FREEZE, ANALYZE);\n\n' > "$work/vacuum.sql"
             logged single_user "$database" < "$work/vacuum.sql"
         done
