@@ -418,6 +418,12 @@ fn a_setting_that_prevents_a_start_is_undone_and_said_so() {
     assert_eq!(owner.value("select answer from kept").unwrap(), "42");
     assert_eq!(owner.value("show max_locks_per_transaction").unwrap(), "64");
     assert_eq!(owner.value("show work_mem").unwrap(), "4MB");
+    let log = server.logs();
+    assert!(log.contains("settings of ALTER SYSTEM: they are undone"), "{log}");
+    harness::until("the event is told", || {
+        let events = server.rest.call("GET", &format!("/v1/databases/{id}/events"), "").unwrap();
+        String::from_utf8_lossy(&events.body).contains("settings_undone")
+    });
     let console =
         fs::read_to_string(server.home.join("databases").join(id).join("console.log")).unwrap();
     assert!(

@@ -110,7 +110,7 @@ struct Place<'a> {
 /// Runs the VMM that the settings ask for.
 pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     settings.check().map_err(StartError::Usage)?;
-    let mut life = Life { epoch: String::new(), cold: true, why: None, trace: Vec::new(), started };
+    let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
     let image = Image::find(settings)?;
     let database_dir = settings.database_dir();
     let run_dir = settings.run_dir();

@@ -354,6 +354,9 @@ impl<F: Fn(VmEvent)> Life<F> {
                 self.permit = None;
                 let (spawned, connected, ready) = (self.spawned_us, self.connected_us, self.elapsed_us());
                 tracing::info!(database = %self.context.spec.id, epoch, cold, spawned, connected, ready, %trace, "awake (us)");
+                if settings_undone {
+                    tracing::warn!(database = %self.context.spec.id, "Postgres did not start with the settings of ALTER SYSTEM: they are undone");
+                }
                 if cold {
                     tracing::info!(database = %self.context.spec.id, why, "started cold; sessions held from before end with 57P01");
                 }

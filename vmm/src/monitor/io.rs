@@ -52,6 +52,8 @@ pub struct Life {
     pub cold: bool,
     /// Why it is cold, if that was not to be expected.
     pub why: Option<String>,
+    /// Postgres started only without the settings of `ALTER SYSTEM`.
+    pub settings_undone: bool,
     /// Steps of the start, µs since the process began.
     pub trace: Vec<(&'static str, u64)>,
     pub started: Instant,
@@ -65,7 +67,8 @@ impl Life {
 
     pub(super) fn ready_event(&self) -> Value {
         let trace: Map<String, Value> = self.trace.iter().map(|(name, at)| ((*name).to_owned(), json!(at))).collect();
-        json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "why": self.why, "trace": trace})
+        json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "why": self.why,
+               "settings_undone": self.settings_undone, "trace": trace})
     }
 }
 

@@ -258,11 +258,7 @@ impl Monitor {
                 TOKEN_CONTROL => {
                     let new = control.accept(&self.reactor, &mut token);
                     if io.ready {
-                        let mut event = io.life.ready_event();
-            if io.life.cold && self.shared.get_settings_undone() != 0 {
-                tracing::warn!("Postgres did not start with the settings of ALTER SYSTEM: they are undone, console.log lists them");
-                event["settings_undone"] = true.into();
-            }
+                        let event = io.life.ready_event();
                         for client in new {
                             io.control.tell(client, &event);
                         }
@@ -300,11 +296,12 @@ impl Monitor {
         if !io.ready && self.shared.get_ready() != 0 {
             io.ready = true;
             io.life.step("ready");
-            let mut event = io.life.ready_event();
-            if io.life.cold && self.shared.get_settings_undone() != 0 {
+            // In a snapshot's memory it is of an earlier boot.
+            io.life.settings_undone = io.life.cold && self.shared.get_settings_undone() != 0;
+            if io.life.settings_undone {
                 tracing::warn!("Postgres did not start with the settings of ALTER SYSTEM: they are undone, console.log lists them");
-                event["settings_undone"] = true.into();
             }
+            let event = io.life.ready_event();
             io.control.tell_all(&event);
         }
         io.unattended_since = match io.control.clients() {
