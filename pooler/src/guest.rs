@@ -41,6 +41,9 @@ pub(crate) enum BeginError {
     /// The guest's own ErrorResponse, to be passed on.
     #[error("the guest refused the session")]
     Refused(BytesMut),
+    /// Postgres had no process for the session.
+    #[error("the guest cannot start a process for the session")]
+    NoProcess,
     #[error("the guest closed the connection")]
     Closed,
     #[error("the guest asks for authentication (request {0})")]
@@ -101,9 +104,16 @@ struct Greeting {
     key: Option<(i32, SecretKey)>,
 }
 
+/// How the postmaster begins to say "could not fork new process for connection": as protocol 2 did, without a length, since
+/// it is not the one who knows the client's version.
+const NO_FORK: &[u8] = b"Ecoul";
+
 impl Greeting {
     /// Takes whole messages; true once the guest is ready.
     fn take(&mut self, buffer: &mut BytesMut) -> Result<bool, BeginError> {
+        if !self.authenticated && buffer.starts_with(NO_FORK) {
+            return Err(BeginError::NoProcess);
+        }
         while let Some(header) = walker::header(buffer, MAX_MESSAGE)? {
             let length = 5 + header.body as usize;
             if buffer.len() < length {
@@ -196,6 +206,7 @@ mod tests {
         assert!(matches!(take(&[b"N\0\0\0\x01".to_vec()]), Err(Length(_))));
         assert!(matches!(take(&[b"N\xff\xff\xff\xff".to_vec()]), Err(Length(_))));
         assert!(matches!(take(&[message(b'E', b"x\0")]), Err(Refused(_))));
+        assert!(matches!(take(&[b"Ecould not fork new process for connection: no\n\0".to_vec()]), Err(NoProcess)));
         assert!(!take(&[ok(), b"S\0\0\0\x09".to_vec()]).unwrap().0);
     }
 }

@@ -110,7 +110,7 @@ impl LoginError {
             WakeTimeout => ("57P03", "the database did not wake in time; try again".into(), None),
             ShuttingDown => ("57P03", "the database system is shutting down".into(), None),
             Guest(BeginError::Refused(message)) => return Some(message.clone()),
-            Guest(BeginError::Connect(ConnectError::Refused(Status::RefusedByGuest))) => {
+            Guest(BeginError::NoProcess | BeginError::Connect(ConnectError::Refused(Status::RefusedByGuest))) => {
                 ("53300", "the database takes no more connections at the moment; try again".into(), None)
             }
             Guest(BeginError::Connect(_) | BeginError::Closed) => {
