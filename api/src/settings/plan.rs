@@ -31,7 +31,7 @@ pub struct PlanField {
 pub const FIELDS: &[PlanField] = &[
     PlanField { key: "databases", default: 100, least: 0, most: 10_000_000 },
     PlanField { key: "memory_mib", default: 512, least: 64, most: 32 << 10 },
-    PlanField { key: "storage_mib", default: 1024, least: 1, most: 64 << 20 },
+    PlanField { key: "storage_mib", default: 1024, least: 128, most: 64 << 20 },
     PlanField { key: "connections", default: 50, least: 1, most: 10_000 },
     PlanField { key: "cool_down_ms", default: 1000, least: MIN_COOL_DOWN_MS, most: MAX_COOL_DOWN_MS },
 ];
