@@ -38,6 +38,11 @@ pub enum Request {
     Cancel,
     Stop,
     Tasks,
+    /// Kills a process of the guest: only in a VMM built for tests.
+    #[cfg(feature = "crash-points")]
+    Kill {
+        pid: i32,
+    },
     CoolDown {
         ms: u64,
     },

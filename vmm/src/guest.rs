@@ -12,6 +12,7 @@ use crate::machine::{Machine, MachineError, raw, refused};
 use crate::monitor::{Io, Monitor, Order, Phase};
 use crate::profile::Reason;
 use crate::reactor::Events;
+use crate::reclaim::Reclaim;
 use crate::tasks::{self, Place};
 use crate::virtio::console::Console;
 use crate::virtio::files::{FileServer, Files};
@@ -61,6 +62,7 @@ pub struct Guest {
     rng_queue: Queue,
     console_queue: Queue,
     events: Events,
+    reclaim: Reclaim,
 }
 
 /// What a suspend has to know beyond the guest: called when it is halted and drained.
@@ -104,6 +106,7 @@ impl Guest {
             rng_queue: crate::virtio::queue(queue::RNG, positions[1])?,
             console_queue: crate::virtio::queue(queue::CONSOLE, positions[2])?,
             events: Events::default(),
+            reclaim: Reclaim::default(),
         })
     }
 
@@ -226,6 +229,7 @@ impl Guest {
         self.console.serve(&mut self.console_queue, memory);
         let monitor = Arc::clone(&self.monitor);
         monitor.enter(Phase::Halted);
+        self.reclaim.ran();
         let step = loop {
             if self.obey() {
                 break Step::End(End::Hung);
@@ -259,8 +263,11 @@ impl Guest {
                 }
                 let closing = io.vsock.deadline().map(|at| at.saturating_duration_since(Instant::now()));
                 let timer = (deadline != u64::MAX).then(|| Duration::from_nanos(deadline - now));
-                [look, closing, timer, prepared].into_iter().flatten().min()
+                [look, closing, timer, prepared]
             };
+            // SAFETY: this thread is the vCPU's, the guest is halted, and devices only use what the guest has taken.
+            let reclaim = unsafe { self.reclaim.look(&self.machine.ram, &monitor.shared) };
+            let timeout = timeout.into_iter().chain([reclaim]).flatten().min();
             monitor.reactor.wait(&mut self.events, timeout).map_err(RunError::Wait)?;
             monitor.dispatch(&mut monitor.io(), &self.events);
         };

@@ -32,6 +32,7 @@ pub mod machine;
 pub mod monitor;
 pub mod profile;
 pub mod reactor;
+pub mod reclaim;
 pub mod sessions;
 pub mod settings;
 pub mod shared;

@@ -4,7 +4,7 @@
 //! writes there is never trusted further than as a hint of when to look.
 
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
 
 use dormouse_abi::{SYSTEM, Shared, system};
 
@@ -53,7 +53,11 @@ impl SharedPage {
         get_settings_undone: settings_undone AtomicU32 u32, "1 if this boot put the settings of `ALTER SYSTEM` aside.";
         get_free_bitmap: free_bitmap AtomicU64 u64, "Physical address of the page pool's bitmap.";
         get_free_bitmap_len: free_bitmap_len AtomicU64 u64, "Bytes of the page pool's bitmap.";
+        get_unused_bitmap: unused_bitmap AtomicU64 u64, "Physical address of the bitmap of pages that hold nothing at all.";
         get_pages_used: pages_used AtomicU64 u64, "Pages of the pool in use.";
+        get_cache_pages: cache_pages AtomicU64 u64, "Pages of the pool that only cache the share.";
+        get_kill / set_kill: kill AtomicI32 i32, "A process to be killed; 0 for none.";
+        get_heap_used: heap_used AtomicU64 u64, "Bytes in use of the kernel's heap.";
         get_restore_count / set_restore_count: restore_count AtomicU64 u64, "Restores of this memory.";
         get_clone_count / set_clone_count: clone_count AtomicU64 u64, "Times this memory became another database.";
         get_attended: attended AtomicU32 u32, "Times the kernel has looked up when asked to.";

@@ -248,6 +248,17 @@ pub struct Shared {
     /// Physical address of an array of the addresses of all [`TaskHead`]s; 0 where there is none. A kernel that sets it
     /// counts `attended` too.
     pub tasks: u64,
+    /// Physical address of a second bitmap like that at `free_bitmap`: only pages that are free, so that they can be taken
+    /// from the guest while it runs. They must read as zeroes afterwards.
+    pub unused_bitmap: u64,
+    /// Of the pages in use, those that only cache what the share holds; as of the last halt.
+    pub cache_pages: u64,
+    /// Bytes in use of the kernel's own heap; as of the last halt.
+    pub heap_used: u64,
+    /// Set by the VMM to the number of a process, which the kernel then kills (SIGKILL); cleared by the kernel. Only a VMM
+    /// built for tests does so.
+    pub kill: i32,
+    pub reserved2: u32,
 }
 
 /// What the kernel knows of a process, where the VMM finds it also when the kernel hangs: [`Shared::tasks`].

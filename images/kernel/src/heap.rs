@@ -11,8 +11,12 @@ pub struct GrowFromPool;
 
 impl OomHandler for GrowFromPool {
     fn handle_oom(talc: &mut Talc<Self>, layout: core::alloc::Layout) -> Result<(), ()> {
-        let count = GROW_PAGES.max(layout.size().div_ceil(4096) + 2);
-        let start = pages::alloc_for_kernel(count).ok_or(())?;
+        let least = layout.size().div_ceil(4096) + 2;
+        // Where memory has run out, the pool's reserve may be in small pieces.
+        let (count, start) = [GROW_PAGES.max(least), least]
+            .into_iter()
+            .find_map(|count| pages::alloc_for_kernel(count).map(|start| (count, start)))
+            .ok_or(())?;
         // SAFETY: the pages are ours from now on, and nothing else uses them.
         unsafe { talc.claim(Span::from_base_size(start, count * 4096)).map(|_| ()) }
     }
@@ -21,6 +25,24 @@ impl OomHandler for GrowFromPool {
 #[global_allocator]
 // One vCPU, no preemption inside the kernel: the lock is never contended.
 static HEAP: Talck<talc::locking::AssumeUnlockable, GrowFromPool> = Talc::new(GrowFromPool).lock();
+
+/// Whether less than half of the reserve is left: nothing new should be begun then, since what is under way may need the
+/// rest, and a kernel without memory ends its machine.
+pub fn scarce() -> bool {
+    let short = || {
+        let (left, reserve) = pages::headroom();
+        HEAP.lock().get_counters().available_bytes / 4096 + left < reserve / 2
+    };
+    short() && {
+        crate::fs::reclaim();
+        short()
+    }
+}
+
+/// Bytes in use.
+pub fn used() -> u64 {
+    HEAP.lock().get_counters().allocated_bytes as u64
+}
 
 /// Gives the heap its first memory.
 ///

@@ -5,8 +5,9 @@
 //! room, the higher slots before the lower ones; a slot is free for a process when all of its pages are.
 //!
 //! One bit a page, set while the page is free. A second bitmap tells which free pages were never used and so are still
-//! zero: a large mapping that is never touched then costs no memory. A third, which the VMM reads, has the pages whose
-//! content does not matter: the free ones, and *spare* ones, which hold a cache and get into no snapshot either.
+//! zero: a large mapping that is never touched then costs no memory. A third has the pages whose content does not matter to
+//! a snapshot: the free ones, and *spare* ones, which hold a cache. The VMM reads the first, to give free memory back to the
+//! host, and the third.
 //!
 //! When the pool has run out, the page cache gives back what it holds, and the request is tried once more.
 
@@ -27,8 +28,11 @@ struct Pool {
     hint: usize,
 }
 
-/// Pages that only the kernel's own heap may take: a process that asks for all memory gets an error, the kernel none.
-const KERNEL_RESERVE: usize = 512;
+/// Pages that only the kernel's own heap may take, of so many: a process that asks for all memory gets an error, the kernel
+/// none.
+fn reserve(count: usize) -> usize {
+    (count / 64).max(512)
+}
 
 static POOL: Global<RefCell<Option<Pool>>> = Global::new(RefCell::new(None));
 static USED: Global<Cell<usize>> = Global::new(Cell::new(0));
@@ -48,6 +52,7 @@ pub fn init(slots: u64, past_slots: u64, end: u64) {
             bits[page / 64] |= 1 << (page % 64);
         }
     }
+    shared().set_unused_bitmap(free.as_ptr() as u64);
     shared().set_free_bitmap(spare.as_ptr() as u64);
     shared().set_free_bitmap_len((words * 8) as u64);
     USED.get().set(own.len());
@@ -138,17 +143,17 @@ pub fn alloc_aligned(count: usize, align: usize) -> Option<*mut u8> {
 /// For the kernel's own heap, which cannot do without: may use the reserve, and never asks the cache, whose own memory
 /// is on that heap.
 pub fn alloc_for_kernel(count: usize) -> Option<*mut u8> {
-    take_run(count, 1, 0)
+    take_run(count, 1, |_| 0)
 }
 
 fn try_alloc(count: usize, align: usize) -> Option<*mut u8> {
-    take_run(count, align, KERNEL_RESERVE)
+    take_run(count, align, reserve)
 }
 
-fn take_run(count: usize, align: usize, leave: usize) -> Option<*mut u8> {
+fn take_run(count: usize, align: usize, leave: fn(usize) -> usize) -> Option<*mut u8> {
     let mut pool = POOL.get().borrow_mut();
     let pool = pool.as_mut()?;
-    if count == 0 || count.checked_add(USED.get().get() + leave)? > pool.count {
+    if count == 0 || count.checked_add(USED.get().get() + leave(pool.count))? > pool.count {
         return None;
     }
     let page = pool.find(count, align)?;
@@ -166,7 +171,7 @@ fn try_take_slot(slots: usize) -> Option<(usize, bool)> {
     const PAGES: usize = (abi::LARGE_PAGE / abi::PAGE) as usize;
     let mut pool = POOL.get().borrow_mut();
     let pool = pool.as_mut()?;
-    if USED.get().get() + PAGES + KERNEL_RESERVE > pool.count {
+    if USED.get().get() + PAGES + reserve(pool.count) > pool.count {
         return None;
     }
     let index = (0..slots).find(|&slot| pool.first_used(slot * PAGES, PAGES).is_none())?;
@@ -178,7 +183,7 @@ pub fn alloc_at(start: u64, count: usize) -> bool {
     let mut pool = POOL.get().borrow_mut();
     let Some(pool) = pool.as_mut() else { return false };
     let page = ((start - pool.base) / abi::PAGE) as usize;
-    let over = USED.get().get() + count + KERNEL_RESERVE > pool.count;
+    let over = USED.get().get() + count + reserve(pool.count) > pool.count;
     if over || page + count > pool.count || pool.first_used(page, count).is_some() {
         return false;
     }
@@ -218,6 +223,12 @@ pub fn free(start: *mut u8, count: usize) {
 /// (pages in use, pages in all).
 pub fn usage() -> (usize, usize) {
     (USED.get().get(), POOL.get().borrow().as_ref().map_or(0, |pool| pool.count))
+}
+
+/// (pages that are left, pages of which only the kernel's heap may have the last).
+pub fn headroom() -> (usize, usize) {
+    let (used, count) = usage();
+    (count - used, reserve(count))
 }
 
 /// Whether an address lies in memory that the direct map covers.

@@ -12,7 +12,7 @@ use crate::slots::Slot;
 use crate::task::{self, Kind, State, Task, Timer};
 use crate::time;
 use crate::wait::Outcome;
-use crate::{console, fs, resume, vsock};
+use crate::{console, fs, heap, resume, vsock};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -165,6 +165,13 @@ pub fn poll() {
                 signal::send(&first, signal::SIGINT);
             }
         }
+        let kill = shared().kill();
+        if kill != 0 {
+            shared().set_kill(0);
+            if let Some(task) = task::find(kill) {
+                signal::send(&task, signal::SIGKILL);
+            }
+        }
     }
     vsock::receive();
     fs::collect();
@@ -193,6 +200,9 @@ fn expire() {
     for task in alarms {
         signal::send(&task, signal::SIGALRM);
     }
+    if fs::cache_due() <= now {
+        fs::sweep();
+    }
     publish();
 }
 
@@ -201,7 +211,7 @@ static NEXT: Global<Cell<u64>> = Global::new(Cell::new(0));
 
 /// Tells the VMM the earliest deadline, and whether there is anyone to share the vCPU with.
 pub fn publish() {
-    let mut next = u64::MAX;
+    let mut next = fs::cache_due();
     task::for_each(|task| {
         next = next.min(task.timer.get().deadline);
         if task.state.get() == State::Blocked {
@@ -225,6 +235,8 @@ fn halt() {
         busy += at_work as u32;
     });
     shared().set_busy(busy);
+    shared().set_cache_pages(fs::cache_pages() as u64);
+    shared().set_heap_used(heap::used());
     publish();
     console::reap();
     arch::doorbell(abi::doorbell::HALT, 0);

@@ -37,7 +37,7 @@ macro_rules! writes {
 impl SharedPage {
     reads! {
         time_seq: u32, restore_count: u64, clone_count: u64, entropy: [u8; 64], event: u32, shutdown: u32,
-        processes: u32, unknown_calls: u32, ready: u32, attended: u32,
+        processes: u32, unknown_calls: u32, ready: u32, kill: i32, attended: u32,
     }
     writes! {
         set_event => event: u32, set_next_deadline => next_deadline_ns: u64, set_last_active => last_active_ns: u64,
@@ -46,6 +46,7 @@ impl SharedPage {
         set_free_bitmap => free_bitmap: u64, set_free_bitmap_len => free_bitmap_len: u64,
         set_pages_used => pages_used: u64, set_processes => processes: u32, set_unknown_calls => unknown_calls: u32,
         set_attended => attended: u32, set_tasks => tasks: u64, set_tasks_len => tasks_len: u32,
+        set_unused_bitmap => unused_bitmap: u64, set_cache_pages => cache_pages: u64, set_heap_used => heap_used: u64, set_kill => kill: i32,
     }
     pub fn clock(self) -> Clock {
         // SAFETY: as above.

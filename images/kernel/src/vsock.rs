@@ -10,6 +10,7 @@
 use crate::errno::{Errno, Result};
 use crate::file::{File, Stat, ready};
 use crate::global::Global;
+use crate::heap;
 use crate::klog;
 use crate::sched;
 use crate::socket;
@@ -254,7 +255,7 @@ fn accept(key: (u32, u32), header: Header) {
         waiters: WaitQueue::new(),
     });
     let known = CONNECTIONS.get().borrow().contains_key(&key);
-    if known || key.1 != abi::POSTGRES_PORT || !socket::offer(connection.clone()) {
+    if known || key.1 != abi::POSTGRES_PORT || heap::scarce() || !socket::offer(connection.clone()) {
         return refuse(key);
     }
     transmit(connection.header(op::RESPONSE), &[]);

@@ -155,6 +155,67 @@ impl Ram {
         Ok(())
     }
 
+    /// Replaces a mapping of the golden file by zeroes. The caller knows that nobody wants what is there.
+    pub fn unmap_file(&self, offset: u64, len: u64) -> io::Result<()> {
+        let at = self.host(offset, len)?;
+        if !offset.is_multiple_of(LARGE_PAGE) || !len.is_multiple_of(LARGE_PAGE) {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
+        // SAFETY: within this RAM's own reservation, so MAP_FIXED replaces nothing of anyone else's; a running KVM is told
+        // by the host's kernel that the pages are gone.
+        let mapped = unsafe {
+            libc::mmap(
+                at,
+                len as usize,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        for region in offset / LARGE_PAGE..(offset + len) / LARGE_PAGE {
+            self.files[region as usize].store(false, Ordering::Relaxed);
+        }
+        // SAFETY: the mapping just made. Failure costs speed only.
+        unsafe {
+            libc::madvise(at, len as usize, libc::MADV_HUGEPAGE);
+            libc::madvise(at, len as usize, libc::MADV_DONTDUMP);
+        }
+        Ok(())
+    }
+
+    /// Gives anonymous memory back to the host: it reads as zeroes. The caller knows that nobody wants what is there.
+    pub fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let at = self.host(offset, len)?;
+        // SAFETY: within this RAM's own reservation.
+        match unsafe { libc::madvise(at, len as usize, libc::MADV_DONTNEED) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// For each page from `offset` on, whether the host has memory for it (bit 0). Of a file's mapping it tells what the
+    /// host caches of the file.
+    pub fn residency(&self, offset: u64, pages: &mut [u8]) -> io::Result<()> {
+        let len = pages.len() * dormouse_abi::PAGE as usize;
+        let at = self.host(offset, len as u64)?;
+        // SAFETY: within this RAM's own reservation; the vector has one byte a page.
+        match unsafe { libc::mincore(at, len, pages.as_mut_ptr()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    fn host(&self, offset: u64, len: u64) -> io::Result<*mut libc::c_void> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok((self.base as u64 + offset) as *mut libc::c_void),
+            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+        }
+    }
+
     /// Whether large page `region` is a mapping of the golden file.
     pub fn is_file(&self, region: usize) -> bool {
         self.files.get(region).is_some_and(|file| file.load(Ordering::Relaxed))

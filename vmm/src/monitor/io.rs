@@ -170,6 +170,12 @@ impl Io {
                 };
                 self.control.tell(client, &answer);
             }
+            #[cfg(feature = "crash-points")]
+            Request::Kill { pid } => {
+                monitor.shared.set_kill(pid);
+                monitor.shared.set_event(1);
+                self.control.tell(client, &json!({"ok": true}));
+            }
             Request::Stop => {
                 self.stopping.push(client);
                 monitor.shared.set_shutdown(1);
@@ -254,6 +260,8 @@ impl Io {
             "sessions": sessions,
             "exits": monitor.profile.exits(),
             "memory_bytes": monitor.shared.get_pages_used().saturating_mul(dormouse_abi::PAGE),
+            "cache_bytes": monitor.shared.get_cache_pages().saturating_mul(dormouse_abi::PAGE),
+            "kernel_bytes": monitor.shared.get_heap_used(),
         })
     }
 

@@ -131,7 +131,22 @@ impl Free {
     /// # Safety
     /// The vCPU is out of the guest and no device runs.
     pub unsafe fn read(ram: &Ram, shared: &SharedPage) -> Self {
-        let (at, len) = (shared.get_free_bitmap(), shared.get_free_bitmap_len());
+        // SAFETY: the caller's promise.
+        unsafe { Self::bitmap(ram, shared, shared.get_free_bitmap()) }
+    }
+
+    /// Only the pages that the guest does not use while it runs either.
+    ///
+    /// # Safety
+    /// As for [`Free::read`].
+    pub unsafe fn unused(ram: &Ram, shared: &SharedPage) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe { Self::bitmap(ram, shared, shared.get_unused_bitmap()) }
+    }
+
+    unsafe fn bitmap(ram: &Ram, shared: &SharedPage, at: u64) -> Self {
+        // An older kernel tells nothing.
+        let len = if at == 0 { 0 } else { shared.get_free_bitmap_len() };
         let info = dormouse_abi::SYSTEM + dormouse_abi::system::BOOT_INFO;
         let pool_at = info + std::mem::offset_of!(dormouse_abi::BootInfo, slots) as u64;
         // SAFETY: the caller's promise is that of `frozen`.
@@ -141,6 +156,24 @@ impl Free {
             (Some(pool), Some(bits)) if pool % PAGE == 0 => Self { pool: pool / PAGE, bits: bits.to_vec(), foreign },
             _ => Self { pool: 0, bits: Vec::new(), foreign },
         }
+    }
+
+    /// All free pages, as ascending ranges of page numbers.
+    pub fn ranges(&self) -> Vec<std::ops::Range<usize>> {
+        let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
+        let mut add = |from: usize, len: usize| match ranges.last_mut() {
+            Some(last) if last.end == from => last.end += len,
+            _ => ranges.push(from..from + len),
+        };
+        for (index, byte) in self.bits.iter().enumerate() {
+            let first = self.pool as usize + index * 8;
+            match byte {
+                0 => {}
+                0xff => add(first, 8),
+                byte => (0..8).filter(|bit| byte & (1 << bit) != 0).for_each(|bit| add(first + bit, 1)),
+            }
+        }
+        ranges
     }
 
     pub fn has(&self, page: usize) -> bool {

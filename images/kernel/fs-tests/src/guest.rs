@@ -29,6 +29,10 @@ pub mod time {
             now.get()
         })
     }
+
+    pub fn now() -> u64 {
+        wall_ns()
+    }
 }
 
 pub mod random {

@@ -517,6 +517,38 @@ fn the_page_cache_is_bounded() {
 }
 
 #[test]
+fn what_nobody_reads_leaves_the_page_cache() {
+    let _guard = boot(|server| {
+        for i in 0..10 {
+            server.put(&format!("f{i}"), &vec![i; 65_536]);
+        }
+    });
+    let before = pages::IN_USE.load(Ordering::Relaxed);
+    let held = || pages::IN_USE.load(Ordering::Relaxed) - before;
+    let files: Vec<_> = (0..10).map(|i| open(&format!("f{i}"), READ)).collect();
+    let mut byte = [0];
+    for times in 1..=2 {
+        assert_eq!(fs::cache_pages(), 0);
+        for file in &files {
+            file.read_at(&mut byte, 5).unwrap();
+        }
+        assert_eq!((held(), fs::cache_pages()), (160, 160));
+        assert!(fs::cache_due() < u64::MAX);
+        // One is read again and again, and stays.
+        for _ in 0..10 {
+            fs::sweep();
+            files[3].read_at(&mut byte, 7).unwrap();
+        }
+        assert_eq!((held(), fs::cache_pages()), (16, 16));
+        assert_eq!(count(server::READ), 10 * times, "it was not fetched again");
+        for _ in 0..10 {
+            fs::sweep();
+        }
+        assert_eq!((held(), fs::cache_due()), (0, u64::MAX), "an empty cache wants no sweep");
+    }
+}
+
+#[test]
 fn vectors_go_in_one_request() {
     let _guard = boot(|_| {});
     let file = open("f", NEW);

@@ -8,18 +8,34 @@
 //! This guest is the only writer, and every write goes to the host at once; coherence is to bring the written bytes
 //! into the windows too, and to drop a file's windows when its length changes in another way than by writing.
 //!
-//! Half of the pool at most is held; windows leave in the order they came, those used since get a second turn.
+//! Half of the pool at most is held; windows leave in the order they came, those used since get a second turn. And a
+//! window that nobody read for some seconds leaves by age, so that the host gets back what one large scan took.
 
 use super::fuse::Client;
 use super::wire::Opcode;
 use crate::errno::Result;
+use crate::global::Global;
 use crate::pages;
+use crate::time;
 use alloc::collections::{BTreeMap, VecDeque};
 use core::cell::{Cell, RefCell};
 
 /// Bytes fetched at once, their alignment in the file, and the longest read that is served from here.
 pub const WINDOW: u64 = 64 << 10;
 const PAGE: usize = dormouse_abi::PAGE as usize;
+
+/// How often ages are looked at, ns.
+const SWEEP: u64 = 1_000_000_000;
+/// Sweeps that a window outlives unread.
+const AGE: u64 = 3;
+
+/// When the next sweep is due, guest-monotonic ns: never while nothing is held, so that an idle guest is not woken for it.
+static DUE: Global<Cell<u64>> = Global::new(Cell::new(u64::MAX));
+
+/// When [`Cache::sweep`] wants to be called.
+pub fn due() -> u64 {
+    DUE.get().get()
+}
 
 /// A window's place: node, and number of the window in the file.
 type Place = (u64, u64);
@@ -30,6 +46,10 @@ struct Window {
     data: *mut u8,
     pages: usize,
     used: Cell<bool>,
+    /// Sweeps there had been when it was last read.
+    read_at: Cell<u64>,
+    /// Tells its entry in the order from that of an earlier window of the same place.
+    arrival: u64,
 }
 
 impl Drop for Window {
@@ -41,9 +61,11 @@ impl Drop for Window {
 #[derive(Default)]
 struct Held {
     windows: BTreeMap<Place, Window>,
-    /// Places in order of arrival; those of windows that are gone are stepped over.
-    order: VecDeque<Place>,
+    /// Places in order of arrival, with the arrival's number; those of windows that are gone are stepped over.
+    order: VecDeque<(Place, u64)>,
     pages: usize,
+    arrivals: u64,
+    sweeps: u64,
 }
 
 #[derive(Default)]
@@ -61,14 +83,27 @@ impl Held {
     /// Makes room for `pages` more; false when there is nothing left to let go of.
     fn make_room(&mut self, pages: usize, limit: usize) -> bool {
         while self.pages + pages > limit {
-            let Some(place) = self.order.pop_front() else { return false };
-            match self.windows.get(&place) {
-                Some(window) if window.used.replace(false) => self.order.push_back(place),
+            let Some((place, arrival)) = self.order.pop_front() else { return false };
+            match self.windows.get(&place).filter(|window| window.arrival == arrival) {
+                Some(window) if window.used.replace(false) => self.order.push_back((place, arrival)),
                 Some(_) => self.remove(place),
                 None => {}
             }
         }
         true
+    }
+
+    fn sweep(&mut self) {
+        self.sweeps += 1;
+        let (now, mut gone) = (self.sweeps, 0);
+        self.windows.retain(|_, window| {
+            let stays = now - window.read_at.get() <= AGE;
+            gone += if stays { 0 } else { window.pages };
+            stays
+        });
+        self.pages -= gone;
+        let windows = &self.windows;
+        self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
     }
 }
 
@@ -86,6 +121,7 @@ impl Cache {
             && start + window.len as u64 > offset
         {
             window.used.set(true);
+            window.read_at.set(held.sweeps);
             return Some(Ok(window.copy((offset - start) as usize, buf)));
         }
         held.remove(place);
@@ -96,7 +132,9 @@ impl Cache {
         }
         let data = pages::alloc(count)?;
         pages::make_spare(data, count);
-        let mut window = Window { len: 0, data, pages: count, used: Cell::new(false) };
+        held.arrivals += 1;
+        let (used, read_at, arrival) = (Cell::new(false), Cell::new(held.sweeps), held.arrivals);
+        let mut window = Window { len: 0, data, pages: count, used, read_at, arrival };
         let mut into = client.segments();
         into.add(data, want);
         match client.read(Opcode::Read, node, start, &into) {
@@ -106,8 +144,19 @@ impl Cache {
         let done = window.copy((offset - start) as usize, buf);
         held.pages += count;
         held.windows.insert(place, window);
-        held.order.push_back(place);
+        held.order.push_back((place, arrival));
+        if due() == u64::MAX {
+            DUE.get().set(time::now() + SWEEP);
+        }
         Some(Ok(done))
+    }
+
+    /// Lets windows go that were not read of late.
+    pub fn sweep(&self) {
+        // Borrowed only while a window is fetched: the next look at the clock comes soon.
+        let Ok(mut held) = self.held.try_borrow_mut() else { return };
+        held.sweep();
+        DUE.get().set(if held.windows.is_empty() { u64::MAX } else { time::now() + SWEEP });
     }
 
     /// `bytes` were written at `offset`: windows that hold that part hold the new bytes now.
@@ -135,6 +184,11 @@ impl Cache {
         while let Some((&place, _)) = held.windows.range((node, 0)..=(node, u64::MAX)).next() {
             held.remove(place);
         }
+    }
+
+    /// Pages held.
+    pub fn pages(&self) -> usize {
+        self.held.try_borrow().map_or(0, |held| held.pages)
     }
 
     /// Forgets everything, and gives the memory back; false when there was nothing, or when the cache itself is what

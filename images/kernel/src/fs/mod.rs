@@ -41,6 +41,8 @@ use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::Cell;
+pub use cache::due as cache_due;
+use cache::Cache;
 use device::Device;
 use path::Last;
 use ramfs::{Body, FileSystem};
@@ -478,12 +480,28 @@ pub fn collect() {
     }
 }
 
+fn cache() -> Option<&'static Cache> {
+    match TREE.get().get().map(|tree| &tree.data) {
+        Some(Node::Share(inode)) => Some(&inode.share.cache),
+        _ => None,
+    }
+}
+
 /// Gives back all memory that only caches the share's content; false when there was none.
 pub fn reclaim() -> bool {
-    match TREE.get().get().map(|tree| &tree.data) {
-        Some(Node::Share(inode)) => inode.share.cache.clear(),
-        _ => false,
+    cache().is_some_and(Cache::clear)
+}
+
+/// Gives back what was cached and not read for some seconds. To be called when [`cache_due`] has passed.
+pub fn sweep() {
+    if let Some(cache) = cache() {
+        cache.sweep();
     }
+}
+
+/// Pages that only cache the share's content.
+pub fn cache_pages() -> usize {
+    cache().map_or(0, Cache::pages)
 }
 
 /// `sync`: the share is all there is to flush.

@@ -19,7 +19,7 @@ use crate::sched;
 use crate::shared::shared;
 use crate::signal;
 use crate::time;
-use crate::{futex, shm};
+use crate::{futex, heap, shm};
 use alloc::vec::Vec;
 use core::cell::RefCell;
 use number as nr;
@@ -150,6 +150,9 @@ extern "C" fn syscall_entry(number: i64, a: u64, b: u64, c: u64, d: u64, e: u64,
 
 fn dispatch(number: i64, args: &Args) -> Result<u64> {
     let [a, b, c, d, ..] = *args;
+    if makes_something(number) && heap::scarce() {
+        return Err(Errno::ENOMEM);
+    }
     match number {
         nr::READ | nr::WRITE | nr::OPEN | nr::CLOSE | nr::STAT | nr::FSTAT | nr::LSTAT | nr::LSEEK | nr::IOCTL
         | nr::PREAD64 | nr::PWRITE64 | nr::READV | nr::WRITEV | nr::ACCESS | nr::DUP | nr::DUP2 | nr::DUP3 | nr::FCNTL
@@ -217,6 +220,16 @@ fn dispatch(number: i64, args: &Args) -> Result<u64> {
             }
         },
     }
+}
+
+/// Calls that take memory of the kernel's own for longer than they last.
+fn makes_something(number: i64) -> bool {
+    matches!(
+        number,
+        nr::OPEN | nr::OPENAT | nr::CREAT | nr::MKDIR | nr::MKDIRAT | nr::SYMLINK | nr::SYMLINKAT | nr::PIPE | nr::PIPE2
+            | nr::SOCKET | nr::ACCEPT | nr::ACCEPT4 | nr::EPOLL_CREATE | nr::EPOLL_CREATE1 | nr::SIGNALFD | nr::SIGNALFD4
+            | nr::MMAP | nr::SPAWN
+    )
 }
 
 fn futex_call(address: u64, operation: u64, value: u64, timeout: u64) -> Result<u64> {
