@@ -25,7 +25,7 @@ pub enum VmError {
     NotAwake(String),
     #[error("the command line of {0}'s VM names no image")]
     NoImage(String),
-    #[error("the answer on vm.ctl is not a status: {0}")]
+    #[error("the answer on vm.ctl makes no sense: {0}")]
     Answer(String),
 }
 
@@ -64,6 +64,11 @@ impl Vm {
 
     /// The answer to `{"op":"status"}` (`docs/interfaces.md`).
     pub fn status(&self) -> Result<Status, VmError> {
+        self.ask("{\"op\":\"status\"}").map(Status)
+    }
+
+    /// The answer to a request, which must be done.
+    pub fn ask(&self, request: &str) -> Result<Value, VmError> {
         let folder = self.home.join("run").join(&self.id);
         let failed = |source| VmError::Io {
             path: folder.join("vm.ctl"),
@@ -76,14 +81,14 @@ impl Vm {
         stream
             .set_read_timeout(Some(limit(READ_TIMEOUT)))
             .map_err(failed)?;
-        stream.write_all(b"{\"op\":\"status\"}\n").map_err(failed)?;
+        writeln!(stream, "{request}").map_err(failed)?;
         for line in BufReader::new(stream).lines() {
             let line = line.map_err(failed)?;
             let value: Value =
                 serde_json::from_str(&line).map_err(|_| VmError::Answer(line.clone()))?;
             // Events come in between.
             if value.get("ok") == Some(&Value::Bool(true)) {
-                return Ok(Status(value));
+                return Ok(value);
             }
             if value.get("ok").is_some() {
                 return Err(VmError::Answer(line));
