@@ -248,7 +248,7 @@ fn guest_names(folder: &str) -> Vec<(String, bool)> {
         .unwrap()
         .into_iter()
         .map(|entry| (String::from_utf8(entry.name).unwrap(), entry.kind == fs::kind::DIRECTORY))
-        .filter(|(name, _)| !matches!(&name[..], "." | ".." | "pgsql_tmp"))
+        .filter(|(name, _)| !matches!(&name[..], "." | ".." | "pgsql_tmp" | "pg_stat_tmp"))
         .collect();
     names.sort();
     names

@@ -378,7 +378,7 @@ fn a_backends_parameters_stay_in_memory() {
     fs::rename(CWD, b"global/config_exec_params.new", CWD, b"global/config_exec_params").unwrap();
     assert_eq!(read(&*open("global/config_exec_params", READ)), b"settings");
     assert_eq!(names("global"), ["config_exec_params", "pg_control"]);
-    assert_eq!(names("."), ["base", "global", "pgsql_tmp"]);
+    assert_eq!(names("."), ["base", "global", "pg_stat_tmp", "pgsql_tmp"]);
     assert_eq!(count(server::CREATE) + count(server::WRITE) + count(server::RENAME), 0);
     assert_eq!(device::with(|server| server.content("global/config_exec_params").to_vec()), b"the host's old one");
     // Files for sorting are another folder, and the host's.
@@ -698,7 +698,7 @@ fn hard_links_share_one_size() {
     a.write_at(b"6", 5).unwrap();
     assert_eq!((b.len(), b.stat().unwrap().nlink), (Ok(6), 2));
     fs::rename(CWD, b"a", CWD, b"b").unwrap();
-    assert_eq!(names("."), ["a", "b", "pgsql_tmp"], "two names of one file stay two");
+    assert_eq!(names("."), ["a", "b", "pg_stat_tmp", "pgsql_tmp"], "two names of one file stay two");
     fs::unlink(CWD, b"a").unwrap();
     assert_eq!((a.stat().unwrap().nlink, read(&*b)), (1, b"123456".to_vec()));
 }
