@@ -92,6 +92,9 @@ owns_this_database(void)
 static bool
 is_owner_s_publication(Node *statement)
 {
+	/* The kind of statement first: ROLLBACK of a failed transaction comes here too, when no catalog may be read. */
+	if (!IsA(statement, CreatePublicationStmt) && !IsA(statement, AlterPublicationStmt))
+		return false;
 	if (superuser() || !owns_this_database())
 		return false;
 	if (IsA(statement, CreatePublicationStmt))
@@ -100,7 +103,7 @@ is_owner_s_publication(Node *statement)
 
 		return create->for_all_tables || publishes_schemas_only(create->pubobjects);
 	}
-	if (IsA(statement, AlterPublicationStmt))
+	else
 	{
 		AlterPublicationStmt *alter = (AlterPublicationStmt *) statement;
 		Oid			publication = GetSysCacheOid1(PUBLICATIONNAME, Anum_pg_publication_oid,
@@ -109,7 +112,6 @@ is_owner_s_publication(Node *statement)
 		return publishes_schemas_only(alter->pubobjects) && OidIsValid(publication) &&
 			object_ownercheck(PublicationRelationId, publication, GetUserId());
 	}
-	return false;
 }
 
 /* ALTER PUBLICATION OWNER would ask the new owner to be superuser. */
