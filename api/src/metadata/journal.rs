@@ -15,6 +15,9 @@ use super::{Metadata, MetadataError, now_ms};
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
+/// Events that may wait to be written. On a full disk none is, and a tenant can make as many as it likes.
+const MOST_EVENTS: usize = 10_000;
+
 #[derive(Default)]
 struct Pending {
     states: HashMap<DatabaseId, (State, Option<String>)>,
@@ -50,9 +53,16 @@ impl StateJournal {
         self.wake.notify_one();
     }
 
-    /// Hands over an event. Never waits.
+    /// Hands over an event. Never waits; where too many do, it is only logged.
     pub fn event(&self, database: &DatabaseId, kind: EventKind, message: Option<String>) {
-        self.lock().events.push(NewEvent { database: database.clone(), at: now_ms(), kind, message });
+        let mut pending = self.lock();
+        if pending.events.len() >= MOST_EVENTS {
+            drop(pending);
+            tracing::warn!(%database, kind = kind.as_str(), message, "an event is not kept: too many wait to be written");
+            return;
+        }
+        pending.events.push(NewEvent { database: database.clone(), at: now_ms(), kind, message });
+        drop(pending);
         self.wake.notify_one();
     }
 
