@@ -1,10 +1,14 @@
 # Sourced by the recipe, where build_pgvector adds to $extensions as build_contrib does, and by oracle.sh. pgvector is
 # built from Debian's source package by its own makefile. Debian 13's, 0.8.0, is older than PostgreSQL 18: what it lacks
-# for that is here and in link/pgvector.h, of no effect on 17.
+# for that is here and in link/pgvector.h, of no effect on 17. It is older than 0.8.2 too, which mended CVE-2026-3172: with
+# less than 1 MiB of shared memory for the graph of a parallel HNSW build, the limit wrapped around, and the build wrote past
+# its end. Here such a limit is 0, and the build goes on disk at once.
 
 copy_pgvector() { # to a new folder
     cp -r "$pgvector_source" "$1"
     sed -i 's/\([a-z>-]*\)->attrs\[0\]\.atttypid/TupleDescAttr(\1, 0)->atttypid/' "$1/src/ivfbuild.c"
+    sed -i 's/hnswarea, esthnswarea - 1024 \* 1024)/hnswarea, esthnswarea > 1024 * 1024 ? esthnswarea - 1024 * 1024 : 0)/' \
+        "$1/src/hnswbuild.c"
 }
 
 make_pgvector() { # its folder, pg_config, make's words
@@ -36,8 +40,6 @@ build_pgvector() {
         make_pgvector "$out/source" "$config" install DESTDIR="$out/staged"
         cp "$out/source/vector.so" "$out/modules/"
         mv "$out/staged$out/pgxs/pg" "$out/root/"
-        # The owner of a database may create it, as contrib's types and indexes: it reaches nothing but its own data.
-        echo 'trusted = true' >> "$out/root/pg/share/postgresql/extension/vector.control"
         finish
     fi
     extensions="$extensions $out"
