@@ -41,10 +41,7 @@ impl FsDevice {
     }
 
     fn of(layer: Layer) -> FsDevice {
-        FsDevice {
-            layer,
-                    share: None,
-        }
+        FsDevice { layer, share: None }
     }
 
     /// Shows the guest a folder of the host besides (see `share.rs`).
@@ -55,7 +52,7 @@ impl FsDevice {
 
     /// Drops what the guest no longer knows.
     pub(super) fn forget(&mut self, node: u64, lookups: u64) {
-            if let Some(share) = &mut self.share
+        if let Some(share) = &mut self.share
             && node >= share::ROOT
         {
             return share.forget(node);
@@ -65,7 +62,7 @@ impl FsDevice {
 
     /// Carries out one request, whose node says whose it is.
     fn answer(&mut self, head: &Header, body: GuestBytes, out: GuestBytes) -> Result<Answer, Errno> {
-            if let Some(share) = &mut self.share
+        if let Some(share) = &mut self.share
             && head.node >= share::ROOT
             && head.opcode != opcode::FORGET
         {
