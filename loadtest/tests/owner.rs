@@ -457,5 +457,5 @@ fn a_setting_that_prevents_a_start_is_undone_and_said_so() {
     );
     let console =
         fs::read_to_string(server.home.join("databases").join(id).join("console.log")).unwrap();
-    assert!(console.contains("they are put back"), "{console}");
+    assert!(console.contains("the settings of ALTER SYSTEM are put back"), "{console}");
 }

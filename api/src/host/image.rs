@@ -32,7 +32,11 @@ impl Inner {
                 return Ok(image.to_string());
             }
         };
-        self.metadata.set_image(id, &newest, template.as_deref()).await.map_err(|e| e.to_string())?;
+        // A full disk is no reason not to start: the old image is still there.
+        if let Err(error) = self.metadata.set_image(id, &newest, template.as_deref()).await {
+            tracing::warn!(database = %id, %error, "stays on its image");
+            return Ok(image.to_string());
+        }
         let version = Manifest::load(&self.home.image(&newest)).map(|m| m.postgres_version).unwrap_or_default();
         tracing::info!(database = %id, from = image, to = newest, "moved to another image");
         self.journal.event(id, EventKind::ImageAdopted, Some(format!("from image {image} to {newest}, {version}")));
@@ -62,10 +66,15 @@ impl Host {
         Ok(())
     }
 
-    /// Moves a database to the newest image of its major version; `false` if it is on it already.
+    /// Moves a database to the newest image of its major version; `false` if it is on it already, or has to stay where it
+    /// is (the server's log says why).
     pub async fn adopt(&self, row: &DatabaseRow, end_sessions: bool) -> Result<bool, RestartError> {
         match self.inner.home.current_image(row.pg_version) {
-            Some(newest) if newest != row.image => self.ask_restart(&row.id, end_sessions).await.map(|()| true),
+            Some(newest) if newest != row.image => {
+                self.ask_restart(&row.id, end_sessions).await?;
+                let after = self.inner.metadata.database(&row.id).await.map_err(|e| RestartError::Metadata(e.to_string()))?;
+                Ok(after.is_some_and(|after| after.image != row.image))
+            }
             _ => Ok(false),
         }
     }

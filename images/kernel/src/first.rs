@@ -20,6 +20,7 @@ use core::cell::Cell;
 use dormouse_abi as abi;
 
 const SETTINGS: &[u8] = b"/pgdata/postgresql.auto.conf";
+const TRIAL: &[u8] = b"/pgdata/postgresql.auto.conf.trial";
 const REJECTED: &[u8] = b"/pgdata/postgresql.auto.conf.rejected";
 /// Bytes of the settings that are read; they are some 50 a line.
 const SETTINGS_MAX: usize = 64 << 10;
@@ -31,6 +32,10 @@ static ASIDE: Global<Cell<bool>> = Global::new(Cell::new(false));
 
 /// Starts the first process.
 pub fn start() -> Result<i32> {
+    if !ASIDE.get().get() && fs::open(b"/", TRIAL, 0, 0).is_ok() {
+        klog!("the last boot ended while it tried to do without the settings of ALTER SYSTEM");
+        put_back()?;
+    }
     // SAFETY: the VMM laid it there before the first instruction, and nobody writes to it.
     let boot = unsafe { &*((abi::SYSTEM + abi::system::BOOT_INFO) as *const abi::BootInfo) };
     let (args, env) = arguments(boot);
@@ -77,11 +82,10 @@ fn put_aside() -> Result<bool> {
         Ok(lines) if !lines.is_empty() => lines,
         _ => return Ok(false),
     };
-    fs::rename(b"/", SETTINGS, b"/", REJECTED)?;
+    fs::rename(b"/", SETTINGS, b"/", TRIAL)?;
     fs::sync()?;
     ASIDE.get().set(true);
-    shared().set_settings_undone(1);
-    klog!("Postgres did not start with the settings of ALTER SYSTEM; they are undone, and kept in postgresql.auto.conf.rejected:");
+    klog!("Postgres did not start with the settings of ALTER SYSTEM; it is tried without them:");
     for line in lines.iter().take(LINES_MAX) {
         klog!("undone: {}", line);
     }
@@ -89,9 +93,24 @@ fn put_aside() -> Result<bool> {
 }
 
 fn put_back() -> Result<()> {
-    klog!("Postgres does not start without the settings of ALTER SYSTEM either; they are put back");
-    fs::rename(b"/", REJECTED, b"/", SETTINGS)?;
+    klog!("the settings of ALTER SYSTEM are put back");
+    fs::rename(b"/", TRIAL, b"/", SETTINGS)?;
     fs::sync()
+}
+
+/// Postgres is ready: if it started without the settings, they stay undone.
+pub fn is_ready() {
+    if !ASIDE.get().get() {
+        return;
+    }
+    match fs::rename(b"/", TRIAL, b"/", REJECTED).and_then(|()| fs::sync()) {
+        Ok(()) => {
+            klog!("the settings of ALTER SYSTEM are undone, and kept in postgresql.auto.conf.rejected");
+            shared().set_settings_undone(1);
+        }
+        // The next boot puts them back and tries again.
+        Err(errno) => klog!("postgresql.auto.conf.trial cannot be renamed: {:?}", errno),
+    }
 }
 
 /// The lines that set something.

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use dormouse_abi::queue;
+use dormouse_abi::{QUEUE_SIZE, queue};
 use virtio_queue::Queue;
 use vm_memory::VolatileSlice;
 
@@ -120,6 +120,11 @@ impl Files {
     fn hand_over(&self, job: Job) {
         let mut jobs = lock(&self.shared.jobs);
         jobs.in_flight += 1;
+        // More than the queue has room for: a guest that asks the same again and again waits for it.
+        if jobs.in_flight > usize::from(QUEUE_SIZE) {
+            drop(jobs);
+            return self.shared.carry_out(job);
+        }
         if jobs.waiting.len() >= jobs.idle && jobs.workers < WORKERS {
             let shared = Arc::clone(&self.shared);
             match std::thread::Builder::new().name("flush".to_owned()).spawn(move || shared.work()) {

@@ -3,6 +3,7 @@
 use super::{Args, buffer, buffer_mut, number as nr, store, string, timespec};
 use crate::errno::{Errno, Result};
 use crate::file::{File, Stat};
+use crate::first;
 use crate::fs;
 use crate::sched;
 use crate::shared::shared;
@@ -133,6 +134,7 @@ fn write(open: &OpenFile, buf: &[u8]) -> Result<usize> {
 /// The postmaster announces readiness in its lock file, for `pg_ctl`; the kernel reads along.
 fn watch_for_ready(me: &Task, buf: &[u8]) {
     if me.pid == task::FIRST_PID && shared().ready() == 0 && buf.len() < 512 && buf.ends_with(b"\nready   \n") {
+        first::is_ready();
         shared().set_ready(1);
     }
 }
