@@ -9,7 +9,6 @@
 mod harness;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -391,18 +390,11 @@ fn a_vm_killed_at_each_named_step_loses_nothing() {
         return;
     }
     let mut server = Server::prepare();
-    let (program, at) = (server.home.join("vmm"), server.home.join("crash-at"));
-    let script = format!(
-        "#!/bin/sh\nDORMOUSE_CRASH_AT=$(cat {at} 2> /dev/null)\nexport DORMOUSE_CRASH_AT\nshift\nexec {vmm} \"$@\"\n",
-        at = at.display(),
-        vmm = harness::testing_vmm().display()
-    );
-    fs::write(&program, script).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    server.wrapper = vec![
-        "env".to_owned(),
-        format!("DORMOUSE_HOST_VMM_PROGRAM={}", program.display()),
-    ];
+    let at = server.home.join("crash-at");
+    server.use_testing_vmm(&format!(
+        "DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT",
+        at.display()
+    ));
     server.run();
     let mut ledger = Ledger::open(&server);
     for step in dormouse_vmm::crash::STEPS {

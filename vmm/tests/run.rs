@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
+use dormouse_abi::{SLOT_BASE, SLOT_STRIDE};
 use guest::{Home, has_kvm, hello};
 
 #[test]
@@ -121,6 +122,20 @@ fn page_zero_faults() {
     let (status, log) = Home::new().start("x", &[]).end();
     assert_eq!(status.code(), Some(74), "{log}");
     assert!(log.contains("cr2=0x8 "), "{log}");
+}
+
+#[test]
+fn a_stack_that_overflows_meets_its_guard_and_not_its_neighbour() {
+    if !has_kvm("guard") {
+        return;
+    }
+    let (status, log) = Home::new().start("g", &[]).end();
+    assert_eq!(status.code(), Some(74), "{log}");
+    let guard = SLOT_BASE + SLOT_STRIDE + guest::HOT - 8;
+    assert!(log.contains(&format!("cr2={guard:#x} ")), "the first word below the stack faults: {log}");
+    assert!(log.contains("rbp=0x2 "), "and the last two of the stack did not: {log}");
+    // What lies below that page in memory is the end of slot 0's, and it is as it was.
+    assert!(log.contains("r14=0x123456789abcdef "), "{log}");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -187,6 +188,18 @@ impl Server {
             wrapper: Vec::new(),
             settings: Vec::new(),
         }
+    }
+
+    /// Runs VMs in the VMM built for tests, after these lines of shell. Before the server is run.
+    pub fn use_testing_vmm(&mut self, first: &str) {
+        let program = self.home.join("vmm");
+        let vmm = testing_vmm();
+        // The server says `PROGRAM vmm …`.
+        let script = format!("#!/bin/sh\n{first}\nshift\nexec {} \"$@\"\n", vmm.display());
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let program = program.into_os_string().into_string().unwrap();
+        self.settings.push(("DORMOUSE_HOST_VMM_PROGRAM", program));
     }
 
     /// `dormouse` with this server's settings.

@@ -16,6 +16,8 @@ const SHARED: u64 = abi::SYSTEM + abi::system::SHARED;
 const ARGUMENT: u64 = abi::SYSTEM + abi::system::BOOT_INFO + offset_of!(abi::BootInfo, strings) as u64;
 /// Memory that no test loads anything into: flags and buffers of the guests.
 pub const SCRATCH: u64 = abi::KERNEL + (3 << 20);
+/// Where the page with its stack is in a slot.
+pub const HOT: u64 = 4 << 20;
 const RX: u64 = abi::SYSTEM + abi::system::QUEUES;
 const TX: u64 = RX + abi::system::QUEUE_STRIDE;
 
@@ -44,12 +46,15 @@ dormouse_guest_start:
     jmp 21f
     .balign 16
     .endr
-21: mov (%rsp), %rcx                                    /* %rip, or an error code */
+21: cmpb $'g', {argument}
+    jne 22f
+    mov (%r13), %r14                                    /* the neighbour's memory, as the fault found it */
+22: mov (%rsp), %rcx                                    /* %rip, or an error code */
     mov 8(%rsp), %rdx
     movabs ${doorbell}, %rax
     mov %rax, {scratch} - 8                             /* not the doorbell: a read there logs the registers */
     mov (%rax), %eax
-    jmp 21b
+    jmp 22b
 
 10: movabs ${doorbell}, %r15
     movb {argument}, %al
@@ -67,6 +72,8 @@ dormouse_guest_start:
     je 80f
     cmpb $'x', %al
     je 90f
+    cmpb $'g', %al
+    je 120f
     cmpb $'h', %al
     je 100f
     cmpb $'p', %al
@@ -251,6 +258,16 @@ dormouse_guest_start:
     cmpl $40, {attended}
     jb 111b
     movl $0, 8(%r15)
+
+    /* g: slot 1's process has two words of stack left and pushes on, above the last word of slot 0's page */
+120: movabs ${neighbour}, %r13
+    movabs $0x0123456789abcdef, %rax
+    mov %rax, (%r13)
+    movabs ${stack} + 16, %rsp
+    xor %ebp, %ebp
+121: pushq $-1
+    inc %ebp
+    jmp 121b
 dormouse_guest_end:
     .popsection
     "#,
@@ -270,6 +287,8 @@ dormouse_guest_end:
     shutdown = const SHARED + offset_of!(abi::Shared, shutdown) as u64,
     attended = const SHARED + offset_of!(abi::Shared, attended) as u64,
     tasks = const SHARED + offset_of!(abi::Shared, tasks) as u64,
+    neighbour = const abi::SLOT_BASE + HOT + abi::LARGE_PAGE - 8,
+    stack = const abi::SLOT_BASE + abi::SLOT_STRIDE + HOT,
     restores = const SHARED + offset_of!(abi::Shared, restore_count) as u64,
     options(att_syntax)
 );
@@ -341,7 +360,7 @@ impl Home {
         std::fs::write(at("kernel.elf"), elf(2, &[(abi::KERNEL, code, 0x10000, 7)])).unwrap();
         let text = vec![0xc3u8; 4096];
         let data = b"pristine".to_vec();
-        std::fs::write(at("postgres.elf"), elf(3, &[(0, &text, 4096, 5), ((4 << 20) + (1 << 20), &data, 8192, 6)]))
+        std::fs::write(at("postgres.elf"), elf(3, &[(0, &text, 4096, 5), (HOT + (1 << 20), &data, 8192, 6)]))
             .unwrap();
         std::fs::write(at("boot.cpio"), b"").unwrap();
         std::fs::create_dir(at("template")).unwrap();
@@ -372,7 +391,7 @@ impl Home {
             template,
             postgres_version: "17".to_owned(),
             wal_segment_bytes: 1 << 20,
-            layout: Layout { shared_end: 4096, hot: 4 << 20, data: 5 << 20, data_end: (5 << 20) + 8192, prng_state: 0 },
+            layout: Layout { shared_end: 4096, hot: HOT, data: HOT + (1 << 20), data_end: HOT + (1 << 20) + 8192, prng_state: 0 },
             first_process: FirstProcess { arguments: vec!["e".to_owned()], environment: Vec::new() },
             origin: Origin { built_at: 0, builder: "test".to_owned() },
         };
