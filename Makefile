@@ -91,6 +91,10 @@ test-rust: testing-vmm test-image ## the workspace's tests, with those on real K
 	@$(STEP) "tests of crashes" cargo test --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing --test crash
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
+.PHONY: test-heavy
+test-heavy: image oracle ## much data: sorts and joins of 3 GB on disk, COPY of 2 GB, 1,000 tables
+	@$(WITH_IMAGES) DORMOUSE_TEST_HEAVY=1 $(STEP) "tests with much data" cargo test --release --package dormouse-loadtest --test heavy -- --test-threads=1 --nocapture
+
 .PHONY: test-kernel
 test-kernel: ## the kernel's unit tests
 	@$(STEP) "kernel tests" cargo test --release --manifest-path images/kernel/fs-tests/Cargo.toml --features layer --target-dir target/kernel-tests
