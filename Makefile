@@ -81,9 +81,17 @@ test-image: server oracle ## an image with the modules of PostgreSQL's own tests
 	@$(STEP) "test image" target/release/dormouse-image --home target/test-image build --tests
 	@$(STEP) "PostgreSQL's tests" images/postgres/suites.sh images/.build
 
+SUITES = cargo test --release --package dormouse-loadtest --test postgres -- --include-ignored --nocapture --test-threads 1
+
 .PHONY: test-postgres
 test-postgres: testing-vmm test-image ## all of PostgreSQL's own suites: core, isolation, extensions
-	@$(STEP) "PostgreSQL's suites" cargo test --release --package dormouse-loadtest --test postgres -- --include-ignored --nocapture --test-threads 1
+	@$(STEP) "PostgreSQL's suites" $(SUITES)
+
+.PHONY: test-postgres-18
+test-postgres-18: testing-vmm oracle-18 server ## the same of PostgreSQL 18
+	@$(STEP) "test image of PostgreSQL 18" target/release/dormouse-image --home target/test-image build --tests --postgres 18
+	@$(STEP) "PostgreSQL 18's tests" images/postgres/suites.sh images/.build 18
+	@DORMOUSE_TEST_POSTGRES=18 $(STEP) "PostgreSQL 18's suites" $(SUITES)
 
 .PHONY: test-rust
 test-rust: testing-vmm test-image ## the workspace's tests, with those on real KVM (loadtest/tests) last

@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use dormouse_images::manifest::Manifest;
 use dormouse_loadtest::client::{Client, Target};
+use dormouse_loadtest::native::Programs;
 use harness::{Server, succeed};
 
 /// Concurrent tests, each with parallel workers, and every process is a slot of 2 MiB.
@@ -64,14 +65,20 @@ impl Tally {
     }
 }
 
-fn suites() -> PathBuf {
-    let suites = harness::top().join("images/.build/suites-17");
+/// The major version of PostgreSQL that is tested: 17, unless DORMOUSE_TEST_POSTGRES says otherwise.
+fn major() -> u32 {
+    std::env::var("DORMOUSE_TEST_POSTGRES").map_or(17, |major| major.parse().unwrap())
+}
+
+/// What `make test-postgres` has built of this version, such as `oracle`.
+fn built(what: &str) -> PathBuf {
+    let path = harness::top().join(format!("images/.build/{what}-{}", major()));
     assert!(
-        suites.is_dir(),
-        "{} is missing: run `make test-image` first",
-        suites.display()
+        path.is_dir(),
+        "{} is missing: run `make test-postgres` first",
+        path.display()
     );
-    suites
+    path
 }
 
 impl Postgres {
@@ -112,10 +119,8 @@ impl Postgres {
             .settings
             .extend(set.map(|(name, value)| (name, value.to_owned())));
         server.run();
-        let first_process = Manifest::load(&server.home.join("images/current-17"))
-            .unwrap()
-            .first_process
-            .arguments;
+        let image = server.home.join(format!("images/current-{}", major()));
+        let first_process = Manifest::load(&image).unwrap().first_process.arguments;
         Some(Postgres {
             server,
             share,
@@ -129,12 +134,13 @@ impl Postgres {
         succeed(
             Command::new("cp")
                 .arg("-r")
-                .arg(suites().join(suite))
+                .arg(built("suites").join(suite))
                 .arg(&folder)
                 .output()
                 .unwrap(),
         );
-        let created = self.server.create();
+        let name = dormouse_loadtest::wake::name("suite");
+        let created = self.server.rest.create_version(&name, major()).unwrap();
         let id = &created.database.id;
         self.configure(id, &folder.join("settings"));
         let superuser = self.server.rest.superuser(id).unwrap();
@@ -189,7 +195,7 @@ impl Postgres {
     }
 
     fn runner(&self, runner: &str, folder: &Path, user: &Target, words: &[&str]) -> Tally {
-        let oracle = harness::programs();
+        let oracle = Programs::open(&built("oracle")).unwrap();
         // As upstream's makefiles have it: some tests name files from the current folder.
         let output = match runner {
             "pg_regress" => folder.to_owned(),
@@ -260,7 +266,7 @@ fn tests_of_extensions_pass() {
     let Some(postgres) = Postgres::start() else {
         return;
     };
-    let mut names: Vec<_> = fs::read_dir(suites())
+    let mut names: Vec<_> = fs::read_dir(built("suites"))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
