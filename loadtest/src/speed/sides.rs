@@ -141,8 +141,9 @@ pub struct Yardstick {
     settings: Vec<Setting>,
 }
 
-/// Settings that name places of the guest, or shape only its log.
-const GUESTS_OWN: &str = "'listen_addresses', 'unix_socket_directories', 'port', 'dynamic_library_path', \
+/// Settings that name places or libraries of the guest, or shape only its log.
+const GUESTS_OWN: &str = "'shared_preload_libraries', 'data_directory', 'config_file', 'hba_file', 'ident_file', \
+    'external_pid_file', 'listen_addresses', 'unix_socket_directories', 'port', 'dynamic_library_path', \
     'extension_control_path', 'log_destination', 'logging_collector', 'log_line_prefix', 'lc_messages', 'lc_monetary', \
     'lc_numeric', 'lc_time'";
 
@@ -211,8 +212,8 @@ impl Yardstick {
     }
 }
 
-/// All that a server was set to beyond PostgreSQL's defaults, by its own word. Which libraries it preloads is not for
-/// everyone to see; that a library's own settings are there is.
+/// All that a server was set to beyond PostgreSQL's defaults, by its own word. Of the libraries it preloads, those that
+/// native has too.
 fn settings(client: &mut Client) -> Result<Vec<Setting>, SpeedError> {
     let rows = client.query(&format!(
         "select name, current_setting(name) from pg_settings
