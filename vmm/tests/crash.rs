@@ -16,7 +16,16 @@ fn start_crashing(home: &Home, step: &str) -> Vmm {
 
 /// Starts without crashing; says whether cold, and stops.
 fn start(home: &Home) -> bool {
-    let vmm = home.start("s", &[]);
+    start_and_stop(home, home.start("s", &[]))
+}
+
+fn start_stalling(home: &Home, step: &str) -> Vmm {
+    let mut command = home.command("s");
+    command.env("DORMOUSE_STALL_AT", step);
+    Vmm::new(command, home)
+}
+
+fn start_and_stop(home: &Home, vmm: Vmm) -> bool {
     let mut control = vmm.control();
     let cold = control.event("ready")["cold"].as_bool().unwrap();
     assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
@@ -102,10 +111,25 @@ fn a_database_that_sleeps_again_at_once_keeps_its_snapshot() {
     };
     suspend(home.start("s", &[]));
     for step in ["spend-begun", "spent-renamed", "spent"] {
-        let mut command = home.command("s");
-        command.env("DORMOUSE_STALL_AT", step);
-        suspend(Vmm::new(command, &home));
+        suspend(start_stalling(&home, step));
         assert!(home.database_dir().join("snapshot").exists(), "{step}");
     }
     assert!(!start(&home));
+}
+
+/// A file of a spent snapshot was left in the folder when a guest was stopped as soon as it had been restored.
+#[test]
+fn a_database_that_is_stopped_at_once_leaves_no_spent_snapshot() {
+    if !has_kvm("stopped at once") {
+        return;
+    }
+    let home = Home::new();
+    for step in ["spend-begun", "spent-renamed", "spent"] {
+        let vmm = home.start("s", &[]);
+        let mut control = vmm.control();
+        control.event("ready");
+        assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
+        drop(vmm);
+        assert!(!start_and_stop(&home, start_stalling(&home, step)), "{step}");
+    }
 }
