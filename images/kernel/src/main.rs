@@ -31,6 +31,7 @@ mod heap;
 mod memory;
 mod pages;
 mod random;
+mod received;
 mod resume;
 mod roster;
 mod sched;

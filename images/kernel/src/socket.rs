@@ -7,6 +7,7 @@ use crate::errno::{Errno, Result};
 use crate::file::{File, Stat, ready};
 use crate::fs;
 use crate::global::Global;
+use crate::received::Received;
 use crate::sched;
 use crate::stream::{self, Stream};
 use crate::wait::{Outcome, WaitQueue};
@@ -173,7 +174,7 @@ pub struct Pipe {
 
 #[derive(Default)]
 struct PipeBuffer {
-    bytes: RefCell<VecDeque<u8>>,
+    bytes: Received,
     readers: Cell<usize>,
     writers: Cell<usize>,
     waiters: WaitQueue,
@@ -200,17 +201,11 @@ impl File for Pipe {
             return Err(Errno::EBADF);
         }
         loop {
-            let mut bytes = self.shared.bytes.borrow_mut();
-            if !bytes.is_empty() {
-                let len = buf.len().min(bytes.len());
-                for (to, from) in buf.iter_mut().zip(bytes.drain(..len)) {
-                    *to = from;
-                }
-                drop(bytes);
+            if !self.shared.bytes.is_empty() {
+                let len = self.shared.bytes.copy_out(buf, false);
                 self.shared.waiters.wake();
                 return Ok(len);
             }
-            drop(bytes);
             if self.shared.writers.get() == 0 {
                 return Ok(0);
             }
@@ -230,10 +225,10 @@ impl File for Pipe {
             if self.shared.readers.get() == 0 {
                 return Err(Errno::EPIPE);
             }
-            let room = PIPE_LEN - self.shared.bytes.borrow().len();
+            let room = PIPE_LEN - self.shared.bytes.len();
             if room > 0 {
                 let len = buf.len().min(room);
-                self.shared.bytes.borrow_mut().extend(&buf[..len]);
+                self.shared.bytes.push(&buf[..len]);
                 self.shared.waiters.wake();
                 return Ok(len);
             }
@@ -246,7 +241,7 @@ impl File for Pipe {
         }
     }
     fn poll(&self) -> u32 {
-        let len = self.shared.bytes.borrow().len();
+        let len = self.shared.bytes.len();
         if self.writes {
             let room = if len < PIPE_LEN { ready::OUT } else { 0 };
             room | if self.shared.readers.get() == 0 { ready::ERR } else { 0 }

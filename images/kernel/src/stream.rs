@@ -5,11 +5,11 @@
 
 use crate::errno::{Errno, Result};
 use crate::file::{File, Stat, ready};
+use crate::received::Received;
 use crate::wait::{Outcome, WaitQueue};
-use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::any::Any;
-use core::cell::{Cell, RefCell};
+use core::cell::Cell;
 
 /// Bytes under way to one end.
 const CAPACITY: usize = 64 << 10;
@@ -17,7 +17,7 @@ const CAPACITY: usize = 64 << 10;
 #[derive(Default)]
 struct End {
     /// What came for this end and was not yet read.
-    received: RefCell<VecDeque<u8>>,
+    received: Received,
     /// No more will come.
     ended: Cell<bool>,
     /// This end takes no more.
@@ -59,18 +59,8 @@ impl Stream {
     }
 
     fn copy_out(&self, buf: &mut [u8], keep: bool) -> usize {
-        let mut received = self.own().received.borrow_mut();
-        let len = buf.len().min(received.len());
-        let (front, back) = received.as_slices();
-        let first = len.min(front.len());
-        buf[..first].copy_from_slice(&front[..first]);
-        buf[first..len].copy_from_slice(&back[..len - first]);
+        let len = self.own().received.copy_out(buf, keep);
         if !keep {
-            received.drain(..len);
-            if received.is_empty() && received.capacity() > 4096 {
-                *received = VecDeque::new();
-            }
-            drop(received);
             self.peer().waiters.wake();
         }
         len
@@ -78,7 +68,7 @@ impl Stream {
 
     /// Reads without taking the bytes (`MSG_PEEK`).
     pub fn peek(&self, buf: &mut [u8]) -> Result<usize> {
-        if self.own().received.borrow().is_empty() && !self.own().ended.get() {
+        if self.own().received.is_empty() && !self.own().ended.get() {
             return Err(Errno::EAGAIN);
         }
         Ok(self.copy_out(buf, true))
@@ -96,7 +86,7 @@ impl File for Stream {
 
     fn read(&self, buf: &mut [u8], nonblock: bool) -> Result<usize> {
         loop {
-            if !self.own().received.borrow().is_empty() || buf.is_empty() {
+            if !self.own().received.is_empty() || buf.is_empty() {
                 return Ok(self.copy_out(buf, false));
             }
             if self.own().ended.get() {
@@ -116,10 +106,10 @@ impl File for Stream {
             if self.peer().deaf.get() || self.peer().ended.get() {
                 return Err(Errno::EPIPE);
             }
-            let room = CAPACITY - self.peer().received.borrow().len();
+            let room = CAPACITY - self.peer().received.len();
             if room > 0 || buf.is_empty() {
                 let len = buf.len().min(room);
-                self.peer().received.borrow_mut().extend(&buf[..len]);
+                self.peer().received.push(&buf[..len]);
                 self.peer().waiters.wake();
                 return Ok(len);
             }
@@ -135,13 +125,13 @@ impl File for Stream {
     fn poll(&self) -> u32 {
         let (own, peer) = (self.own(), self.peer());
         let mut mask = 0;
-        if !own.received.borrow().is_empty() || own.ended.get() {
+        if !own.received.is_empty() || own.ended.get() {
             mask |= ready::IN;
         }
         if own.ended.get() {
             mask |= ready::RDHUP;
         }
-        if peer.received.borrow().len() < CAPACITY || peer.deaf.get() {
+        if peer.received.len() < CAPACITY || peer.deaf.get() {
             mask |= ready::OUT;
         }
         if own.ended.get() && peer.deaf.get() {
@@ -156,6 +146,6 @@ impl File for Stream {
 
     fn close(&self) {
         self.shutdown(true, true);
-        let _ = self.own().received.take();
+        self.own().received.clear();
     }
 }

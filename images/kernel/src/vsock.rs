@@ -12,12 +12,13 @@ use crate::file::{File, Stat, ready};
 use crate::global::Global;
 use crate::heap;
 use crate::klog;
+use crate::received::Received;
 use crate::sched;
 use crate::socket;
 use crate::time;
 use crate::virtio::Queue;
 use crate::wait::{Outcome, WaitQueue};
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::any::Any;
@@ -213,7 +214,7 @@ fn dispatch(header: Header, payload: &[u8]) {
     connection.peer_window.set(header.buf_alloc);
     connection.peer_taken.set(header.fwd_cnt);
     match header.op {
-        op::RW => connection.received.borrow_mut().extend(payload),
+        op::RW => connection.received.push(payload),
         op::SHUTDOWN => {
             if header.flags & SHUTDOWN_SEND != 0 {
                 connection.ended.set(true);
@@ -243,7 +244,7 @@ fn refuse((host_port, guest_port): (u32, u32)) {
 fn accept(key: (u32, u32), header: Header) {
     let connection = Rc::new(Connection {
         key,
-        received: RefCell::new(VecDeque::new()),
+        received: Received::default(),
         taken: Cell::new(0),
         told: Cell::new(0),
         sent: Cell::new(0),
@@ -265,7 +266,7 @@ fn accept(key: (u32, u32), header: Header) {
 /// One stream to the host.
 pub struct Connection {
     key: (u32, u32),
-    received: RefCell<VecDeque<u8>>,
+    received: Received,
     /// Bytes the program has taken, and how many of them the host has been told of.
     taken: Cell<u32>,
     told: Cell<u32>,
@@ -303,17 +304,8 @@ impl Connection {
     }
 
     fn copy_out(&self, buf: &mut [u8], keep: bool) -> usize {
-        let mut received = self.received.borrow_mut();
-        let len = buf.len().min(received.len());
-        let (front, back) = received.as_slices();
-        let first = len.min(front.len());
-        buf[..first].copy_from_slice(&front[..first]);
-        buf[first..len].copy_from_slice(&back[..len - first]);
+        let len = self.received.copy_out(buf, keep);
         if !keep {
-            received.drain(..len);
-            if received.is_empty() && received.capacity() > 4096 {
-                *received = VecDeque::new();
-            }
             self.taken.set(self.taken.get().wrapping_add(len as u32));
             if self.taken.get().wrapping_sub(self.told.get()) >= WINDOW / 2 {
                 transmit(self.header(op::CREDIT_UPDATE), &[]);
@@ -324,7 +316,7 @@ impl Connection {
 
     /// Reads without taking the bytes (`MSG_PEEK`).
     pub fn peek(&self, buf: &mut [u8]) -> Result<usize> {
-        if self.received.borrow().is_empty() && !self.ended.get() {
+        if self.received.is_empty() && !self.ended.get() {
             return Err(Errno::EAGAIN);
         }
         Ok(self.copy_out(buf, true))
@@ -341,7 +333,7 @@ impl File for Connection {
 
     fn read(&self, buf: &mut [u8], nonblock: bool) -> Result<usize> {
         loop {
-            if !self.received.borrow().is_empty() || buf.is_empty() {
+            if !self.received.is_empty() || buf.is_empty() {
                 return Ok(self.copy_out(buf, false));
             }
             if self.reset.get() {
@@ -388,7 +380,7 @@ impl File for Connection {
 
     fn poll(&self) -> u32 {
         let mut mask = 0;
-        if !self.received.borrow().is_empty() || self.ended.get() {
+        if !self.received.is_empty() || self.ended.get() {
             mask |= ready::IN;
         }
         if self.ended.get() {
@@ -413,7 +405,7 @@ impl File for Connection {
             self.shutdown(true, true);
             CONNECTIONS.get().borrow_mut().remove(&self.key);
         }
-        let _ = self.received.take();
+        self.received.clear();
     }
 }
 
@@ -423,7 +415,7 @@ pub fn dump() {
         klog!(
             "  connection {}: {} bytes unread, credit {}, ended {}",
             connection.key.0,
-            connection.received.borrow().len(),
+            connection.received.len(),
             connection.credit(),
             connection.ended.get()
         );
