@@ -334,6 +334,24 @@ fn memory_that_a_query_took_goes_back_to_the_host() {
 }
 
 #[test]
+fn a_console_log_is_rotated_at_the_size_that_the_settings_say() {
+    let Some((server, created, mut client)) =
+        harness::session_with(&[("DORMOUSE_HOST_CONSOLE_LOG_MIB", 2)])
+    else {
+        return;
+    };
+    client
+        .query("do $$ begin for n in 1..3000 loop raise log '%', repeat('x', 1000); end loop; end $$")
+        .unwrap();
+    let folder = server.home.join("databases").join(&created.database.id);
+    let old = std::fs::metadata(folder.join("console.log.1")).unwrap().len();
+    // What came last before the rotation is whole.
+    assert!((2 << 20..(2 << 20) + (64 << 10)).contains(&old), "{old} bytes");
+    let new = std::fs::metadata(folder.join("console.log")).unwrap().len();
+    assert!(new < 2 << 20, "{new} bytes");
+}
+
+#[test]
 fn the_kernel_keeps_nothing_of_what_is_over() {
     let Some((server, created, mut client)) =
         harness::session_with(&[("DORMOUSE_PLANS_FREE_COOL_DOWN_MS", 60_000)])

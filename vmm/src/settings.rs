@@ -43,6 +43,9 @@ pub struct Settings {
     /// never.
     #[arg(long, value_name = "MS", default_value_t = 10_000)]
     pub watchdog_ms: u64,
+    /// Size in MiB at which the guest's console log is rotated; one old one is kept.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    pub console_log_mib: u64,
     /// The most bytes of disk that the database's layer may take.
     #[arg(long, value_name = "BYTES")]
     pub storage_bytes: Option<u64>,

@@ -323,7 +323,7 @@ impl Place<'_> {
         let log = self.database_dir.join("console.log");
         let programs =
             Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
-        let console = Console::open(&log, self.settings.foreground)
+        let console = Console::open(&log, self.settings.console_log_mib << 20, self.settings.foreground)
             .map_err(StartError::io(format!("cannot open {}", log.display())))?
             .with_symbols(Symbols::new(programs.clone()));
         let listen = |name: &str| {

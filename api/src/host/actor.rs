@@ -482,9 +482,9 @@ impl Actor {
                 memory_mib: self.facts.memory_mib,
                 storage_mib: self.facts.storage_mib,
                 watchdog_ms: self.host.limits.watchdog_ms,
+                console_log_mib: self.host.limits.console_log_mib,
             },
             pg_version: self.facts.pg_version,
-            console_log_limit: self.host.limits.console_log_limit,
             permits: self.host.permits.clone(),
             since: self.host.since,
         };

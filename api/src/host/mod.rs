@@ -169,7 +169,7 @@ pub(crate) struct Limits {
     pub wake_timeout: Duration,
     pub suspend_wait: Duration,
     pub wake_queue: usize,
-    pub console_log_limit: u64,
+    pub console_log_mib: u64,
     pub watchdog_ms: u64,
 }
 
@@ -219,7 +219,7 @@ impl Host {
                     wake_timeout: settings.wake_timeout,
                     suspend_wait: settings.suspend_wait,
                     wake_queue: settings.wake_queue,
-                    console_log_limit: settings.console_log_limit,
+                    console_log_mib: settings.console_log_mib,
                     watchdog_ms: settings.watchdog_ms,
                 },
                 permits: Arc::new(Semaphore::new(settings.wakes_at_once)),

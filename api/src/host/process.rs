@@ -23,6 +23,8 @@ pub struct Spec {
     pub storage_mib: u64,
     /// vCPU time without progress after which the guest is ended, in ms; 0 for never.
     pub watchdog_ms: u64,
+    /// Size at which its console log is rotated, in MiB.
+    pub console_log_mib: u64,
 }
 
 /// Exit statuses of a VMM (`docs/interfaces.md`).
@@ -53,6 +55,7 @@ impl Process {
             .args(["--memory-mib", &spec.memory_mib.to_string()])
             .args(["--storage-bytes", &(spec.storage_mib << 20).to_string()])
             .args(["--watchdog-ms", &spec.watchdog_ms.to_string()])
+            .args(["--console-log-mib", &spec.console_log_mib.to_string()])
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -69,7 +69,6 @@ pub struct VmContext {
     pub program: PathBuf,
     pub spec: Spec,
     pub pg_version: u32,
-    pub console_log_limit: u64,
     /// One permit per VM being started.
     pub permits: Arc<Semaphore>,
     /// When this server started: a snapshot from before may have sessions that nobody holds any more.
@@ -230,7 +229,6 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
         (self.events)(VmEvent::Starting);
         let home = self.context.home.clone();
-        rotate(&home.console_log(&id), self.context.console_log_limit);
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
         self.had_snapshot = home.snapshot(&id).exists();
         if !self.had_snapshot {

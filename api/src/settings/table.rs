@@ -43,7 +43,7 @@ pub const SETTINGS: &[Setting] = &[
     s("host.suspend_wait_ms", "30000", "Longest a suspend waits for a running statement, in ms"),
     s("host.wakes_at_once", "8", "VMs being started at once"),
     s("host.wake_queue", "500", "Requests that may wait for one database's wake"),
-    s("host.console_log_mib", "16", "Size at which a guest's console log is rotated at its next wake, in MiB"),
+    s("host.console_log_mib", "1", "Size at which a guest's console log is rotated, in MiB"),
     s("host.watchdog_ms", "10000", "vCPU time without progress after which a guest is ended, in ms; 0 for never"),
     s("host.events_kept", "100", "Events kept of each database"),
     s("host.pg_version", "17", "Major version of Postgres of a database that names none"),
