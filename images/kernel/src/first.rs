@@ -2,9 +2,10 @@
 //!
 //! A setting of `ALTER SYSTEM` that Postgres cannot start with would keep the database down until somebody with access
 //! to its files mends it. So a postmaster that ends with an error before it is ready, with settings in
-//! `postgresql.auto.conf`, is started once more without them: the file is renamed to
-//! `postgresql.auto.conf.rejected`, and what was in it goes to the console. If that does not help, the settings were
-//! not the reason: they are put back, and the VM ends as it would have.
+//! `postgresql.auto.conf`, is started once more without them, all of them, since its message seldom names the one at
+//! fault: the file is renamed to `postgresql.auto.conf.trial`, and what was in it goes to the console. If that helps, it
+//! becomes `postgresql.auto.conf.rejected`. If not, the settings were not the reason: they are put back, and the VM ends as
+//! it would have.
 
 use crate::console::ConsoleFile;
 use crate::errno::Result;
