@@ -96,10 +96,11 @@ async fn copy_takes_and_gives_rows() {
 }
 
 #[tokio::test]
-async fn notifications_reach_a_listener() {
-    let Some((_server, created)) = harness::database() else {
+async fn notifications_reach_a_listener_also_across_sleeps() {
+    let Some((server, created)) = harness::database() else {
         return;
     };
+    let id = created.database.id.as_str();
     let (listener, mut connection) = driver(&created).await;
     let (sender, mut notifications) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -113,19 +114,37 @@ async fn notifications_reach_a_listener() {
             }
         }
     });
+    let mut heard = async || {
+        tokio::time::timeout(Duration::from_secs(30), notifications.recv())
+            .await
+            .unwrap()
+            .unwrap()
+    };
+    let said = |payload: &str| ("news".to_owned(), payload.to_owned());
     listener.batch_execute("listen news").await.unwrap();
     let (speaker, connection) = driver(&created).await;
     tokio::spawn(connection);
-    for payload in ["one", "two"] {
+    let notify = async |payload: &str| {
         speaker
             .execute("select pg_notify('news', $1)", &[&payload])
             .await
-            .unwrap();
-        let heard = tokio::time::timeout(Duration::from_secs(30), notifications.recv())
-            .await
-            .unwrap();
-        assert_eq!(heard, Some(("news".to_owned(), payload.to_owned())));
+            .unwrap()
+    };
+    for payload in ["one", "two"] {
+        notify(payload).await;
+        assert_eq!(heard().await, said(payload));
     }
+    // The speaker wakes it; the listener need not say a word.
+    server.rest.suspend(id).unwrap();
+    notify("three").await;
+    assert_eq!(heard().await, said("three"));
+    // In a transaction it is told at the end, however often it slept by then.
+    listener.batch_execute("begin").await.unwrap();
+    server.rest.suspend(id).unwrap();
+    notify("four").await;
+    server.rest.suspend(id).unwrap();
+    listener.batch_execute("commit").await.unwrap();
+    assert_eq!(heard().await, said("four"));
 }
 
 #[test]
