@@ -166,7 +166,7 @@ pub fn poll(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
         return Ok(count);
     }
     let files: Vec<Rc<OpenFile>> = opens.iter().flatten().cloned().collect();
-    let for_client = files.iter().any(|open| from_client(&open));
+    let for_client = files.iter().any(|open| from_client(open));
     wait_on(&files, for_client, deadline, || {
         count = ready_now(fds);
         count > 0

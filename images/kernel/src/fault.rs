@@ -79,7 +79,7 @@ impl core::fmt::Display for Address {
 
 /// Whether a frame pointer can be followed without a second fault.
 fn readable(at: u64) -> bool {
-    if at % 8 != 0 {
+    if !at.is_multiple_of(8) {
         return false;
     }
     match at {
@@ -129,7 +129,7 @@ fn dump(registers: &Registers, frame: &FaultFrame) {
 #[unsafe(no_mangle)]
 extern "C" fn fault_entry(registers: &Registers) -> ! {
     // SAFETY: the stub has written the frame, and no other fault can overwrite it while the kernel runs.
-    let frame = unsafe { &*(&raw const arch::FAULT_FRAME) };
+    let frame = unsafe { &arch::FAULT_FRAME };
     dump(registers, frame);
     if frame.in_kernel != 0 || sched::try_current().is_none() {
         say!("kernel fault: the machine stops");

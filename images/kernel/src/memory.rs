@@ -69,7 +69,7 @@ impl Mappings {
     }
 
     pub fn unmap(&mut self, start: u64, len: u64) -> Result<()> {
-        if start % PAGE != 0 || len == 0 {
+        if !start.is_multiple_of(PAGE) || len == 0 {
             return Err(Errno::EINVAL);
         }
         let end = start + len.checked_next_multiple_of(PAGE).ok_or(Errno::EINVAL)?;

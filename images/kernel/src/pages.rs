@@ -71,7 +71,7 @@ impl Pool {
     fn find_from(&self, from: usize, count: usize, align: usize) -> Option<usize> {
         let mut page = from;
         while page + count <= self.count {
-            if page % align != 0 {
+            if !page.is_multiple_of(align) {
                 page = page.next_multiple_of(align);
                 continue;
             }

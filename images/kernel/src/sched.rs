@@ -160,10 +160,11 @@ pub fn poll() {
         shared().set_event(0);
         shared().set_attended(shared().attended().wrapping_add(1));
         resume::check();
-        if shared().shutdown() != 0 && !SHUTDOWN_SENT.get().replace(true) {
-            if let Some(first) = task::find(task::FIRST_PID) {
-                signal::send(&first, signal::SIGINT);
-            }
+        if shared().shutdown() != 0
+            && !SHUTDOWN_SENT.get().replace(true)
+            && let Some(first) = task::find(task::FIRST_PID)
+        {
+            signal::send(&first, signal::SIGINT);
         }
         let kill = shared().kill();
         if kill != 0 {

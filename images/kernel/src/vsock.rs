@@ -76,7 +76,9 @@ struct Driver {
 
 static DRIVER: Global<RefCell<Option<Driver>>> = Global::new(RefCell::new(None));
 /// Connections by (host port, guest port).
-static CONNECTIONS: Global<RefCell<BTreeMap<(u32, u32), Rc<Connection>>>> = Global::new(RefCell::new(BTreeMap::new()));
+type Connections = BTreeMap<(u32, u32), Rc<Connection>>;
+
+static CONNECTIONS: Global<RefCell<Connections>> = Global::new(RefCell::new(Connections::new()));
 /// Woken when transmit buffers come back.
 static TX_ROOM: WaitQueueCell = WaitQueueCell(Global::new(WaitQueue::new()));
 
@@ -164,8 +166,7 @@ pub fn kick() {
 /// Takes what the host has sent.
 pub fn receive() {
     let mut any = false;
-    loop {
-        let Some((header, payload, buffer)) = next_packet() else { break };
+    while let Some((header, payload, buffer)) = next_packet() {
         any = true;
         dispatch(header, payload);
         if let Some(driver) = DRIVER.get().borrow_mut().as_mut() {
