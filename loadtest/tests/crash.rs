@@ -111,6 +111,15 @@ impl Ledger {
     }
 }
 
+/// How most tests here begin. `None`, said aloud, where there is no KVM.
+fn ledger() -> Option<(Server, Ledger)> {
+    harness::have_kvm().then(|| {
+        let server = Server::start();
+        let ledger = Ledger::open(&server);
+        (server, ledger)
+    })
+}
+
 #[test]
 fn a_vm_killed_under_pgbench_recovers_every_acknowledged_transaction() {
     let Some((server, created)) = harness::database() else {
@@ -174,11 +183,9 @@ fn a_vm_killed_under_pgbench_recovers_every_acknowledged_transaction() {
 
 #[test]
 fn a_vm_killed_at_any_step_of_suspend_loses_nothing() {
-    if !harness::have_kvm() {
+    let Some((server, mut ledger)) = ledger() else {
         return;
-    }
-    let server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     for moment in MOMENTS {
         ledger.add();
         let id = ledger.id().to_owned();
@@ -199,11 +206,9 @@ fn a_vm_killed_at_any_step_of_suspend_loses_nothing() {
 
 #[test]
 fn a_vm_killed_at_any_step_of_resume_loses_nothing() {
-    if !harness::have_kvm() {
+    let Some((server, mut ledger)) = ledger() else {
         return;
-    }
-    let server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     for moment in MOMENTS {
         ledger.add();
         let id = ledger.id().to_owned();
@@ -225,11 +230,9 @@ fn a_vm_killed_at_any_step_of_resume_loses_nothing() {
 
 #[test]
 fn a_server_killed_at_any_step_of_suspend_and_resume_loses_nothing() {
-    if !harness::have_kvm() {
+    let Some((mut server, mut ledger)) = ledger() else {
         return;
-    }
-    let mut server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     for moment in MOMENTS {
         for step in ["suspend", "resume"] {
             ledger.add();
@@ -253,11 +256,9 @@ fn a_server_killed_at_any_step_of_suspend_and_resume_loses_nothing() {
 
 #[test]
 fn vms_that_outlive_their_server_are_taken_over() {
-    if !harness::have_kvm() {
+    let Some((mut server, mut ledger)) = ledger() else {
         return;
-    }
-    let mut server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     ledger.add();
     let started = ledger
         .held
@@ -286,11 +287,9 @@ fn vms_that_outlive_their_server_are_taken_over() {
 /// Old memory with newer data: a snapshot that has been spent is put back.
 #[test]
 fn a_spent_snapshot_put_back_is_refused() {
-    if !harness::have_kvm() {
+    let Some((mut server, mut ledger)) = ledger() else {
         return;
-    }
-    let mut server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     ledger.add();
     let id = ledger.id().to_owned();
     server.rest.suspend(&id).unwrap();
@@ -311,11 +310,9 @@ fn a_spent_snapshot_put_back_is_refused() {
 /// New memory with older data: the data directory is put back, the snapshot is not.
 #[test]
 fn a_snapshot_newer_than_the_data_is_refused() {
-    if !harness::have_kvm() {
+    let Some((mut server, mut ledger)) = ledger() else {
         return;
-    }
-    let mut server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     ledger.add();
     let id = ledger.id().to_owned();
     server.rest.suspend(&id).unwrap();
@@ -342,11 +339,9 @@ fn a_snapshot_newer_than_the_data_is_refused() {
 /// layer was flushed before it.
 #[test]
 fn a_snapshot_outlives_the_hosts_boot() {
-    if !harness::have_kvm() {
+    let Some((mut server, mut ledger)) = ledger() else {
         return;
-    }
-    let mut server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     for _ in 0..200 {
         ledger.add();
     }
@@ -431,11 +426,9 @@ fn a_vm_killed_at_each_named_step_loses_nothing() {
 
 #[test]
 fn a_second_vm_on_a_layer_in_use_is_refused() {
-    if !harness::have_kvm() {
+    let Some((server, mut ledger)) = ledger() else {
         return;
-    }
-    let server = Server::start();
-    let mut ledger = Ledger::open(&server);
+    };
     ledger.add();
     let id = ledger.id().to_owned();
     // Busy, so that it stays awake.

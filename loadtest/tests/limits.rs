@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_loadtest::client::{Client, ClientError};
 use dormouse_loadtest::pgbench;
+use dormouse_loadtest::rest::Created;
 use dormouse_loadtest::vm::Vm;
 
 fn code(result: Result<impl std::fmt::Debug, ClientError>) -> String {
@@ -20,16 +21,22 @@ fn code(result: Result<impl std::fmt::Debug, ClientError>) -> String {
 /// When Postgres began: a reset after a crash does not change it, a new VM does.
 const BOOTED: &str = "select pg_postmaster_start_time()";
 
+/// Another session, which nothing of the first's may reach.
+fn bystander(created: &Created) -> Client {
+    let mut client = created.connect().unwrap();
+    client
+        .query("create temporary table mine as select 7 as n")
+        .unwrap();
+    client
+}
+
 #[test]
 fn a_stack_too_deep_is_an_error_of_its_session() {
     let Some((_server, created, mut client)) = harness::session() else {
         return;
     };
     let booted = client.value(BOOTED).unwrap();
-    let mut other = created.connect().unwrap();
-    other
-        .query("create temporary table mine as select 7 as n")
-        .unwrap();
+    let mut other = bystander(&created);
     client
         .query(
             "create function down(n int) returns int language plpgsql as
@@ -80,10 +87,7 @@ fn out_of_memory_is_an_error_of_its_session() {
         return;
     };
     let booted = client.value(BOOTED).unwrap();
-    let mut other = created.connect().unwrap();
-    other
-        .query("create temporary table mine as select 7 as n")
-        .unwrap();
+    let mut other = bystander(&created);
     client
         .query("set work_mem = '4GB'; set hash_mem_multiplier = 10")
         .unwrap();

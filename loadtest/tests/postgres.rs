@@ -10,7 +10,6 @@ mod harness;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -96,28 +95,18 @@ impl Postgres {
         let mut server = Server::prepare_from(&images);
         let share = server.home.join("share");
         fs::create_dir(&share).unwrap();
-        let vmm = server.home.join("vmm");
-        let script = format!(
-            "#!/bin/sh\n\
-             # The settings of each database are in a file of its name.\n\
-             for word; do [ \"$before\" != --database ] || database=$word; before=$word; done\n\
-             shift\n\
-             exec {} \"$@\" --share {} --processes {PROCESSES} $(cat {}/settings-$database)\n",
-            harness::testing_vmm().display(),
+        // The settings of each database are in a file of its name.
+        server.use_testing_vmm(&format!(
+            "for word; do [ \"$before\" != --database ] || database=$word; before=$word; done\n\
+             set -- \"$@\" --share {} --processes {PROCESSES} $(cat {}/settings-$database)",
             share.display(),
             server.home.display(),
-        );
-        fs::write(&vmm, script).unwrap();
-        fs::set_permissions(&vmm, fs::Permissions::from_mode(0o755)).unwrap();
-        let set = [
-            ("DORMOUSE_HOST_VMM_PROGRAM", vmm.to_str().unwrap()),
-            ("DORMOUSE_PLANS_FREE_MEMORY_MIB", "1536"),
-            ("DORMOUSE_PLANS_FREE_STORAGE_MIB", "8192"),
-            ("DORMOUSE_PLANS_FREE_CONNECTIONS", "100"),
-        ];
-        server
-            .settings
-            .extend(set.map(|(name, value)| (name, value.to_owned())));
+        ));
+        server.set(&[
+            ("DORMOUSE_PLANS_FREE_MEMORY_MIB", 1536),
+            ("DORMOUSE_PLANS_FREE_STORAGE_MIB", 8192),
+            ("DORMOUSE_PLANS_FREE_CONNECTIONS", 100),
+        ]);
         server.run();
         let image = server.home.join(format!("images/current-{}", major()));
         let first_process = Manifest::load(&image).unwrap().first_process.arguments;

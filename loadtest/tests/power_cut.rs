@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use dormouse_loadtest::client::Client;
-use dormouse_loadtest::rest;
+use dormouse_loadtest::rest::{self, Created};
 use harness::{Server, signal, succeed, until};
 
 /// An ext4 in a file, mounted.
@@ -111,16 +111,23 @@ fn check(client: &mut Client, acknowledged: u64) {
     );
 }
 
+fn database_on_a_disk() -> Option<(Server, Disk, Created)> {
+    let able = harness::have_kvm() && harness::have_root("mounting a disk");
+    able.then(|| {
+        let mut server = Server::prepare();
+        let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+        server.run();
+        let created = server.create();
+        (server, disk, created)
+    })
+}
+
 #[test]
 fn a_power_cut_loses_no_acknowledged_row() {
-    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
+    let Some((mut server, disk, created)) = database_on_a_disk() else {
         return;
-    }
-    let mut server = Server::prepare();
-    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+    };
     let copy = server.home.join("copy");
-    server.run();
-    let created = server.create();
     let id = created.database.id.clone();
     let acknowledged = Arc::new(AtomicU64::new(0));
     created
@@ -160,14 +167,10 @@ fn a_power_cut_loses_no_acknowledged_row() {
 
 #[test]
 fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
-    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
+    let Some((mut server, disk, created)) = database_on_a_disk() else {
         return;
-    }
-    let mut server = Server::prepare();
-    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+    };
     let copy = server.home.join("copy");
-    server.run();
-    let created = server.create();
     let id = created.database.id.clone();
     let mut client = created.connect().unwrap();
     client

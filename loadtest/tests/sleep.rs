@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dormouse_loadtest::client::Client;
 use dormouse_loadtest::rest;
 use dormouse_loadtest::wake::START_TIME;
-use harness::{Server, driver, succeed};
+use harness::{driver, succeed};
 
 #[test]
 fn an_unused_database_falls_asleep_and_leaves_no_process() {
@@ -170,18 +170,12 @@ fn suspend_and_resume_on_request() {
 
 #[test]
 fn suspend_refuses_while_a_statement_runs() {
-    if !harness::have_kvm() {
+    let Some((server, created, mut client)) =
+        harness::session_with(&[("DORMOUSE_HOST_SUSPEND_WAIT_MS", 1000)])
+    else {
         return;
-    }
-    let mut server = Server::prepare();
-    server.wrapper = vec![
-        "env".to_owned(),
-        "DORMOUSE_HOST_SUSPEND_WAIT_MS=1000".to_owned(),
-    ];
-    server.run();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
-    let mut client = created.connect().unwrap();
     client.query("select 1").unwrap();
     client.send("select pg_sleep(8), 'slept'").unwrap();
     let answer = server
@@ -198,11 +192,9 @@ fn suspend_refuses_while_a_statement_runs() {
 
 #[test]
 fn a_stopped_server_has_put_all_to_sleep_and_a_new_one_finds_them() {
-    if !harness::have_kvm() {
+    let Some((mut server, created)) = harness::database() else {
         return;
-    }
-    let mut server = Server::start();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
     assert_eq!(
         succeed(server.psql(
@@ -221,18 +213,12 @@ fn a_stopped_server_has_put_all_to_sleep_and_a_new_one_finds_them() {
 /// What cannot be put to sleep in time is shut down, by Postgres' own clean shutdown.
 #[test]
 fn a_server_stopped_under_a_long_statement_shuts_postgres_down_cleanly() {
-    if !harness::have_kvm() {
+    let Some((mut server, created, mut client)) =
+        harness::session_with(&[("DORMOUSE_HOST_SUSPEND_WAIT_MS", 1000)])
+    else {
         return;
-    }
-    let mut server = Server::prepare();
-    server.wrapper = vec![
-        "env".to_owned(),
-        "DORMOUSE_HOST_SUSPEND_WAIT_MS=1000".to_owned(),
-    ];
-    server.run();
-    let created = server.create();
+    };
     let id = created.database.id.as_str();
-    let mut client = created.connect().unwrap();
     client
         .query("create table stays as select generate_series(1, 1000) as n")
         .unwrap();

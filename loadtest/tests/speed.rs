@@ -4,9 +4,7 @@
 
 mod harness;
 
-use std::process::Command;
-
-use harness::{Server, succeed, top};
+use harness::{Server, succeed};
 
 #[test]
 fn speed_runs_the_same_work_on_both_sides() {
@@ -15,15 +13,7 @@ fn speed_runs_the_same_work_on_both_sides() {
     }
     let server = Server::start();
     let json = server.home.join("speed.json");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-loadtest"));
-    command
-        .current_dir(top())
-        .args(["--api", &server.rest.base]);
-    command
-        .arg("--home")
-        .arg(&server.home)
-        .arg("--json")
-        .arg(&json);
+    let mut command = server.loadtest(&json);
     command.args(["speed", "--quick", "--plan", "free"]);
     let printed = succeed(command.output().unwrap());
     for part in [

@@ -4,9 +4,7 @@
 
 mod harness;
 
-use std::process::Command;
-
-use harness::{Server, text, top};
+use harness::{Server, text};
 
 #[test]
 fn steady_judges_a_run_by_what_it_saw() {
@@ -18,15 +16,7 @@ fn steady_judges_a_run_by_what_it_saw() {
         server.home.join("steady.json"),
         server.home.join("steady.svg"),
     );
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-loadtest"));
-    command
-        .current_dir(top())
-        .args(["--api", &server.rest.base]);
-    command
-        .arg("--home")
-        .arg(&server.home)
-        .arg("--json")
-        .arg(&json);
+    let mut command = server.loadtest(&json);
     command.args([
         "steady",
         "--plan",

@@ -14,6 +14,7 @@ use harness::{Server, succeed, text};
 
 /// vCPU time after which a guest hangs.
 const LIMIT_MS: u64 = 1500;
+const SETTINGS: [(&str, u64); 1] = [("DORMOUSE_HOST_WATCHDOG_MS", LIMIT_MS)];
 
 /// Where the guest's memory lies in its VMM, found by what the kernel's image starts with.
 fn guest_memory(memory: &File, pid: u32) -> u64 {
@@ -44,25 +45,15 @@ fn break_kernel(server: &Server, id: &str) {
     memory.write_all_at(&[0xeb, 0xfe], address).unwrap();
 }
 
-fn impatient_server() -> Server {
-    let mut server = Server::prepare();
-    server.wrapper = vec!["env".to_owned(), format!("DORMOUSE_HOST_WATCHDOG_MS={LIMIT_MS}")];
-    server.run();
-    server
-}
-
 /// Computes without a system call for as long as it is let.
 const COMPUTE: &str = "do $$ begin loop end loop; end $$";
 
 #[test]
 fn a_kernel_that_hangs_is_found_told_of_and_started_again_with_all_that_was_committed() {
-    if !harness::have_kvm() {
+    let Some((server, created, mut held)) = harness::session_with(&SETTINGS) else {
         return;
-    }
-    let server = impatient_server();
-    let created = server.create();
+    };
     let id = &created.database.id;
-    let mut held = created.connect().unwrap();
     let mut busy = created.connect().unwrap();
     held.query("create table kept as select generate_series(1, 1000) as n").unwrap();
     busy.send(COMPUTE).unwrap();
@@ -91,12 +82,9 @@ fn a_kernel_that_hangs_is_found_told_of_and_started_again_with_all_that_was_comm
 
 #[test]
 fn a_computing_query_is_no_hang_and_tells_where_it_is() {
-    if !harness::have_kvm() {
+    let Some((server, created, mut client)) = harness::session_with(&SETTINGS) else {
         return;
-    }
-    let server = impatient_server();
-    let created = server.create();
-    let mut client = created.connect().unwrap();
+    };
     let canceller = client.canceller();
     client.send(COMPUTE).unwrap();
     let pid = rest::vm_processes(&created.database.id)[0];

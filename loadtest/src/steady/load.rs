@@ -1,5 +1,6 @@
 //! The load, and a sample at each of pgbench's progress lines.
 
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::Stdio;
@@ -32,6 +33,22 @@ pub struct Sample {
     pub host_bytes: u64,
     /// Disk of the data layer, WAL included.
     pub layer_bytes: u64,
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kernel = self
+            .kernel_bytes
+            .map_or("?".to_owned(), |bytes| (bytes >> 10).to_string());
+        write!(
+            f,
+            "{:6.0} s: {:6.0} tps; kernel {kernel} KiB; host memory of the VM {} MiB; data layer {} MiB",
+            self.second,
+            self.tps,
+            self.host_bytes >> 20,
+            self.layer_bytes >> 20
+        )
+    }
 }
 
 pub fn run(
@@ -106,16 +123,7 @@ fn sample_at_lines(
             host_bytes: vm.proportional_memory()?,
             layer_bytes: layer_usage(layer)?,
         };
-        eprintln!(
-            "{:6.0} s {:6.0} tps, kernel {} KiB, VM {} MiB, layer {} MiB",
-            sample.second,
-            sample.tps,
-            sample
-                .kernel_bytes
-                .map_or("?".to_owned(), |bytes| (bytes >> 10).to_string()),
-            sample.host_bytes >> 20,
-            sample.layer_bytes >> 20
-        );
+        eprintln!("{sample}");
         samples.push(sample);
     }
     Ok(())

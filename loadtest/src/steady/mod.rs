@@ -212,16 +212,7 @@ impl Steady {
         );
         if let (Some(first), Some(last)) = (self.samples.first(), self.samples.last()) {
             for (when, sample) in [("first", first), ("last", last)] {
-                println!(
-                    "{when:8} {:.0} s: {:.0} tps; kernel {} KiB; host memory of the VM {} MiB; data layer {} MiB",
-                    sample.second,
-                    sample.tps,
-                    sample
-                        .kernel_bytes
-                        .map_or("?".to_owned(), |bytes| (bytes >> 10).to_string()),
-                    sample.host_bytes >> 20,
-                    sample.layer_bytes >> 20
-                );
+                println!("{when:8} {sample}");
             }
         }
         for verdict in &self.verdicts {

@@ -99,8 +99,8 @@ pub struct Server {
     child: Option<Child>,
     /// Put before the command, such as `unshare`.
     pub wrapper: Vec<String>,
-    /// Variables with settings, such as a plan's limits.
-    pub settings: Vec<(&'static str, String)>,
+    /// Variables with settings.
+    settings: Vec<(&'static str, String)>,
 }
 
 /// How most tests begin: a server with one database. `None`, said aloud, where there is no KVM.
@@ -121,8 +121,7 @@ pub fn session() -> Option<(Server, Created, Client)> {
 pub fn session_with(settings: &[(&'static str, u64)]) -> Option<(Server, Created, Client)> {
     have_kvm().then(|| {
         let mut server = Server::prepare();
-        let text = |(name, value): &(&'static str, u64)| (*name, value.to_string());
-        server.settings.extend(settings.iter().map(text));
+        server.set(settings);
         server.run();
         let created = server.create();
         with_session((server, created))
@@ -190,6 +189,12 @@ impl Server {
         }
     }
 
+    /// Settings of the server's own, such as a plan's limits. Before it is run.
+    pub fn set(&mut self, settings: &[(&'static str, u64)]) {
+        let text = |(name, value): &(&'static str, u64)| (*name, value.to_string());
+        self.settings.extend(settings.iter().map(text));
+    }
+
     /// Runs VMs in the VMM built for tests, after these lines of shell. Before the server is run.
     pub fn use_testing_vmm(&mut self, first: &str) {
         let program = self.home.join("vmm");
@@ -218,6 +223,14 @@ impl Server {
             format!("127.0.0.1:{}", self.pooler_port),
         );
         command.envs(self.settings.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    /// The load test's command on this server, from the top folder; its report goes to `json`.
+    pub fn loadtest(&self, json: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-loadtest"));
+        command.current_dir(top()).args(["--api", &self.rest.base]);
+        command.arg("--home").arg(&self.home).arg("--json").arg(json);
         command
     }
 
