@@ -150,6 +150,7 @@ fn give(ram: &Ram, free: &[Range<usize>]) -> io::Result<(u64, bool)> {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "lists of ranges, some of one")]
 mod tests {
     use super::*;
     use dormouse_abi::{BootInfo, SYSTEM, system};

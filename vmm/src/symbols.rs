@@ -14,8 +14,10 @@ pub struct Programs {
     pub postgres: PathBuf,
 }
 
+type Which = fn(&Programs) -> &PathBuf;
+
 /// What stands before an address of each program.
-const MARKS: [(&str, fn(&Programs) -> &PathBuf); 2] = [("kernel 0x", |p| &p.kernel), ("postgres+0x", |p| &p.postgres)];
+const MARKS: [(&str, Which); 2] = [("kernel 0x", |p| &p.kernel), ("postgres+0x", |p| &p.postgres)];
 
 /// The functions of one program: (address, name), in order of address.
 struct Table(Vec<(u64, String)>);
