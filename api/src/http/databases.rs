@@ -185,7 +185,6 @@ pub(super) async fn find(shared: &Shared, principal: &Principal, id: &str) -> Re
     security(("key" = []), ("session" = [])),
     responses(
         (status = 200, description = "A page of databases, oldest first", body = Databases),
-        (status = 401, description = "Who asks is not known", body = ProblemBody, content_type = "application/problem+json"),
         (status = 422, description = "A parameter is not valid", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
@@ -224,10 +223,8 @@ pub async fn list(Axum(api): Axum<Api>, principal: Principal, Search(query): Sea
     security(("key" = []), ("session" = [])),
     responses(
         (status = 201, description = "Created; the connection string is shown only here", body = NewlyCreated),
-        (status = 401, description = "Who asks is not known", body = ProblemBody, content_type = "application/problem+json"),
         (status = 403, description = "The plan is used up", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A field is not valid", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "There is no image yet, or the server is shutting down", body = ProblemBody, content_type = "application/problem+json"),
         (status = 507, description = "The disk is full", body = ProblemBody, content_type = "application/problem+json"),
     )
@@ -300,7 +297,6 @@ pub async fn show(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<Str
     responses(
         (status = 200, description = "The database, changed", body = Database),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A field is not valid", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub async fn change(

@@ -44,7 +44,6 @@ impl Drop for Place {
     get, path = "/v1/events", tag = "events", security(("key" = []), ("session" = [])),
     responses(
         (status = 200, description = "Events `database`, `deleted`, `refresh`", content_type = "text/event-stream", body = String),
-        (status = 401, description = "Who asks is not known", body = ProblemBody, content_type = "application/problem+json"),
         (status = 429, description = "Too many streams are open", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]

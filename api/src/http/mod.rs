@@ -8,6 +8,7 @@ mod auth;
 mod body;
 mod console;
 mod databases;
+mod document;
 mod events;
 mod health;
 mod images;
@@ -110,7 +111,7 @@ fn routed() -> OpenApiRouter<Api> {
     let cookie = SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::new(session::COOKIE)));
     components.add_security_scheme("key", bearer);
     components.add_security_scheme("session", cookie);
-    OpenApiRouter::with_openapi(document)
+    let mut router = OpenApiRouter::with_openapi(document)
         .routes(routes!(databases::list, databases::create))
         .routes(routes!(databases::show, databases::change, databases::delete))
         .routes(routes!(databases::suspend))
@@ -126,7 +127,9 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(session::show, session::create, session::delete))
         .routes(routes!(events::stream))
-        .routes(routes!(health::health))
+        .routes(routes!(health::health));
+    document::complete(router.get_openapi_mut());
+    router
 }
 
 /// The API's description, as `/openapi.json` gives it.

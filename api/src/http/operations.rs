@@ -63,7 +63,7 @@ pub struct Adopt {
 pub struct Adopted {
     #[serde(flatten)]
     database: Database,
-    /// False: it was on the newest already.
+    /// False: on the newest already, or has to stay where it is (the server's log says why).
     moved: bool,
 }
 
@@ -132,7 +132,7 @@ pub async fn restart(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<
     post, path = "/v1/databases/{id}/adopt", tag = "images", params(("id" = String, Path, description = "The database's id")),
     request_body = Adopt, security(("key" = []), ("session" = [])),
     responses(
-        (status = 200, description = "It is on the newest image", body = Adopted),
+        (status = 200, description = "It is on the newest image, or has to stay where it is", body = Adopted),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "It has sessions, and they were not to end", body = ProblemBody, content_type = "application/problem+json"),
     )

@@ -86,7 +86,6 @@ pub async fn list(State(api): State<Api>, principal: Principal, Search(query): S
         (status = 201, description = "Created; the key is shown only here", body = NewlyCreatedTenant),
         (status = 403, description = "Only the operator may", body = ProblemBody, content_type = "application/problem+json"),
         (status = 409, description = "The name is taken", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 422, description = "A field is not valid", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub async fn create(State(api): State<Api>, principal: Principal, Body(new): Body<CreateTenant>) -> Result<impl IntoResponse, Problem> {

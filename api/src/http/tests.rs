@@ -460,6 +460,18 @@ async fn openapi_describes_every_route() {
     assert_eq!(states.as_array().unwrap().len(), 8, "{states}");
     let created = document["components"]["schemas"]["NewlyCreated"].to_string();
     assert!(created.contains("connection_uri"), "{created}");
+    assert!(document["components"]["schemas"]["Problem"].is_object(), "{document}");
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            let told = |status: &str| {
+                let schema = &operation["responses"][status]["content"]["application/problem+json"]["schema"];
+                schema["$ref"] == "#/components/schemas/Problem"
+            };
+            let (asks, reads) = (operation.get("security").is_some(), operation.get("requestBody").is_some());
+            assert!(!asks || told("401"), "{method} {path}: {operation}");
+            assert!(!reads || ["400", "413", "415", "422"].into_iter().all(told), "{method} {path}: {operation}");
+        }
+    }
 }
 
 #[tokio::test]
