@@ -5,7 +5,7 @@ use std::process::Command;
 
 use thiserror::Error;
 
-use crate::client::{Address, Target};
+use crate::client::{Address, Client, ClientError, Target};
 use crate::native::{NativeError, Programs};
 
 #[derive(Debug, Error)]
@@ -23,6 +23,20 @@ pub fn command(programs: &Programs, target: &Target) -> Command {
     let mut command = programs.command("pgbench");
     connect(&mut command, target);
     command
+}
+
+/// The sums of accounts, tellers, branches and history. Every transaction adds the same to one of each.
+pub fn sums(client: &mut Client) -> Result<Vec<String>, ClientError> {
+    let rows = client.query(
+        "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),
+                (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)",
+    )?;
+    Ok(rows.into_iter().flatten().flatten().collect())
+}
+
+/// Whether they are as whole transactions leave them.
+pub fn agree(sums: &[String]) -> bool {
+    sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0])
 }
 
 /// Tells a client program of PostgreSQL's where to connect, and as whom; without TLS.

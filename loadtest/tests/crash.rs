@@ -171,13 +171,8 @@ fn a_vm_killed_under_pgbench_recovers_every_acknowledged_transaction() {
             history >= acknowledged,
             "{history} rows of {acknowledged} acknowledged transactions"
         );
-        let sums = client
-            .query(
-                "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),
-                        (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)",
-            )
-            .unwrap();
-        assert!(sums[0].iter().all(|sum| *sum == sums[0][0]), "{sums:?}");
+        let sums = pgbench::sums(&mut client).unwrap();
+        assert!(pgbench::agree(&sums), "{sums:?}");
     }
 }
 

@@ -47,10 +47,7 @@ pub fn check(
         ..native.target()
     };
     let mut client = Client::connect(&app)?;
-    let sums = client.query(
-        "select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),
-                (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history)",
-    )?;
+    let sums = pgbench::sums(&mut client)?;
     let relations =
         client.value("select count(*) from pg_class where relkind in ('r', 't', 'i')")?;
     client.close()?;
@@ -72,7 +69,7 @@ pub fn check(
     Ok(Heap {
         corruption,
         relations: relations.parse().unwrap_or(0),
-        sums: sums.into_iter().flatten().flatten().collect(),
+        sums,
     })
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::heap::Heap;
 use super::{Plan, Sample, SteadyError, Upkeep};
-use crate::pgbench::Figures;
+use crate::pgbench::{self, Figures};
 use crate::stats::median;
 
 /// By how much the kernel's own memory may grow once it has settled.
@@ -34,7 +34,6 @@ pub fn all(
         passed,
         found,
     };
-    let sums_agree = heap.sums.len() == 4 && heap.sums.iter().all(|sum| *sum == heap.sums[0]);
     Ok(vec![
         verdict(
             "every transaction was committed",
@@ -59,7 +58,11 @@ pub fn all(
                 format!("{} tables and indexes in the catalogue", heap.relations)
             }),
         ),
-        verdict("balances agree", sums_agree, heap.sums.join(", ")),
+        verdict(
+            "balances agree",
+            pgbench::agree(&heap.sums),
+            heap.sums.join(", "),
+        ),
     ])
 }
 
