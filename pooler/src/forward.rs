@@ -11,13 +11,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::AsyncWrite;
 use tokio::net::UnixStream;
 
 use crate::bind;
 use crate::buffer::Buffer;
 use crate::client::Client;
 use crate::farewell;
+use crate::guest_end::GuestEnd;
 use crate::host::{Awake, BoxFuture};
 use crate::pooler::{Shared, Slot};
 use crate::registry::Place;
@@ -56,7 +57,7 @@ pub(crate) struct Forward {
     session: Arc<Session>,
     /// `None` once it has been handed to the farewell.
     client: Option<Client>,
-    guest: Option<UnixStream>,
+    guest: Option<GuestEnd>,
     to_guest: Buffer,
     to_client: Buffer,
     stage: Stage,
@@ -88,7 +89,7 @@ impl Forward {
             shared,
             session,
             client: Some(client),
-            guest: Some(guest),
+            guest: guest_end(guest),
             to_guest,
             to_client: Buffer::default(),
             stage: Stage::Forward,
@@ -178,7 +179,7 @@ impl Forward {
                     };
                     return Err(Stop::Say(End::new(sqlstate, format!("connection cannot go on: {bad}"))));
                 }
-                match Pin::new(&mut *guest).poll_write(cx, self.to_guest.filled()) {
+                match guest.poll_write(cx, self.to_guest.filled()) {
                     Poll::Ready(Ok(n)) => {
                         self.to_guest.consume(n);
                         state.sent += n as u64;
@@ -192,15 +193,14 @@ impl Forward {
                     }
                     Poll::Pending => {}
                 }
-            } else if state.client_gone && !self.guest_deaf && Pin::new(&mut *guest).poll_shutdown(cx).is_ready() {
+            } else if state.client_gone && !self.guest_deaf {
+                guest.end_writing();
                 self.guest_deaf = true;
             }
 
             if self.to_client.is_empty() && !self.guest_gone {
-                let mut room = ReadBuf::new(self.to_client.room());
-                match Pin::new(&mut *guest).poll_read(cx, &mut room) {
-                    Poll::Ready(Ok(())) => {
-                        let n = room.filled().len();
+                match guest.poll_read(cx, self.to_client.room()) {
+                    Poll::Ready(Ok(n)) => {
                         self.to_client.fill(n);
                         self.guest_gone = n == 0;
                         state.received += n as u64;
@@ -283,7 +283,7 @@ impl Forward {
     }
 
     fn bound(&mut self, guest: UnixStream) {
-        self.guest = Some(guest);
+        self.guest = guest_end(guest);
         self.uncount_held();
         self.session.state().phase = Phase::Open;
         self.stage = Stage::Forward;
@@ -317,6 +317,11 @@ impl Forward {
         self.place = None;
         self.uncount_held();
     }
+}
+
+/// The guest's end; `None`, which ends the session, if the process has no room to watch one more.
+fn guest_end(guest: UnixStream) -> Option<GuestEnd> {
+    GuestEnd::new(guest).inspect_err(|error| tracing::error!(%error, "cannot watch a session's connection to its guest")).ok()
 }
 
 impl Future for Forward {

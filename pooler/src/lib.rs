@@ -26,6 +26,7 @@ mod client;
 mod farewell;
 mod forward;
 mod guest;
+mod guest_end;
 mod host;
 mod keys;
 mod login;

@@ -7,8 +7,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-/// Readable, edge-triggered, with peer hang-up: for streams.
-pub const STREAM: u32 = (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+/// Readable, edge-triggered, with peer hang-up: for streams that take whatever they are given.
+pub const INPUT: u32 = (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLET) as u32;
+/// The same, and writable: for streams that have not taken all. A unix stream says it each time its peer has read
+/// something: one that is always watched for it wakes a thread for nothing after every answer.
+pub const STREAM: u32 = INPUT | libc::EPOLLOUT as u32;
 /// Readable, level-triggered: for listeners and counters.
 pub const READ: u32 = libc::EPOLLIN as u32;
 /// Events taken in one wait.
@@ -51,11 +54,18 @@ impl Reactor {
 
     /// Watches a descriptor until it is closed.
     pub fn add(&self, descriptor: impl AsFd, token: u64, interest: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, descriptor, token, interest)
+    }
+
+    /// Watches a descriptor for something else from now on. What is so already is told once more.
+    pub fn change(&self, descriptor: impl AsFd, token: u64, interest: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, descriptor, token, interest)
+    }
+
+    fn control(&self, how: libc::c_int, descriptor: impl AsFd, token: u64, interest: u32) -> io::Result<()> {
         let mut event = libc::epoll_event { events: interest, u64: token };
         // SAFETY: both descriptors are open; the event outlives the call.
-        check(unsafe {
-            libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, descriptor.as_fd().as_raw_fd(), &mut event)
-        })?;
+        check(unsafe { libc::epoll_ctl(self.0.as_raw_fd(), how, descriptor.as_fd().as_raw_fd(), &mut event) })?;
         Ok(())
     }
 

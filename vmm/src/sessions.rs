@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use crate::codec::{Reader, Writer};
-use crate::reactor::{Event, Reactor, STREAM};
+use crate::reactor::{Event, INPUT, Reactor};
 use crate::virtio::vsock::{Counts, Outcome, Unbound, Vsock};
 
 /// First word of both messages: "DMS1".
@@ -79,7 +79,7 @@ impl Sessions {
                 continue;
             }
             let token = token();
-            if stream.set_nonblocking(true).and_then(|()| reactor.add(&stream, token, STREAM)).is_err() {
+            if stream.set_nonblocking(true).and_then(|()| reactor.add(&stream, token, INPUT)).is_err() {
                 continue;
             }
             self.greeting.insert(token, (stream, Vec::with_capacity(HELLO_LEN)));

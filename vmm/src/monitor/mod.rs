@@ -304,6 +304,7 @@ impl Monitor {
             let event = io.life.ready_event();
             io.control.tell_all(&event);
         }
+        io.vsock.watch(&self.reactor);
         io.unattended_since = match io.control.clients() {
             0 => io.unattended_since.or_else(|| Some(Instant::now())),
             _ => None,

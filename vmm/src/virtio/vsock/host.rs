@@ -8,10 +8,16 @@ use std::os::unix::net::UnixStream;
 
 use vm_memory::VolatileSlice;
 
+use crate::reactor::{INPUT, Reactor, STREAM};
+
 /// A stream watched edge-triggered: what epoll said last, until a call finds otherwise.
 #[derive(Debug)]
 pub struct HostEnd {
     stream: UnixStream,
+    /// What it is watched under.
+    token: u64,
+    /// It is watched for room too.
+    awaits_room: bool,
     pub readable: bool,
     pub writable: bool,
     /// The other side is gone in both directions.
@@ -40,9 +46,19 @@ fn vectors(slices: &[VolatileSlice], mut most: usize) -> Vec<libc::iovec> {
 }
 
 impl HostEnd {
-    /// Takes a stream that is non-blocking and watched.
-    pub fn new(stream: UnixStream) -> Self {
-        Self { stream, readable: true, writable: true, hung_up: false, write_closed: false }
+    /// Takes a stream that is non-blocking and watched for input under `token`.
+    pub fn new(stream: UnixStream, token: u64) -> Self {
+        Self { stream, token, awaits_room: false, readable: true, writable: true, hung_up: false, write_closed: false }
+    }
+
+    /// Has the stream watched for room while it has none, and only then. Room that came in between is told.
+    pub fn watch(&mut self, reactor: &Reactor) {
+        if self.awaits_room == self.writable {
+            match reactor.change(&self.stream, self.token, if self.writable { INPUT } else { STREAM }) {
+                Ok(()) => self.awaits_room = !self.writable,
+                Err(error) => tracing::error!(%error, "cannot watch a session's stream"),
+            }
+        }
     }
 
     /// Reads at most `most` bytes into guest memory.
@@ -161,5 +177,44 @@ impl HostEnd {
             self.write_closed = true;
             let _ = self.stream.shutdown(Shutdown::Write);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::reactor::Events;
+
+    #[test]
+    fn a_stream_tells_of_room_only_while_it_has_none() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let (reactor, mut events) = (Reactor::new().unwrap(), Events::default());
+        reactor.add(&near, 7, INPUT).unwrap();
+        let mut host = HostEnd::new(near, 7);
+        let mut found = |within| {
+            reactor.wait(&mut events, Some(within)).unwrap();
+            events.iter().map(|event| (event.token, event.writable())).collect::<Vec<_>>()
+        };
+
+        let mut answer = VecDeque::from(*b"answer");
+        host.write_buffered(&mut answer);
+        host.watch(&reactor);
+        far.read_exact(&mut [0; 6]).unwrap();
+        assert_eq!(found(Duration::ZERO), [], "an answer that was read is no news");
+
+        let mut much = VecDeque::from(vec![1; 4 << 20]);
+        let taken = host.write_buffered(&mut much);
+        assert!(!host.writable && taken > 0);
+        host.watch(&reactor);
+        assert_eq!(found(Duration::ZERO), []);
+        far.read_exact(&mut vec![0; taken]).unwrap();
+        assert_eq!(found(Duration::from_secs(10)), [(7, true)]);
+        host.writable = true;
+        host.watch(&reactor);
+        assert!(!host.awaits_room);
     }
 }

@@ -24,6 +24,7 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 
 use super::{Chain, QueueError, give_back, pop, position, queue};
 use crate::codec::{Malformed, Reader, Writer};
+use crate::reactor::Reactor;
 use buffers::{append, hand_over, place, split};
 use connection::{Connection, State};
 use host::{HostEnd, Read};
@@ -173,9 +174,9 @@ impl Vsock {
         Ok((connection.port, counts))
     }
 
-    /// Joins a stream, non-blocking and watched under `token`, to a connection.
+    /// Joins a stream, non-blocking and watched for input under `token`, to a connection.
     pub fn attach(&mut self, port: u32, stream: UnixStream, token: u64) {
-        self.hosts.insert(port, HostEnd::new(stream));
+        self.hosts.insert(port, HostEnd::new(stream, token));
         self.tokens.insert(token, port);
         self.last_byte = Instant::now();
     }
@@ -195,6 +196,19 @@ impl Vsock {
         self.settle();
         // A guest short of transmit buffers waits for them: it is told when many have come back at once.
         self.fill_guest() || drained >= MANY
+    }
+
+    /// Whether the guest has packets out that were not taken.
+    pub fn awaited(&self) -> bool {
+        let index = self.tx.avail_idx(&self.memory, std::sync::atomic::Ordering::Acquire);
+        index.is_ok_and(|index| index.0 != self.tx.next_avail())
+    }
+
+    /// Has the streams watched for what [`Vsock::pump`] waits for.
+    pub fn watch(&mut self, reactor: &Reactor) {
+        for host in self.hosts.values_mut() {
+            host.watch(reactor);
+        }
     }
 
     /// When [`Vsock::pump`] has something to do though nothing happened.
@@ -476,8 +490,7 @@ impl Vsock {
     pub fn settled(&self) -> bool {
         self.control.is_empty()
             && self.connections.values().all(|connection| matches!(connection.state, State::Open | State::Draining))
-            && matches!(self.tx.avail_idx(&self.memory, std::sync::atomic::Ordering::Acquire),
-                Ok(index) if index.0 == self.tx.next_avail())
+            && !self.awaited()
     }
 
     /// Saved form: both queues' positions and all connections.
