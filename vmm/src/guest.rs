@@ -207,6 +207,12 @@ impl Guest {
             () => Reason::Devices,
         });
         if has(queue::FS) {
+            // First what clients wait for: the file may take long.
+            let mut io = self.monitor.io();
+            if io.vsock.awaited() {
+                self.monitor.turn(&mut io);
+            }
+            drop(io);
             self.requests.serve(&mut *self.files);
         }
         if has(queue::RNG) {

@@ -18,6 +18,10 @@ use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 use dormouse_abi as abi;
 
+/// How long a task runs on while others wait, ns: then its next system call gives them their turn. One that makes none
+/// runs until the VMM's tick.
+const SLICE: u64 = 1_000_000;
+
 static CURRENT: Global<RefCell<Option<Rc<Task>>>> = Global::new(RefCell::new(None));
 static QUEUE: Global<RefCell<VecDeque<Rc<Task>>>> = Global::new(RefCell::new(VecDeque::new()));
 /// When the running task was switched in.
@@ -259,6 +263,11 @@ pub fn attend() {
 extern "C" fn preempt_entry() {
     attend();
     arch::set_in_kernel(false);
+}
+
+/// Whether another task could run, and the running one has had its slice.
+pub fn slice_is_over() -> bool {
+    others_wait() && time::now().saturating_sub(SINCE.get().get()) >= SLICE
 }
 
 /// Whether another task could run.

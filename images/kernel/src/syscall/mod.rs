@@ -1,7 +1,7 @@
 //! The system-call entry: a C function that the guest's C library calls.
 //!
 //! Every call goes through `dispatch`: it marks the kernel as running, looks at the devices, answers, delivers
-//! signals, and lets others run if an event asked for it. Pointers are the caller's own, in the one address space: a
+//! signals, and lets others run if an event asked for it or the slice is over. Pointers are the caller's own, in the one address space: a
 //! bad one faults here, which ends the VM, as a bad pointer in any library would end its program.
 
 mod event;
@@ -138,7 +138,7 @@ extern "C" fn syscall_entry(number: i64, a: u64, b: u64, c: u64, d: u64, e: u64,
             other => break other,
         }
     };
-    if arch::take_need_resched() {
+    if arch::take_need_resched() || sched::slice_is_over() {
         sched::attend();
     }
     arch::set_in_kernel(false);
