@@ -1,7 +1,7 @@
 //! What the pooler asks of the host: the other half of `host::Sessions`.
 
 use dormouse_pooler as pooler;
-use pooler::{Availability, Awake, BoxFuture, HostError, Route};
+use pooler::{Availability, Awake, BoxFuture, HostError, PasswordsSet, Route};
 
 use crate::host::{GUEST_ROLE, GUEST_SUPERUSER, Host, State, WakeError};
 use crate::identity::DatabaseId;
@@ -26,15 +26,31 @@ impl pooler::Host for Front {
         Box::pin(async move {
             let row = self.host.metadata().role(&ours(id)?, role).await.map_err(|e| HostError(e.to_string()))?;
             Ok(row.map(|row| Route {
+                // The logins that the service makes are its own; the owner's password may be set in SQL as well, and a
+                // role that it does not know can only be one of SQL's.
+                in_guest: row.state != State::Deleting
+                    && (row.verifier.is_none() || (role == GUEST_ROLE && row.sql_owner)),
                 connection_limit: u32::try_from(self.host.plan_or_default(&row.plan).connections).unwrap_or(u32::MAX),
                 availability: match row.state {
                     State::Deleting => Availability::Deleting,
                     _ => Availability::Usable,
                 },
+                guest_role: match (&row.verifier, row.superuser) {
+                    (None, _) => role,
+                    (Some(_), true) => GUEST_SUPERUSER,
+                    // A login for the command is the same user inside.
+                    (Some(_), false) => GUEST_ROLE,
+                }
+                .to_owned(),
                 verifier: row.verifier,
-                // A login for the command is the same user inside.
-                guest_role: if row.superuser { GUEST_SUPERUSER } else { GUEST_ROLE }.to_owned(),
             }))
+        })
+    }
+
+    fn passwords_set<'a>(&'a self, id: pooler::DatabaseId, set: PasswordsSet) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move {
+            let noted = self.host.metadata().note_sql_passwords(&ours(id)?, set.owner, set.other).await;
+            noted.map_err(|e| HostError(e.to_string()))
         })
     }
 

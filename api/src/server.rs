@@ -240,6 +240,8 @@ fn pooler_settings(settings: &Settings, home: &Home) -> pooler::Settings {
         plain: settings.pooler_plain,
         max_clients: settings.pooler_max_clients,
         max_waiting: settings.wake_queue,
+        password_guesses: settings.pooler_password_guesses,
+        cancel_guesses: settings.pooler_cancel_guesses,
         // The host gives up first, and can say why.
         wake_timeout_ms: ms(settings.wake_timeout) + 5000,
         ..pooler::Settings::default()

@@ -2,7 +2,7 @@
  * Dormouse's own module, in every server process by shared_preload_libraries. What a tenant may do is said by grants
  * (template.sql) where PostgreSQL has one; here is what takes code:
  *
- * - Passwords are not set by SQL.
+ * - That a password is set by SQL is told to the pooler, which then asks for it at logins.
  * - The owner of a database publishes all of its tables, or those of a schema.
  * - A setting that would end every new session is refused.
  */
@@ -20,7 +20,11 @@
 #include "catalog/pg_publication.h"
 #include "commands/user.h"
 #include "fmgr.h"
+#include "libpq/libpq.h"
+#include "libpq/pqformat.h"
 #include "miscadmin.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/guc_tables.h"
@@ -38,27 +42,71 @@ static GucStringCheckHook next_check_local_preload = NULL;
 static GucStringCheckHook next_check_session_preload = NULL;
 
 /*
- * The pooler checks passwords, from verifiers that it keeps itself, before it wakes a database. A password set by SQL
- * would land in pg_authid, where nobody looks: refuse it, and say where passwords are set. A superuser, whom no tenant
- * is, may: PostgreSQL's own tests do.
+ * The pooler checks passwords before it speaks to the guest. Those set in SQL it asks the guest for, at every login, and
+ * it has to know that there are any, since it wakes no database for a user that cannot have one. So the backend tells
+ * it here, by a ParameterStatus in the stream to its client: the pooler notes it durably before it lets the client know
+ * that the statement was carried out (docs/logins.md). A rollback makes it untrue, and does no harm.
  */
+static void
+announce_login(const char *role)
+{
+	StringInfoData message;
+
+	if (whereToSendOutput != DestRemote)
+		return;
+	pq_beginmessage(&message, PqMsg_ParameterStatus);
+	pq_sendstring(&message, "dormouse.password");
+	/* Of one length: whether it is the owner's, whose password the service makes, or another role's. */
+	pq_sendstring(&message, strcmp(role, "app") == 0 ? "app" : "any");
+	pq_endmessage(&message);
+	pq_flush();
+}
+
 static void
 check_password(const char *username, const char *shadow_pass, PasswordType password_type,
 			   Datum validuntil_time, bool validuntil_null)
 {
 	if (next_check_password != NULL)
 		next_check_password(username, shadow_pass, password_type, validuntil_time, validuntil_null);
-	/* Who logged in, whatever role the session has taken since: a tenant is never the superuser. */
+	announce_login(username);
+	/* PostgreSQL's own tests do what follows. Who logged in counts, whatever role the session has taken since. */
 	if (superuser_arg(GetAuthenticatedUserId()))
 		return;
 
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("passwords are managed by Dormouse and cannot be set by SQL"),
-			 errdetail("Dormouse checks the password of role \"%s\" before it wakes the database, "
-					   "from a verifier that is not kept in the database.", username),
-			 errhint("Set it with Dormouse's REST API (see /openapi.json there), "
-					 "or leave PASSWORD out of the statement.")));
+	if (whereToSendOutput != DestRemote)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("passwords can only be set in the session of a client")));
+	/* The pooler speaks SCRAM only. */
+	if (password_type == PASSWORD_TYPE_MD5 ||
+		(password_type == PASSWORD_TYPE_PLAINTEXT && Password_encryption == PASSWORD_TYPE_MD5))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("MD5-encrypted passwords are not supported"),
+				 errhint("Set password_encryption to \"scram-sha-256\", and give the password itself or its "
+						 "SCRAM-SHA-256 verifier.")));
+}
+
+/* What else decides who may log in with which password: how long it is valid, and the name that it is asked for by. */
+static void
+announce_change_of_login(Node *statement)
+{
+	if (IsA(statement, AlterRoleStmt))
+	{
+		AlterRoleStmt *alter = (AlterRoleStmt *) statement;
+		ListCell   *cell;
+
+		foreach(cell, alter->options)
+			if (strcmp(lfirst_node(DefElem, cell)->defname, "validUntil") == 0)
+				announce_login(get_rolespec_name(alter->role));
+	}
+	else if (IsA(statement, RenameStmt))
+	{
+		RenameStmt *rename = (RenameStmt *) statement;
+
+		if (rename->renameType == OBJECT_ROLE)
+			announce_login(rename->newname);
+	}
 }
 
 /*
@@ -144,6 +192,7 @@ process_utility(PlannedStmt *planned, const char *query, bool read_only_tree, Pr
 	Oid			user;
 	int			security;
 
+	announce_change_of_login(planned->utilityStmt);
 	if (!is_owner_s_publication(planned->utilityStmt))
 	{
 		next(planned, query, read_only_tree, context, parameters, environment, destination, completion);

@@ -199,7 +199,10 @@ const REFUSED: &[(&str, &str)] = &[
         "22023",
         "alter role current_user set local_preload_libraries = 'missing'",
     ),
-    ("0A000", "create role with_password password 'secret'"),
+    (
+        "0A000",
+        "create role with_password password 'md5aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa'",
+    ),
 ];
 
 /// What the owner may, but not just any role.
@@ -419,9 +422,15 @@ fn a_setting_that_prevents_a_start_is_undone_and_said_so() {
     assert_eq!(owner.value("show max_locks_per_transaction").unwrap(), "64");
     assert_eq!(owner.value("show work_mem").unwrap(), "4MB");
     let log = server.logs();
-    assert!(log.contains("settings of ALTER SYSTEM: they are undone"), "{log}");
+    assert!(
+        log.contains("settings of ALTER SYSTEM: they are undone"),
+        "{log}"
+    );
     harness::until("the event is told", || {
-        let events = server.rest.call("GET", &format!("/v1/databases/{id}/events"), "").unwrap();
+        let events = server
+            .rest
+            .call("GET", &format!("/v1/databases/{id}/events"), "")
+            .unwrap();
         String::from_utf8_lossy(&events.body).contains("settings_undone")
     });
     let console =
@@ -457,5 +466,8 @@ fn a_setting_that_prevents_a_start_is_undone_and_said_so() {
     );
     let console =
         fs::read_to_string(server.home.join("databases").join(id).join("console.log")).unwrap();
-    assert!(console.contains("the settings of ALTER SYSTEM are put back"), "{console}");
+    assert!(
+        console.contains("the settings of ALTER SYSTEM are put back"),
+        "{console}"
+    );
 }

@@ -98,29 +98,6 @@ fn a_damaged_snapshot_means_a_cold_start_that_the_log_tells_of() {
 }
 
 #[test]
-fn a_password_set_by_sql_is_refused_with_who_keeps_them() {
-    let Some((_server, created, mut client)) = harness::session() else {
-        return;
-    };
-    for sql in [
-        "alter role app password 'x'",
-        "create role other login password 'x'",
-    ] {
-        match client.query(sql).unwrap_err() {
-            ClientError::Server(error) => {
-                assert_eq!(error.code, "0A000", "{sql}: {}", error.message);
-                assert!(error.message.contains("Dormouse"), "{}", error.message);
-            }
-            error => panic!("{sql}: {error}"),
-        }
-    }
-    // The one it had still opens the database, and the rest of ALTER ROLE works.
-    client.query("alter role app set work_mem = '2MB'").unwrap();
-    let mut again = created.connect().unwrap();
-    assert_eq!(again.value("show work_mem").unwrap(), "2MB");
-}
-
-#[test]
 fn a_second_server_on_the_same_home_is_refused() {
     if !harness::have_kvm() {
         return;

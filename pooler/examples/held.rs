@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dormouse_pooler::{
-    Availability, Awake, BoxFuture, DatabaseId, Host, HostError, Pooler, Route, Sessions, Settings, WakeError, verifier,
+    Availability, Awake, BoxFuture, DatabaseId, Host, HostError, PasswordsSet, Pooler, Route, Sessions, Settings, WakeError, verifier,
 };
 use support::PASSWORD;
 use support::raw::Raw;
@@ -50,12 +50,17 @@ struct Elsewhere {
 impl Host for Elsewhere {
     fn lookup<'a>(&'a self, _: DatabaseId, _: &'a str) -> BoxFuture<'a, Result<Option<Route>, HostError>> {
         let route = Route {
-            verifier: self.verifier.clone(),
+            verifier: Some(self.verifier.clone()),
+            in_guest: false,
             guest_role: "app".into(),
             connection_limit: u32::MAX,
             availability: Availability::Usable,
         };
         Box::pin(async move { Ok(Some(route)) })
+    }
+
+    fn passwords_set<'a>(&'a self, _: DatabaseId, _: PasswordsSet) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async { Ok(()) })
     }
 
     fn wake<'a>(&'a self, _: DatabaseId) -> BoxFuture<'a, Result<Awake, WakeError>> {

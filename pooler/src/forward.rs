@@ -19,7 +19,7 @@ use crate::buffer::Buffer;
 use crate::client::Client;
 use crate::farewell;
 use crate::guest_end::GuestEnd;
-use crate::host::{Awake, BoxFuture};
+use crate::host::{Awake, BoxFuture, HostError, PasswordsSet};
 use crate::pooler::{Shared, Slot};
 use crate::registry::Place;
 use crate::session::{End, Order, Phase, Session, State};
@@ -42,12 +42,15 @@ enum Stop {
 enum Step {
     Wait,
     Bind(Option<Arc<Awake>>),
+    Note(PasswordsSet),
     Stop(Stop),
 }
 
 enum Stage {
     Forward,
     Bind(BoxFuture<'static, Result<UnixStream, bind::Failure>>),
+    /// The host notes that a password was set in SQL, before the client learns that it was.
+    Note(BoxFuture<'static, Result<(), HostError>>),
     Farewell(BoxFuture<'static, ()>),
     Over,
 }
@@ -135,6 +138,11 @@ impl Forward {
         self.to_guest.release();
         self.to_client.release();
         state.buffered = !self.to_guest.is_empty() || !self.to_client.is_empty() || self.unflushed;
+        let set = state.track.passwords_set();
+        if set.any() {
+            state.track.forget_passwords_set();
+            return Step::Note(set);
+        }
         if self.guest_gone && self.to_client.is_empty() && !self.unflushed {
             let expected = state.client_gone || state.track.terminated() || state.track.guest_said_why();
             return Step::Stop(if expected { Stop::Silently } else { Stop::Say(End::vanished()) });
@@ -214,6 +222,9 @@ impl Forward {
                     tracing::warn!(database = %self.session.database, %bad, "the guest broke the protocol");
                     metrics.protocol_errors.add(1);
                     return Err(Stop::Silently);
+                }
+                if state.track.passwords_set().any() {
+                    return Ok(());
                 }
             }
             if !self.to_client.is_empty() {
@@ -337,6 +348,20 @@ impl Future for Forward {
                     Step::Bind(awake) => {
                         let binding = bind::again(this.shared.clone(), this.session.clone(), awake);
                         this.stage = Stage::Bind(Box::pin(binding));
+                    }
+                    Step::Note(set) => {
+                        let (shared, database) = (this.shared.clone(), this.session.database);
+                        let noting = async move { shared.host.passwords_set(database, set).await };
+                        this.stage = Stage::Note(Box::pin(noting));
+                    }
+                },
+                Stage::Note(noting) => match ready!(noting.as_mut().poll(cx)) {
+                    Ok(()) => this.stage = Stage::Forward,
+                    // As after a crash: the client does not know whether its statement was carried out.
+                    Err(error) => {
+                        let database = this.session.database;
+                        tracing::error!(%database, %error, "password set in SQL could not be noted");
+                        this.stop(Stop::Silently);
                     }
                 },
                 Stage::Bind(binding) => match binding.as_mut().poll(cx) {

@@ -54,8 +54,12 @@ impl fmt::Debug for DatabaseId {
 /// What is known of a database and one of its roles.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// `SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey`, as [`crate::verifier::make`] makes it.
-    pub verifier: String,
+    /// `SCRAM-SHA-256$iterations:salt$StoredKey:ServerKey`, as [`crate::verifier::make`] makes it. `None`: only the guest
+    /// may have one.
+    pub verifier: Option<String>,
+    /// Passwords have been set in SQL that this role's may be among: the guest is asked for it, and what it says goes
+    /// before `verifier`.
+    pub in_guest: bool,
     /// The role that the session has in the guest: several logins may lead to one.
     pub guest_role: String,
     /// Client connections to this database at one time, held ones included.
@@ -82,6 +86,21 @@ pub struct Awake {
     pub socket: PathBuf,
     /// The life of the guest's memory: a session of another one is gone.
     pub epoch: String,
+}
+
+/// Whose passwords have been set in SQL.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PasswordsSet {
+    /// The owner's, whose password else is the service's.
+    pub owner: bool,
+    /// Those of other roles.
+    pub other: bool,
+}
+
+impl PasswordsSet {
+    pub fn any(self) -> bool {
+        self.owner || self.other
+    }
 }
 
 /// The metadata cannot be asked. The text goes to the log only.
@@ -116,8 +135,13 @@ impl WakeError {
 
 /// The host manager, as the pooler sees it.
 pub trait Host: Send + Sync + 'static {
-    /// Finds a database and a role in it; `None` when either does not exist. Should take the same time for both.
+    /// Finds a database and a role in it; `None` when either does not exist, or cannot have a password. Should take the
+    /// same time for all.
     fn lookup<'a>(&'a self, database: DatabaseId, role: &'a str) -> BoxFuture<'a, Result<Option<Route>, HostError>>;
+
+    /// Notes, durably, that passwords have been set in SQL: from then on `lookup` says so. The client whose statement set
+    /// them learns nothing before this is done.
+    fn passwords_set<'a>(&'a self, database: DatabaseId, set: PasswordsSet) -> BoxFuture<'a, Result<(), HostError>>;
 
     /// Wakes the database, or finds it awake. Called once for each client that needs it: the host makes one wake
     /// of them. A suspend that is under way must be called off first, with [`crate::Sessions::release`], or

@@ -10,7 +10,8 @@
 //!           Host (the host manager)  registry ◀── Sessions (quiesce, release, suspended, end, drain)
 //! ```
 //!
-//! It promises: nobody wakes a database without its password; whether a user or a database exists cannot be found out;
+//! It promises: nobody wakes a database without its password, but one whose tenant sets passwords in SQL, and that only so
+//! often; whether a user or a database exists cannot be found out;
 //! no byte of a session is lost, doubled or put out of order by a sleep; a session is either the one it was or ended
 //! with FATAL 57P01, never replaced. It refuses: clear text from other machines unless told otherwise, and anything
 //! before authentication that is longer than it has to be.
@@ -25,6 +26,7 @@ pub mod certificate;
 mod client;
 mod farewell;
 mod forward;
+mod guesses;
 mod guest;
 mod guest_end;
 mod host;
@@ -34,7 +36,9 @@ pub mod metrics;
 mod password;
 mod pooler;
 mod registry;
+mod roles;
 mod scram;
+pub mod service;
 mod session;
 mod sessions;
 mod settings;
@@ -42,7 +46,7 @@ mod track;
 pub mod verifier;
 mod wire;
 
-pub use host::{Availability, Awake, BoxFuture, DatabaseId, Host, HostError, NotADatabaseId, Route, WakeError};
+pub use host::{Availability, Awake, BoxFuture, DatabaseId, Host, HostError, NotADatabaseId, PasswordsSet, Route, WakeError};
 pub use metrics::Metrics;
 pub use pooler::{Pooler, StartError};
 pub use registry::{Active, Busy, SessionCounts};

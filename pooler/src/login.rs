@@ -53,6 +53,12 @@ pub(crate) enum LoginError {
     Protocol(String),
     #[error("password authentication failed for user {0:?}")]
     Password(String),
+    #[error("too many wrong passwords from {0} for database {1}")]
+    TooManyGuesses(SocketAddr, DatabaseId),
+    #[error("the guest cannot be asked for a role: {0}")]
+    Ask(Box<LoginError>),
+    #[error("the guest does not say who may log in: {0}")]
+    Service(#[from] crate::service::ServiceError),
     #[error("metadata: {0}")]
     Lookup(#[from] crate::host::HostError),
     #[error("took too long")]
@@ -100,7 +106,8 @@ impl LoginError {
                 Some("The user is ROLE.DATABASE-ID, as in the connection string: app.db_0123456789abcdefghij"),
             ),
             Password(user) => ("28P01", format!("password authentication failed for user \"{user}\""), None),
-            Lookup(_) => ("57P03", "the server cannot check passwords at the moment; try again".into(), None),
+            TooManyGuesses(..) => ("53400", "too many failed logins; try again in a minute".into(), None),
+            Lookup(_) | Ask(_) | Service(_) => ("57P03", "the server cannot check passwords at the moment; try again".into(), None),
             Timeout => ("57014", "canceling authentication due to timeout".into(), None),
             TooManyClients => ("53300", "sorry, too many clients already".into(), None),
             // As Postgres says it: clients know the words.
@@ -161,7 +168,7 @@ impl Line {
     }
 
     /// Waits for the client to go away, keeping what it says meanwhile, up to a bufferful.
-    async fn gone(&mut self) -> LoginError {
+    pub async fn gone(&mut self) -> LoginError {
         while self.buffer.len() < buffer::SIZE / 2 {
             if let Err(error) = self.read().await {
                 return error;
@@ -199,6 +206,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, tcp: TcpStream, peer: SocketAddr,
             match &error {
                 LoginError::Gone => tracing::trace!(%peer, "went away before login"),
                 LoginError::Guest(e) => tracing::warn!(%peer, error = %e, "no session in the guest"),
+                LoginError::Ask(e) => tracing::warn!(%peer, error = %e, "the guest cannot be asked for a role"),
                 LoginError::Lookup(e) => tracing::error!(%peer, error = %e, "metadata cannot be asked"),
                 _ => tracing::debug!(%peer, %error, "refused"),
             }
@@ -222,10 +230,18 @@ async fn log_in(
     let request = match first {
         Ok(Greeted::Startup(request)) => request,
         Ok(Greeted::Cancel { process, secret }) => {
+            // Answered by nothing, as a wrong key is.
+            if !shared.guesses.may_cancel(peer) {
+                shared.metrics.over_limit.add(1);
+                return Ok(None);
+            }
             match shared.keys.find(process, &secret) {
                 // The client is kept waiting until it is through, as Postgres does: libpq relies on it.
                 Some(session) => bind::cancel(shared, &session).await,
-                None => shared.metrics.stray_cancels.add(1),
+                None => {
+                    shared.guesses.wrong_key(peer);
+                    shared.metrics.stray_cancels.add(1);
+                }
             }
             return Ok(None);
         }
@@ -250,7 +266,7 @@ async fn log_in(
         let Some((role, database)) = startup::split_user(&request.user) else {
             return Err(LoginError::NoDatabaseInUser(request.user.clone()));
         };
-        let route = password::check(shared, line, &request.user, role, database).await?;
+        let route = password::check(shared, line, peer, &request.user, role, database).await?;
         Ok((database, route))
     };
     let (database, route) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
@@ -391,7 +407,11 @@ async fn open(
 }
 
 /// Wakes, and lets the guest greet. A VMM that has just ended is asked for once more.
-async fn begin(shared: &Arc<Shared>, database: DatabaseId, packet: &[u8]) -> Result<(Begun, String), LoginError> {
+pub(crate) async fn begin(
+    shared: &Arc<Shared>,
+    database: DatabaseId,
+    packet: &[u8],
+) -> Result<(Begun, String), LoginError> {
     let mut tried = false;
     loop {
         let awake = bind::wake(shared, database).await?;

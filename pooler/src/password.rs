@@ -1,14 +1,20 @@
-//! The password check: SCRAM over the wire, against the host's verifier or against one that no password fits.
+//! The password check: SCRAM over the wire, against the host's verifier, the guest's own, or one that no password fits.
 //!
 //! A database or a role that does not exist goes through the same messages, the same work and the same refusal as one
-//! that does, so that nobody can ask which exist. Nothing is woken here.
+//! that does, so that nobody can ask which exist. Nothing is woken here, but to ask a guest in which passwords have been
+//! set in SQL; and then for roles that exist and for those that do not.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::PasswordMessageFamily;
 
+use crate::guesses::Question;
 use crate::host::{DatabaseId, Route};
 use crate::login::{Line, LoginError};
 use crate::pooler::Shared;
+use crate::roles;
 use crate::scram::{self, ScramError};
 use crate::verifier::Verifier;
 use crate::wire::{answer, walker};
@@ -18,23 +24,33 @@ const MAX_MESSAGE: u32 = 4096;
 
 /// Asks for the password of `role` in `database` and looks up where it leads. `user` is what the client called itself.
 pub(crate) async fn check(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     line: &mut Line,
+    peer: SocketAddr,
     user: &str,
     role: &str,
     database: DatabaseId,
 ) -> Result<Route, LoginError> {
+    let may_try = || {
+        let may = shared.guesses.may_try(database, peer);
+        may.then_some(()).ok_or_else(|| too_many_guesses(shared, peer, database))
+    };
+    may_try()?;
     let mock = Verifier::mock(&shared.mock, user, shared.settings.scram_iterations);
-    let route = shared.host.lookup(database, role).await?;
-    let (verifier, route) = match route {
-        Some(route) => match Verifier::parse(&route.verifier) {
-            Ok(verifier) => (verifier, Some(route)),
-            Err(error) => {
-                tracing::error!(%database, role, %error, "verifier in the metadata cannot be used");
-                (mock, None)
-            }
-        },
-        None => (mock, None),
+    let mut route = shared.host.lookup(database, role).await?;
+    let mut question = None;
+    if let Some(route) = &mut route
+        && route.in_guest
+    {
+        question = Some(ask(shared, line, peer, database, role, route).await?);
+    }
+    let (verifier, route) = match route.map(|route| (route.verifier.as_deref().map(Verifier::parse), route)) {
+        Some((Some(Ok(verifier)), route)) => (verifier, Some(route)),
+        Some((Some(Err(error)), _)) => {
+            tracing::error!(%database, role, %error, "verifier cannot be used");
+            (mock, None)
+        }
+        Some((None, _)) | None => (mock, None),
     };
 
     let end_point = match &shared.tls {
@@ -46,22 +62,59 @@ pub(crate) async fn check(
 
     let body = read_response(line).await?;
     let (mechanism, first) = initial_response(body)?;
-    let failed = |error| refusal(shared, user, error);
+    let failed = |error| refusal(shared, peer, database, user, error);
     let exchange = scram::begin(&mechanism, &first, verifier, end_point).map_err(failed)?;
     line.write(&answer::sasl_continue(exchange.challenge())).await?;
 
     let last = read_response(line).await?;
+    // Once more, and with nothing awaited until a wrong one has been counted: of many at one time only so many are judged.
+    may_try()?;
     let proof = exchange.finish(&last).map_err(failed)?;
     // No password fits a mock, but this is what must never depend on that alone.
     let Some(route) = route else { return Err(failed(ScramError::WrongPassword)) };
+    if let Some(question) = question {
+        question.proven();
+    }
+    shared.guesses.proven(database, peer);
     line.write(&answer::sasl_final_and_ok(&proof)).await?;
     shared.metrics.authenticated.add(1);
     Ok(route)
 }
 
-fn refusal(shared: &Shared, user: &str, error: ScramError) -> LoginError {
+/// Puts what the guest says of the role into its route.
+async fn ask<'a>(
+    shared: &'a Arc<Shared>,
+    line: &mut Line,
+    peer: SocketAddr,
+    database: DatabaseId,
+    role: &str,
+    route: &mut Route,
+) -> Result<Question<'a>, LoginError> {
+    let question = shared.guesses.may_ask(database, peer).ok_or_else(|| too_many_guesses(shared, peer, database))?;
+    let asked = tokio::select! {
+        asked = roles::ask(shared, database, role) => asked?,
+        gone = line.gone() => return Err(gone),
+    };
+    match asked {
+        // As PostgreSQL: an expired password is as good as none.
+        Some(role) if role.expired => route.verifier = None,
+        Some(role) if role.verifier.is_some() => route.verifier = role.verifier,
+        // A role without a password in SQL: the service's own, if it has one.
+        Some(_) => {}
+        None => route.verifier = None,
+    }
+    Ok(question)
+}
+
+fn too_many_guesses(shared: &Shared, peer: SocketAddr, database: DatabaseId) -> LoginError {
+    shared.metrics.over_limit.add(1);
+    LoginError::TooManyGuesses(peer, database)
+}
+
+fn refusal(shared: &Shared, peer: SocketAddr, database: DatabaseId, user: &str, error: ScramError) -> LoginError {
     match error {
         ScramError::WrongPassword => {
+            shared.guesses.wrong_password(database, peer);
             shared.metrics.refused.add(1);
             LoginError::Password(user.to_owned())
         }

@@ -9,11 +9,13 @@ use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::certificate::{self, CertificateError, Tls};
+use crate::guesses::Guesses;
 use crate::host::Host;
 use crate::keys::Keys;
 use crate::login;
 use crate::metrics::Metrics;
 use crate::registry::Registry;
+use crate::roles::Turns;
 use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::verifier::Key;
@@ -42,6 +44,9 @@ pub(crate) struct Shared {
     pub tls: Option<Tls>,
     /// Behind the verifiers of users that do not exist.
     pub mock: Key,
+    pub guesses: Guesses,
+    /// One question about roles at a time, of each guest.
+    pub turns: Turns,
     pub metrics: Arc<Metrics>,
 }
 
@@ -105,6 +110,8 @@ impl Pooler {
             keys: Keys::default(),
             tls,
             mock,
+            guesses: Guesses::new(settings.password_guesses, settings.cancel_guesses),
+            turns: Turns::default(),
             metrics: sessions.metrics.clone(),
             settings,
         };

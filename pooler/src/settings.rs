@@ -51,6 +51,11 @@ pub struct Settings {
     pub cancel_timeout_ms: u64,
     /// How long a client that is being sent away may take to read why. Default 3000.
     pub farewell_timeout_ms: u64,
+    /// Wrong passwords that one client address may give for one database, in a minute; and logins without proof that may
+    /// wake a database, or keep it awake, for addresses that it does not know. 0 for no limit. Default 20.
+    pub password_guesses: u32,
+    /// Cancel requests with a wrong key that one client address may send, in a minute. 0 for no limit. Default 100.
+    pub cancel_guesses: u32,
     /// Idle time after which TCP asks whether the client's machine is still there; 0 for never. Default 300000.
     pub keepalive_ms: u64,
     /// Database for clients that name none. Default `app`.
@@ -76,6 +81,8 @@ impl Default for Settings {
             wake_timeout_ms: 60_000,
             cancel_timeout_ms: 5_000,
             farewell_timeout_ms: 3_000,
+            password_guesses: 20,
+            cancel_guesses: 100,
             keepalive_ms: 300_000,
             default_database: "app".into(),
             scram_iterations: crate::verifier::DEFAULT_ITERATIONS,

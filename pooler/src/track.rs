@@ -15,6 +15,7 @@
 
 use std::collections::VecDeque;
 
+use crate::host::PasswordsSet;
 use crate::wire::walker::{BadLength, Walker};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,10 @@ enum Owed {
 /// Answers that may be owed at one time. Buffers on the way bound what an honest guest leaves unanswered far below this;
 /// a dishonest one, with a client of its own, must not fill the pooler's memory.
 const MAX_OWED: usize = 1 << 18;
+/// The ParameterStatus by which the guest tells of a password set in SQL (`images/postgres/dormouse.c`).
+const OWNERS_PASSWORD: &[u8] = b"dormouse.password\0app\0";
+const ANOTHERS_PASSWORD: &[u8] = b"dormouse.password\0any\0";
+const _: () = assert!(OWNERS_PASSWORD.len() == ANOTHERS_PASSWORD.len());
 /// An idle session keeps no more room than this for what may be owed.
 const KEPT_ROOM: usize = 64;
 
@@ -53,13 +58,15 @@ pub struct Track {
     terminated: bool,
     /// Type of the last whole message from the guest, 0 for none.
     last_from_guest: u8,
+    /// What the guest has said of passwords since it was last asked for.
+    passwords_set: PasswordsSet,
 }
 
 impl Track {
     /// Takes bytes on their way to the guest.
     pub fn client_bytes(&mut self, bytes: &[u8]) -> Result<(), TrackError> {
         let mut walker = self.from_client;
-        let walked = walker.walk(bytes, |kind| self.client_sent(kind));
+        let walked = walker.walk(bytes, |header, _| self.client_sent(header.kind));
         self.from_client = walker;
         walked?;
         match self.owed.len() {
@@ -71,7 +78,12 @@ impl Track {
     /// Takes bytes on their way to the client.
     pub fn guest_bytes(&mut self, bytes: &[u8]) -> Result<(), TrackError> {
         let mut walker = self.from_guest;
-        let walked = walker.walk(bytes, |kind| self.guest_sent(kind));
+        let walked = walker.walk(bytes, |header, body| {
+            if header.kind == b'S' {
+                self.status_changed(header.body, body);
+            }
+            self.guest_sent(header.kind);
+        });
         self.from_guest = walker;
         Ok(walked?)
     }
@@ -99,6 +111,23 @@ impl Track {
     /// The last thing that the guest said was an error: before an end, the reason for it.
     pub fn guest_said_why(&self) -> bool {
         self.last_from_guest == b'E'
+    }
+
+    /// Whether the bytes last taken tell of passwords that were set in SQL: to be noted before the client sees them.
+    pub fn passwords_set(&self) -> PasswordsSet {
+        self.passwords_set
+    }
+
+    pub fn forget_passwords_set(&mut self) {
+        self.passwords_set = PasswordsSet::default();
+    }
+
+    /// A ParameterStatus; of one that came in two pieces only the end is known, which may then fit both.
+    fn status_changed(&mut self, length: u32, end: &[u8]) {
+        if length as usize == OWNERS_PASSWORD.len() {
+            self.passwords_set.owner |= OWNERS_PASSWORD.ends_with(end);
+            self.passwords_set.other |= ANOTHERS_PASSWORD.ends_with(end);
+        }
     }
 
     /// Gives back memory that an idle session does not need.
@@ -183,6 +212,34 @@ impl Track {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passwords_set_in_sql_are_heard_of_however_the_message_is_cut() {
+        let message = |body: &[u8]| {
+            let mut bytes = vec![b'S'];
+            bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
+            bytes.extend_from_slice(body);
+            bytes
+        };
+        let heard = |bytes: &[u8], cut: usize| {
+            let mut track = Track::default();
+            track.guest_bytes(&bytes[..cut]).unwrap();
+            track.guest_bytes(&bytes[cut..]).unwrap();
+            let set = track.passwords_set();
+            (set.owner, set.other)
+        };
+        for (body, owner) in [(OWNERS_PASSWORD, true), (ANOTHERS_PASSWORD, false)] {
+            let bytes = message(body);
+            assert_eq!(heard(&bytes, 0), (owner, !owner));
+            for cut in 0..bytes.len() {
+                let (owner_heard, other_heard) = heard(&bytes, cut);
+                assert!(if owner { owner_heard } else { other_heard }, "cut after {cut}");
+            }
+        }
+        for other in [&b"application_name\0x\0"[..], b"application_name\0abcd\0", b"dormouse.passwords\0a\0"] {
+            assert_eq!(heard(&message(other), 0), (false, false));
+        }
+    }
 
     /// Runs a script: `>` messages from the client, `<` from the guest, each letter one message, `+` expects idle, `-`
     /// expects waiting.

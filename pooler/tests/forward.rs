@@ -290,3 +290,52 @@ async fn a_port_in_use_is_said_with_the_setting_s_name() {
     let text = again.err().unwrap().to_string();
     assert!(text.contains("listen") && text.contains(&w.address.to_string()), "{text}");
 }
+
+#[tokio::test]
+async fn a_password_set_in_sql_is_noted_before_the_client_hears_of_it() {
+    use dormouse_pooler::PasswordsSet;
+    let w = World::new().await;
+    let (mut raw, _) = raw_session(&w, 0).await;
+    let gate = Arc::new(Notify::new());
+    *w.host.note_gate.lock().unwrap() = Some(gate.clone());
+    raw.send(&query("announce app")).await;
+    assert!(tokio::time::timeout(Duration::from_millis(100), raw.receive()).await.is_err());
+    assert!(w.sessions.quiesce(w.host.database).is_err());
+    gate.notify_one();
+    let mut kinds = vec![];
+    while kinds.last() != Some(&b'Z') {
+        kinds.push(raw.receive().await.unwrap().0);
+    }
+    assert_eq!(kinds, b"SCZ");
+    *w.host.note_gate.lock().unwrap() = None;
+    raw.send(&query("announce any")).await;
+    while raw.receive().await.unwrap().0 != b'Z' {}
+    let noted = w.host.noted.lock().unwrap().clone();
+    assert_eq!(noted, [PasswordsSet { owner: true, other: false }, PasswordsSet { owner: false, other: true }]);
+    w.suspend().await;
+    raw.send(&query("hello")).await;
+    while raw.receive().await.unwrap().0 != b'Z' {}
+
+    // What cannot be noted is not acknowledged.
+    w.host.notes_fail.store(true, std::sync::atomic::Ordering::SeqCst);
+    raw.send(&query("announce any")).await;
+    assert_eq!(raw.receive().await, None);
+}
+
+#[tokio::test]
+async fn wrong_cancel_keys_are_limited() {
+    let w = World::with(|s| s.cancel_guesses = 3).await;
+    let (_raw, key) = raw_session(&w, 0).await;
+    let send = async |key: &[u8]| {
+        let mut other = Raw::connect(w.address).await;
+        other.send(&cancel_request(key)).await;
+        assert_eq!(other.receive().await, None);
+    };
+    send(&key).await;
+    for n in 0..3 {
+        send(&[&key[..4], &[n; 4]].concat()).await;
+    }
+    send(&key).await;
+    assert_eq!(w.sessions.metrics().stray_cancels.get(), 3);
+    w.vm().with(|vm| assert_eq!(vm.cancels.len(), 1));
+}

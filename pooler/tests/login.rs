@@ -126,7 +126,7 @@ async fn metadata_that_cannot_be_asked_is_no_password_error() {
 async fn a_damaged_verifier_lets_nobody_in() {
     let w = World::new().await;
     for damaged in ["", "SCRAM-SHA-256$4096:AAAA$AAAA:AAAA", "md5aaaa"] {
-        w.host.route.lock().unwrap().verifier = damaged.into();
+        w.host.route.lock().unwrap().verifier = Some(damaged.into());
         assert_eq!(code(&w.try_connect().await.err().unwrap()), "28P01");
     }
 }
@@ -472,4 +472,90 @@ async fn a_vmm_that_refuses_is_reported() {
         w.vm().with(|vm| vm.force_status = Some(status));
         assert_eq!(code(&w.try_connect().await.err().unwrap()), sqlstate);
     }
+}
+
+/// A world whose role is asked of the guest.
+async fn world_with_role(role: Option<(Option<String>, bool)>) -> World {
+    let w = World::with(|s| s.password_guesses = 4).await;
+    {
+        let mut route = w.host.route.lock().unwrap();
+        route.in_guest = true;
+        route.verifier = None;
+    }
+    w.vm().with(|vm| vm.role = role);
+    w
+}
+
+fn made(password: &str) -> Option<String> {
+    Some(dormouse_pooler::verifier::make(password, support::ITERATIONS).unwrap())
+}
+
+#[tokio::test]
+async fn a_role_of_the_guest_s_is_asked_for_at_each_login() {
+    let w = world_with_role(Some((made(PASSWORD), false))).await;
+    let client = w.connect().await;
+    assert_eq!(ask(&client, "hello").await, "hello");
+    // The one that asked was the superuser, and is gone.
+    let asked = w.vm().with(|vm| vm.hellos.len());
+    assert_eq!(asked, 2);
+    w.vm().until(|vm| (vm.sessions.len() == 1).then_some(())).await;
+    w.vm().with(|vm| vm.role = Some((made("new"), false)));
+    assert_eq!(code(&w.try_connect().await.err().unwrap()), "28P01");
+    drop(w.config().password("new").connect(tokio_postgres::NoTls).await.unwrap());
+    // The database sleeps like any other.
+    w.until("the questions to be over", || w.sessions.active(w.host.database).starting == 0).await;
+    drop(client);
+    w.vm().until(|vm| vm.sessions.is_empty().then_some(())).await;
+    w.suspend().await;
+}
+
+#[tokio::test]
+async fn a_role_without_a_password_that_is_valid_does_not_log_in() {
+    for role in [None, Some((None, false)), Some((made(PASSWORD), true)), Some((Some("md5aaaa".into()), false))] {
+        let w = world_with_role(role.clone()).await;
+        assert_eq!(code(&w.try_connect().await.err().unwrap()), "28P01", "{role:?}");
+        // What the service keeps holds where there is none in SQL, but for an expired role or one that is gone.
+        w.host.route.lock().unwrap().verifier = made(PASSWORD);
+        let good = w.try_connect().await.is_ok();
+        assert_eq!(good, role == Some((None, false)), "{role:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_cannot_be_asked_is_no_wrong_password() {
+    let w = world_with_role(None).await;
+    *w.host.wake_error.lock().unwrap() = Some(dormouse_pooler::WakeError::Unavailable("no disk".into()));
+    assert_eq!(code(&w.try_connect().await.err().unwrap()), "57P03");
+    *w.host.wake_error.lock().unwrap() = None;
+    w.vm().with(|vm| vm.greeting = Some(message(b'E', b"SFATAL\0VFATAL\0C53300\0Mfull\0\0")));
+    assert_eq!(code(&w.try_connect().await.err().unwrap()), "57P03");
+}
+
+#[tokio::test]
+async fn strangers_who_prove_nothing_have_a_guest_asked_so_often() {
+    let w = world_with_role(Some((made(PASSWORD), false))).await;
+    let user = w.user();
+    for _ in 0..4 {
+        let mut raw = say(&w, &startup(0, &[("user", &user)])).await;
+        assert_eq!(raw.receive().await.unwrap().0, b'R');
+    }
+    let asked = || w.vm().with(|vm| vm.hellos.len());
+    w.until("the last to be gone", || w.sessions.metrics().clients.get() == 0).await;
+    assert_eq!(asked(), 4);
+    let mut raw = say(&w, &startup(0, &[("user", &user)])).await;
+    assert_eq!(raw.refused().await, ("53400".to_owned(), "too many failed logins; try again in a minute".to_owned()));
+    assert_eq!(asked(), 4);
+}
+
+#[tokio::test]
+async fn wrong_passwords_are_limited_however_many_come_at_once() {
+    let w = World::with(|s| s.password_guesses = 4).await;
+    let config = w.config().password("wrong").clone();
+    let all = (0..20).map(|_| config.connect(tokio_postgres::NoTls));
+    let mut codes: Vec<String> = futures::future::join_all(all).await.into_iter().map(|r| code(&r.err().unwrap())).collect();
+    codes.sort();
+    assert_eq!(codes.iter().filter(|c| *c == "28P01").count(), 4, "{codes:?}");
+    assert_eq!(codes.iter().filter(|c| *c == "53400").count(), 16, "{codes:?}");
+    assert_eq!(code(&w.try_connect().await.err().unwrap()), "53400");
+    assert_eq!(w.wakes(), 0);
 }

@@ -53,7 +53,7 @@ pub use self::state::State;
 pub const GUEST_ROLE: &str = "app";
 pub const GUEST_DATABASE: &str = "app";
 /// Whom no tenant ever is: only an operator's login leads to it.
-pub const GUEST_SUPERUSER: &str = "postgres";
+pub const GUEST_SUPERUSER: &str = dormouse_pooler::service::SUPERUSER;
 
 /// An awake database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,15 @@ pub enum WakeError {
     Failed(String),
     #[error("{0}")]
     Metadata(String),
+}
+
+/// Why a statement of the service's own was not carried out in a database.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    #[error(transparent)]
+    Wake(#[from] WakeError),
+    #[error("{0}")]
+    Guest(#[from] dormouse_pooler::service::ServiceError),
 }
 
 /// Why a database was not suspended.
@@ -283,6 +292,21 @@ impl Host {
             Err(SendError::Metadata(e)) => return Err(WakeError::Metadata(e.to_string())),
         }
         answer.await.unwrap_or(Err(WakeError::ShuttingDown))
+    }
+
+    /// Carries out a statement as the guest's superuser; the database is woken for it. May be carried out twice.
+    pub async fn execute(&self, id: &DatabaseId, sql: &str) -> Result<(), ExecuteError> {
+        use dormouse_pooler::service::{ServiceError, execute};
+        let mut tried = false;
+        loop {
+            let Awake { socket, epoch } = self.wake(id).await?;
+            match execute(&dormouse_pooler::Awake { socket, epoch }, sql).await {
+                Ok(_) => return Ok(()),
+                // A VMM that ended since it was found awake.
+                Err(ServiceError::Begin(_) | ServiceError::Io(_) | ServiceError::Closed) if !tried => tried = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// A held client spoke while its database was about to sleep. Never waits.

@@ -16,6 +16,7 @@ use super::{Api, Shared};
 use crate::host::{Create, CreateError, GUEST_DATABASE, GUEST_ROLE, State};
 use crate::identity::{DEFAULT_TENANT, DatabaseId, TenantId, check_name};
 use crate::metadata::{DatabaseFilter, DatabaseRow, now_ms};
+use dormouse_pooler::service::literal;
 use crate::secret::{new_password, random_text, scram_verifier};
 use crate::settings::{DEFAULT_PLAN, MAX_COOL_DOWN_MS, MIN_COOL_DOWN_MS};
 
@@ -410,14 +411,15 @@ pub async fn login(
     Ok((StatusCode::CREATED, axum::Json(body)))
 }
 
-/// Gives the database's user a new random password. The old one opens no new connection from then on; connections
-/// that are open or held stay.
+/// Gives the database's user a new random password. The old one opens no new connection from then on, nor does one that
+/// was set in SQL; connections that are open or held stay. If one was set in SQL, the database is woken to change it.
 #[utoipa::path(
     post, path = "/v1/databases/{id}/password", tag = "databases", params(("id" = String, Path, description = "The database's id")),
     security(("key" = []), ("session" = [])),
     responses(
         (status = 200, description = "Changed; the connection string is shown only here", body = NewPassword),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "A password was set in SQL, and the database cannot be woken to change it; the old one still holds", body = ProblemBody, content_type = "application/problem+json"),
         (status = 507, description = "The disk is full; the old password still holds", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
@@ -425,6 +427,12 @@ pub async fn password(Axum(api): Axum<Api>, principal: Principal, Path(id): Path
     let shared = api.shared();
     let row = find(shared, &principal, &id).await?;
     let (password, verifier) = password_and_verifier().await?;
+    let owner = shared.host.metadata().role(&row.id, GUEST_ROLE).await?;
+    if owner.is_some_and(|owner| owner.sql_owner) {
+        // What is in the database goes before what is in the metadata: the same in both, the database first.
+        let sql = format!("ALTER ROLE {GUEST_ROLE} PASSWORD {} VALID UNTIL 'infinity'", literal(&verifier));
+        shared.host.execute(&row.id, &sql).await?;
+    }
     if !shared.host.metadata().set_verifier(&row.id, GUEST_ROLE, &verifier).await? {
         return Err(Problem::not_found("there is no such database"));
     }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::host::{CreateError, DeleteError, RestartError, SuspendError, TasksError, WakeError};
+use crate::host::{CreateError, DeleteError, ExecuteError, RestartError, SuspendError, TasksError, WakeError};
 use crate::metadata::MetadataError;
 
 /// An error, on the wire.
@@ -156,6 +156,15 @@ impl From<MetadataError> for Problem {
 impl From<crate::secret::RandomError> for Problem {
     fn from(error: crate::secret::RandomError) -> Problem {
         hidden(&error)
+    }
+}
+
+impl From<ExecuteError> for Problem {
+    fn from(error: ExecuteError) -> Problem {
+        match error {
+            ExecuteError::Wake(error) => error.into(),
+            ExecuteError::Guest(error) => Problem::unavailable(format!("the database did not carry it out: {error}")),
+        }
     }
 }
 

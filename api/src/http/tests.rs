@@ -140,7 +140,7 @@ async fn a_create_answers_with_the_connection_string_once() {
     assert!(created_at.starts_with("20") && created_at.ends_with('Z'), "{created_at}");
     // Only a verifier is kept of the password.
     let role = w.host.metadata().role(&crate::identity::DatabaseId::parse(id).unwrap(), "app").await.unwrap().unwrap();
-    assert!(role.verifier.starts_with("SCRAM-SHA-256$4096:"));
+    assert!(role.verifier.unwrap().starts_with("SCRAM-SHA-256$4096:"));
 }
 
 #[tokio::test]
@@ -313,7 +313,7 @@ async fn a_new_password_takes_the_place_of_the_old_and_only_its_owner_gets_it() 
     let id = w.create(&ada, "a").await;
     let path = format!("/v1/databases/{id}/password");
     let id = crate::identity::DatabaseId::parse(&id).unwrap();
-    let verifier = async || w.host.metadata().role(&id, "app").await.unwrap().unwrap().verifier;
+    let verifier = async || w.host.metadata().role(&id, "app").await.unwrap().unwrap().verifier.unwrap();
     let mut seen = vec![verifier().await];
     w.call(&bob, "POST", &path, None).await.is_problem(404, "not-found", &["no such database"]);
     w.call_with("POST", &path, &[], None).await.is_problem(401, "unauthenticated", &[]);

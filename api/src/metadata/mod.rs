@@ -29,6 +29,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "tenants databases roles", include_str!("../../../migrations/0001_tenants_databases_roles.sql")),
     (2, "events images", include_str!("../../../migrations/0002_events_images.sql")),
     (3, "superuser logins", include_str!("../../../migrations/0003_superuser_logins.sql")),
+    (4, "sql passwords", include_str!("../../../migrations/0004_sql_passwords.sql")),
 ];
 
 /// Why the metadata cannot be read or written.

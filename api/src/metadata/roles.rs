@@ -9,8 +9,10 @@ use crate::identity::DatabaseId;
 /// What a login needs to know of a role and its database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleRow {
-    /// In the form of `pg_authid.rolpassword`.
-    pub verifier: String,
+    /// In the form of `pg_authid.rolpassword`. `None`: it is not a role of the service's, but may be one made in SQL.
+    pub verifier: Option<String>,
+    /// The owner's password has been set in SQL.
+    pub sql_owner: bool,
     /// In the guest it is PostgreSQL's superuser: an operator's login.
     pub superuser: bool,
     pub plan: String,
@@ -19,15 +21,15 @@ pub struct RoleRow {
 }
 
 impl Metadata {
-    /// The role's verifier, unless it has expired or the database is being made.
+    /// What is known of a role; `None` if it has expired, if nobody can have such a role, or the database is being made.
     pub async fn role(&self, database: &DatabaseId, role: &str) -> Result<Option<RoleRow>, MetadataError> {
-        let sql = "SELECT r.verifier, r.superuser, d.plan, d.state FROM roles r JOIN databases d ON d.id = r.database_id \
-                   WHERE r.database_id = ? AND r.role = ? AND (r.expires_at IS NULL OR r.expires_at > ?) \
-                     AND d.state <> 'creating'";
+        let sql = "SELECT r.verifier, coalesce(r.superuser, 0) AS superuser, d.sql_owner, d.plan, d.state FROM databases d \
+                     LEFT JOIN roles r ON r.database_id = d.id AND r.role = ? AND (r.expires_at IS NULL OR r.expires_at > ?) \
+                   WHERE d.id = ? AND d.state <> 'creating' AND (r.role IS NOT NULL OR d.sql_roles)";
         let row = sqlx::query(sql)
-            .bind(database.as_str())
             .bind(role)
             .bind(now_ms())
+            .bind(database.as_str())
             .fetch_optional(&self.readers)
             .await?;
         row.map(|row| {
@@ -35,11 +37,29 @@ impl Metadata {
             Ok(RoleRow {
                 verifier: row.try_get("verifier")?,
                 superuser: row.try_get("superuser")?,
+                sql_owner: row.try_get("sql_owner")?,
                 plan: row.try_get("plan")?,
                 state: State::parse(&state).unwrap_or(State::Error),
             })
         })
         .transpose()
+    }
+
+    /// Notes that passwords have been set in SQL, the owner's or other roles'; on disk when this returns.
+    pub async fn note_sql_passwords(&self, database: &DatabaseId, owner: bool, roles: bool) -> Result<(), MetadataError> {
+        let sql = "SELECT 1 FROM databases WHERE id = ? AND (sql_owner < ? OR sql_roles < ?)";
+        let news = sqlx::query(sql).bind(database.as_str()).bind(owner).bind(roles).fetch_optional(&self.readers).await?;
+        if news.is_none() {
+            return Ok(());
+        }
+        let mut write = self.begin().await?;
+        sqlx::query("UPDATE databases SET sql_owner = sql_owner OR ?, sql_roles = sql_roles OR ? WHERE id = ?")
+            .bind(owner)
+            .bind(roles)
+            .bind(database.as_str())
+            .execute(write.on())
+            .await?;
+        write.commit().await
     }
 
     /// Gives a role another verifier; on disk when this returns. `false`: there is no such role (any more).

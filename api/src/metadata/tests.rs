@@ -67,6 +67,24 @@ async fn a_role_opens_nothing_while_the_database_is_made_or_after_its_time() {
 }
 
 #[tokio::test]
+async fn roles_of_sql_are_possible_once_a_password_was_set_in_sql() {
+    let (_dir, m) = fresh().await;
+    let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();
+    m.set_state(&db.id, State::Suspended, None).await.unwrap();
+    let look = async |role: &str| m.role(&db.id, role).await.unwrap().map(|row| (row.verifier.is_some(), row.sql_owner));
+    assert_eq!((look("app").await, look("other").await), (Some((true, false)), None));
+    m.note_sql_passwords(&db.id, true, false).await.unwrap();
+    assert_eq!((look("app").await, look("other").await), (Some((true, true)), None));
+    for _ in 0..2 {
+        m.note_sql_passwords(&db.id, false, true).await.unwrap();
+        assert_eq!((look("app").await, look("other").await), (Some((true, true)), Some((false, true))));
+    }
+    m.add_role(&db.id, "past", "v", true, now_ms() - 1).await.unwrap();
+    let past = m.role(&db.id, "past").await.unwrap().unwrap();
+    assert_eq!((past.verifier, past.superuser), (None, false));
+}
+
+#[tokio::test]
 async fn the_journal_writes_the_newest_state_and_leaves_deleting_alone() {
     let (_dir, m) = fresh().await;
     let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();

@@ -105,6 +105,8 @@ pub struct Settings {
     /// Who may connect without TLS.
     pub pooler_plain: dormouse_pooler::Plain,
     pub pooler_max_clients: usize,
+    pub pooler_password_guesses: u32,
+    pub pooler_cancel_guesses: u32,
     /// The program that is run as the VMM; this binary when absent.
     pub vmm_program: Option<PathBuf>,
     pub wake_timeout: Duration,
@@ -160,6 +162,8 @@ impl Settings {
             tls_key,
             pooler_plain: get.plain("pooler.plain")?,
             pooler_max_clients: get.number("pooler.max_clients", 1, 10_000_000)? as usize,
+            pooler_password_guesses: get.number("pooler.password_guesses", 0, 1_000_000)? as u32,
+            pooler_cancel_guesses: get.number("pooler.cancel_guesses", 0, 1_000_000)? as u32,
             vmm_program: get.path("host.vmm_program")?,
             wake_timeout: get.millis("host.wake_timeout_ms", 100, 3_600_000)?,
             suspend_wait: get.millis("host.suspend_wait_ms", 0, 3_600_000)?,

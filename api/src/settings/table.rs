@@ -38,6 +38,8 @@ pub const SETTINGS: &[Setting] = &[
     s("pooler.tls_key", "", "PEM private key of the pooler"),
     s("pooler.plain", "loopback", "Who may connect without TLS: loopback, always or never"),
     s("pooler.max_clients", "20000", "Client connections at once"),
+    s("pooler.password_guesses", "20", "Failed logins a minute to one database, from one address; 0 for no limit"),
+    s("pooler.cancel_guesses", "100", "Cancel requests with a wrong key a minute from one address; 0 for no limit"),
     s("host.vmm_program", "", "Program run as the VMM, if not this one"),
     s("host.wake_timeout_ms", "30000", "Longest a wake may take, in ms"),
     s("host.suspend_wait_ms", "30000", "Longest a suspend waits for a running statement, in ms"),

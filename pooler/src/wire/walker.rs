@@ -33,8 +33,9 @@ impl Walker {
         self.head_len == 0 && self.body_left == 0
     }
 
-    /// Walks over `bytes`; `seen` is called with the type of each message once its last byte has been.
-    pub fn walk(&mut self, mut bytes: &[u8], mut seen: impl FnMut(u8)) -> Result<(), BadLength> {
+    /// Walks over `bytes`; `seen` is called with the header of each message once its last byte has been, and with what
+    /// of its body is in `bytes`: nearly always all, else its end.
+    pub fn walk(&mut self, mut bytes: &[u8], mut seen: impl FnMut(Header, &[u8])) -> Result<(), BadLength> {
         while !bytes.is_empty() {
             if self.head_len < 5 {
                 // The whole header is there nearly always: then nothing is copied twice.
@@ -52,12 +53,13 @@ impl Walker {
                 }
                 self.body_left = length - 4;
             }
-            let take = bytes.len().min(self.body_left as usize);
-            self.body_left -= take as u32;
-            bytes = &bytes[take..];
+            let (body, rest) = bytes.split_at(bytes.len().min(self.body_left as usize));
+            self.body_left -= body.len() as u32;
+            bytes = rest;
             if self.body_left == 0 {
                 self.head_len = 0;
-                seen(self.head[0]);
+                let [kind, length @ ..] = self.head;
+                seen(Header { kind, body: u32::from_be_bytes(length) - 4 }, body);
             }
         }
         Ok(())
@@ -92,10 +94,23 @@ mod tests {
             let mut walker = Walker::default();
             let mut kinds = vec![];
             for piece in stream.chunks(cut) {
-                walker.walk(piece, |k| kinds.push(k)).unwrap();
+                walker.walk(piece, |header, _| kinds.push(header.kind)).unwrap();
             }
             assert_eq!(kinds, b"QSd", "cut every {cut}");
             assert!(walker.at_boundary());
+        }
+    }
+
+    #[test]
+    fn shows_the_end_of_a_body_that_was_cut() {
+        let stream = message(b'S', b"name\0value\0");
+        for cut in 0..stream.len() {
+            let mut walker = Walker::default();
+            walker.walk(&stream[..cut], |_, _| panic!("not complete")).unwrap();
+            let mut seen = None;
+            walker.walk(&stream[cut..], |header, body| seen = Some((header, body.to_vec()))).unwrap();
+            let body = stream[cut.max(5)..].to_vec();
+            assert_eq!(seen, Some((Header { kind: b'S', body: 11 }, body)), "cut after {cut}");
         }
     }
 
@@ -104,7 +119,7 @@ mod tests {
         let stream = message(b'Q', b"select 1\0");
         for cut in 1..stream.len() {
             let mut walker = Walker::default();
-            walker.walk(&stream[..cut], |_| panic!("not complete")).unwrap();
+            walker.walk(&stream[..cut], |_, _| panic!("not complete")).unwrap();
             assert!(!walker.at_boundary(), "after {cut}");
         }
     }
@@ -115,7 +130,7 @@ mod tests {
             let mut bytes = vec![b'Q'];
             bytes.extend_from_slice(&length.to_be_bytes());
             let want = BadLength { kind: b'Q', length };
-            assert_eq!(Walker::default().walk(&bytes, |_| ()), Err(want));
+            assert_eq!(Walker::default().walk(&bytes, |_, _| ()), Err(want));
             assert_eq!(header(&bytes, MAX_LENGTH), Err(want));
         }
     }

@@ -38,6 +38,8 @@ pub struct Inner {
     pub force_status: Option<u32>,
     /// Answers a startup packet with these bytes instead.
     pub greeting: Option<Vec<u8>>,
+    /// What the catalog has of the role that the pooler asks for, whichever it is: a verifier and whether it is expired.
+    pub role: Option<(Option<String>, bool)>,
     /// Does not answer cancel requests until told.
     pub hold_cancel: Option<Arc<Notify>>,
     pub cancels: Vec<(i32, Vec<u8>)>,
@@ -64,6 +66,21 @@ pub fn row(text: &[u8]) -> Vec<u8> {
     data.extend_from_slice(&(text.len() as u32).to_be_bytes());
     data.extend_from_slice(text);
     [message(b'T', &description), message(b'D', &data), message(b'C', b"SELECT 1\0")].concat()
+}
+
+/// A row of two columns, the second of which is `f` or absent unless the role is expired.
+fn role_row(verifier: Option<&str>, expired: bool) -> Vec<u8> {
+    let mut data = 2u16.to_be_bytes().to_vec();
+    for value in [verifier, expired.then_some("t")] {
+        match value {
+            Some(text) => {
+                data.extend_from_slice(&(text.len() as u32).to_be_bytes());
+                data.extend_from_slice(text.as_bytes());
+            }
+            None => data.extend_from_slice(&(-1i32).to_be_bytes()),
+        }
+    }
+    [message(b'D', &data), message(b'C', b"SELECT 1\0")].concat()
 }
 
 pub fn ready() -> Vec<u8> {
@@ -312,6 +329,14 @@ impl FakeVm {
                     "wait" => {
                         cancelled.notified().await;
                         error("57014", "canceling statement due to user request")
+                    }
+                    "SELECT" => match self.with(|inner| inner.role.clone()) {
+                        Some((verifier, expired)) => role_row(verifier.as_deref(), expired),
+                        None => message(b'C', b"SELECT 0\0"),
+                    },
+                    "announce" => {
+                        let status = message(b'S', format!("dormouse.password\0{rest}\0").as_bytes());
+                        [status, message(b'C', b"ALTER ROLE\0")].concat()
                     }
                     "fill" => row(&vec![b'x'; rest.parse().unwrap()]),
                     "die" => return None,

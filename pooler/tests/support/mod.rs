@@ -7,12 +7,12 @@ pub mod relay;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dormouse_pooler::{
-    Availability, Awake, BoxFuture, DatabaseId, Host, HostError, Pooler, Route, Sessions, Settings, WakeError, verifier,
+    Availability, Awake, BoxFuture, DatabaseId, Host, HostError, PasswordsSet, Pooler, Route, Sessions, Settings, WakeError, verifier,
 };
 use guest::FakeVm;
 use tokio::sync::Notify;
@@ -37,6 +37,11 @@ pub struct TestHost {
     pub spoke: AtomicUsize,
     pub spoke_seen: Notify,
     pub lookups: Mutex<Vec<(DatabaseId, String)>>,
+    /// What was to be noted of passwords set in SQL.
+    pub noted: Mutex<Vec<PasswordsSet>>,
+    /// While set, a note waits for it.
+    pub note_gate: Mutex<Option<Arc<Notify>>>,
+    pub notes_fail: AtomicBool,
 }
 
 impl Host for TestHost {
@@ -47,6 +52,18 @@ impl Host for TestHost {
                 return Err(HostError("no metadata".into()));
             }
             Ok((database == self.database && role == "app").then(|| self.route.lock().unwrap().clone()))
+        })
+    }
+
+    fn passwords_set<'a>(&'a self, database: DatabaseId, set: PasswordsSet) -> BoxFuture<'a, Result<(), HostError>> {
+        Box::pin(async move {
+            assert_eq!(database, self.database);
+            let gate = self.note_gate.lock().unwrap().clone();
+            if let Some(gate) = gate {
+                gate.notified().await;
+            }
+            self.noted.lock().unwrap().push(set);
+            if self.notes_fail.load(Ordering::SeqCst) { Err(HostError("disk full".into())) } else { Ok(()) }
         })
     }
 
@@ -110,7 +127,8 @@ impl World {
         change(&mut settings);
         let sessions = Sessions::new();
         let route = Route {
-            verifier: verifier::make(PASSWORD, ITERATIONS).unwrap(),
+            verifier: Some(verifier::make(PASSWORD, ITERATIONS).unwrap()),
+            in_guest: false,
             guest_role: "app".to_owned(),
             connection_limit: 100,
             availability: Availability::Usable,
@@ -128,6 +146,9 @@ impl World {
             spoke: AtomicUsize::new(0),
             spoke_seen: Notify::new(),
             lookups: Mutex::new(vec![]),
+            noted: Mutex::new(vec![]),
+            note_gate: Mutex::new(None),
+            notes_fail: AtomicBool::new(false),
         });
         let pooler = Pooler::bind(settings.clone(), host.clone(), &sessions).await.unwrap();
         let address = pooler.address().unwrap();
