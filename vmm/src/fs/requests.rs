@@ -2,10 +2,10 @@
 
 use super::FsDevice;
 use super::wire::{
-    Attr, Fields, Header, MAJOR, MAX_DATA, MINOR, MINOR_MIN, RENAME_NOREPLACE, Reply, Short, dirent_len, init, opcode,
+    Attr, FALLOCATE_OWN, Fields, Header, MAJOR, MAX_DATA, MINOR, MINOR_MIN, RENAME_NOREPLACE, Reply, Short, dirent_len, init, opcode,
     setattr,
 };
-use crate::layer::{Errno, GuestBytes, Kind, Time};
+use crate::layer::{Errno, GuestBytes, Kind, Room, Time};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What follows the header of an answer.
@@ -152,11 +152,21 @@ impl FsDevice {
             opcode::FALLOCATE => {
                 fields.skip(8)?;
                 let (offset, len, mode) = (fields.u64()?, fields.u64()?, fields.u32()?);
-                if mode & !(libc::FALLOC_FL_KEEP_SIZE as u32) != 0 {
-                    return Err(Errno(libc::EOPNOTSUPP));
+                const KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE as u32;
+                let room = match mode {
+                    0 => Room::Grow,
+                    KEEP_SIZE => Room::KeepSize,
+                    mode if mode == KEEP_SIZE | FALLOCATE_OWN => Room::Own,
+                    _ => return Err(Errno(libc::EOPNOTSUPP)),
+                };
+                let end = self.layer.allocate(node, offset, len, room)?;
+                // A standard request has no answer but its success.
+                if room != Room::Own {
+                    return done();
                 }
-                self.layer.allocate(node, offset, len, mode != 0)?;
-                done()
+                let mut reply = Reply::default();
+                reply.u64(end);
+                Ok(Answer::Bytes(reply.bytes))
             }
             opcode::READDIR | opcode::READDIRPLUS if kind != Kind::Dir => Err(Errno(libc::ENOTDIR)),
             opcode::READDIR => self.readdir(head, fields, out.len(), false),

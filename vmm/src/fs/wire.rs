@@ -10,6 +10,10 @@ pub(crate) const MINOR_MIN: u32 = 31;
 
 /// In `fsync_flags`, ours and not Linux': the client goes on while the flush is carried out.
 pub(crate) const FSYNC_LATER: u32 = 1 << 31;
+/// A `fallocate` mode, ours and not Linux': refused if any of the range is the template's, so that a write there needs no
+/// more room once it is granted. Answered by a `u64`: the end of the bytes from the range's start on that have room, which
+/// may be past the range's.
+pub(crate) const FALLOCATE_OWN: u32 = 1 << 31;
 pub(crate) const IN_HEADER: usize = 40;
 pub(crate) const OUT_HEADER: usize = 16;
 /// The most data of one READ or WRITE, in bytes.

@@ -3,7 +3,7 @@
 use super::guest::GuestBytes;
 use super::host::{Host, HostFile, stat_of};
 use super::map::BLOCK;
-use super::object::{Object, Own};
+use super::object::{FileState, Object, Own};
 use super::record::{Op, Time};
 use super::template::is_relation;
 use super::{Errno, Layer, now};
@@ -28,6 +28,16 @@ const RESERVE_MIN: u64 = 64 << 20;
 const SMALL: u64 = 256 << 10;
 /// Runs of zeros of this many bytes become holes when a file is copied up whole.
 const HOLE: usize = 4096;
+
+/// What room is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Room {
+    /// The file ends no earlier than the range then.
+    Grow,
+    KeepSize,
+    /// The same, and refused where bytes are the template's: granted, a write there needs no more room.
+    Own,
+}
 
 impl Layer {
     /// Learns size and source of a file that was not looked at in this life.
@@ -185,7 +195,13 @@ impl Layer {
                 }
             }
         }
-        file.size = Some(file.size.unwrap_or(0).max(end));
+        let size = file.size.unwrap_or(0);
+        if end > size {
+            if offset == file.granted.end {
+                file.grant(offset..end);
+            }
+            file.size = Some(end);
+        }
         self.account(id)?;
         Ok((end - offset) as usize)
     }
@@ -285,7 +301,7 @@ impl Layer {
             let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
             if let Some(upper) = &file.upper
                 && end <= size
-                && (file.disk >= size || is_allocated(&upper.file, start, end))
+                && (file.disk >= size || has_place(file, &upper.file, start, end))
             {
                 return Ok(());
             }
@@ -348,23 +364,36 @@ impl Layer {
         let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
         file.dirty = true;
         self.dirty.insert(id);
+        file.granted.end = file.granted.end.min(size).max(file.granted.start);
         self.host.set_len(upper, size)?;
         file.size = Some(size);
         self.account(id)
     }
 
-    /// Reserves disk for a range, which also extends the file unless `keep_size`.
-    pub(crate) fn allocate(&mut self, id: u64, offset: u64, len: u64, keep_size: bool) -> Result<(), Errno> {
+    /// Reserves disk for a range; tells how far it is known to go on from its start.
+    pub(crate) fn allocate(&mut self, id: u64, offset: u64, len: u64, room: Room) -> Result<u64, Errno> {
         self.load(id)?;
         let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
         if len == 0 {
             return Err(Errno(libc::EINVAL));
         }
         let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(Errno(libc::EFBIG))?;
+        if room == Room::Own && offset < file.visible {
+            return Err(Errno(libc::EOPNOTSUPP));
+        }
         // Template blocks need no room before they are written.
         let start = offset.max(file.visible);
         if start >= end {
-            return Ok(());
+            return Ok(end);
+        }
+        if room == Room::Own && file.own == Own::Yes {
+            self.open_upper(id)?;
+            let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+            if let Some(upper) = &file.upper
+                && let Some(hole) = hole_from(&upper.file, start).filter(|&hole| hole >= end)
+            {
+                return Ok(hole);
+            }
         }
         self.check_space(id, start, end)?;
         self.begin_change()?;
@@ -375,16 +404,22 @@ impl Layer {
         let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
         let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
         let start = offset.max(file.visible);
-        let done = self.host.allocate(upper, start, end - start, keep_size);
-        if !keep_size && done.is_ok() {
-            file.size = Some(file.size.unwrap_or(0).max(end));
+        let done = self.host.allocate(upper, start, end - start, room != Room::Grow);
+        let size = file.size.unwrap_or(0);
+        match room {
+            Room::Grow if done.is_ok() && end > size => {
+                file.grant(start.max(size)..end);
+                file.size = Some(end);
+            }
+            Room::Own if done.is_ok() => file.grant(start..end),
+            _ => {}
         }
         file.dirty = true;
         self.dirty.insert(id);
         self.account(id)?;
         match done {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Errno(libc::EOPNOTSUPP)),
-            other => Ok(other?),
+            other => Ok(other.map(|()| end)?),
         }
     }
 
@@ -458,9 +493,21 @@ fn fill(host: &Host, upper: &HostFile, lower: Option<&File>, size: u64) -> io::R
     if size > 0 { host.set_len(upper, size) } else { Ok(()) }
 }
 
+/// Whether all of the range has its place on disk.
+fn has_place(state: &FileState, file: &File, start: u64, end: u64) -> bool {
+    let granted = &state.granted;
+    let is_there = |from, to| from >= to || is_allocated(file, from, to);
+    is_there(start, end.min(granted.start)) && is_there(start.max(granted.end), end)
+}
+
 /// Whether the range of the file has no hole.
 fn is_allocated(file: &File, start: u64, end: u64) -> bool {
+    hole_from(file, start).is_some_and(|hole| hole >= end)
+}
+
+/// Where the first hole from `start` on is, or the file's end; `None` past that.
+fn hole_from(file: &File, start: u64) -> Option<u64> {
     // SAFETY: a plain call on a descriptor we own; all other I/O on it names its offset.
     let hole = unsafe { libc::lseek(file.as_raw_fd(), start as i64, libc::SEEK_HOLE) };
-    hole >= 0 && hole as u64 >= end
+    u64::try_from(hole).ok()
 }

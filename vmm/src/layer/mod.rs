@@ -42,6 +42,7 @@ pub use guest::GuestBytes;
 pub use merge::{is_empty, merge, template_of};
 pub use template::template_hash;
 
+pub(crate) use data::Room;
 pub(crate) use record::{Kind, Time};
 
 use host::Host;

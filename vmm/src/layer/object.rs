@@ -6,6 +6,7 @@ use super::record::{Kind, Time};
 use super::template::{Listing, is_relation};
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 
 /// The data folder itself.
 pub(crate) const ROOT: u64 = 1;
@@ -63,6 +64,9 @@ pub(crate) struct FileState {
     pub lower: Option<File>,
     /// Bytes of disk that `files/N` is counted with.
     pub disk: u64,
+    /// Bytes past `visible` that were allocated of late: they have their place on disk, though the host shows a hole where
+    /// they were not written yet.
+    pub granted: Range<u64>,
 }
 
 /// What the journal says of a file's bytes.
@@ -77,6 +81,11 @@ pub(crate) struct RecordedData {
 }
 
 impl FileState {
+    /// Notes that the range has its place on disk.
+    pub fn grant(&mut self, range: Range<u64>) {
+        if range.start == self.granted.end { self.granted.end = range.end } else { self.granted = range }
+    }
+
     /// Where the run of bytes with the same source as byte `at` ends, and whether that source is the template.
     pub fn source(&self, at: u64, end: u64) -> (u64, bool) {
         if at >= self.visible {

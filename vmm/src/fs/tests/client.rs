@@ -1,7 +1,7 @@
 //! A FUSE client as the guest's is: it names nodes, keeps no handles, and forgets what it looked up.
 
 use crate::fs::FsDevice;
-use crate::fs::wire::{MAX_DATA, opcode};
+use crate::fs::wire::{FALLOCATE_OWN, MAX_DATA, opcode};
 use vm_memory::VolatileSlice;
 
 pub struct Client {
@@ -151,6 +151,11 @@ impl Client {
     }
     pub fn fallocate(&mut self, node: u64, offset: u64, len: u64, mode: u32) -> Answer<()> {
         self.call(opcode::FALLOCATE, node, &fields!(0u64, offset, len, mode, 0u32), 0).map(drop)
+    }
+    /// Where the room ends that was granted at `offset`.
+    pub fn room(&mut self, node: u64, offset: u64, len: u64) -> Answer<u64> {
+        let mode = libc::FALLOC_FL_KEEP_SIZE as u32 | FALLOCATE_OWN;
+        self.call(opcode::FALLOCATE, node, &fields!(0u64, offset, len, mode, 0u32), 8).map(|answer| u64_at(&answer, 0))
     }
     pub fn fsync(&mut self, node: u64) -> Answer<()> {
         self.call(opcode::FSYNC, node, &fields!(0u64, 1u32, 0u32), 0).map(drop)

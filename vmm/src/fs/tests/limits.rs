@@ -146,6 +146,46 @@ fn the_storage_limit_is_enospc_until_something_is_deleted() {
 }
 
 #[test]
+fn what_was_allocated_can_be_written_when_there_is_no_more_room() {
+    let f = folders();
+    let mut options = FsOptions::new(HASH);
+    options.storage_limit = Some(1 << 20);
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, options).unwrap());
+    // A relation of the template's: most of its blocks are not here, so that its disk is less than its length.
+    let rel = client.walk("base/5/101").unwrap().node;
+    let size = client.getattr(rel).unwrap().size;
+    let end = size.next_multiple_of(8192);
+    client.write(rel, size, &vec![1; (end - size) as usize]).unwrap();
+    client.fallocate(rel, end, 4 * 8192, 0).unwrap();
+    client.write(rel, end + 4 * 8192, &[1; 8192]).unwrap();
+    client.fallocate(rel, end + 5 * 8192, 4 * 8192, 0).unwrap();
+    // The log: one hole, of which some is asked for. It is refused where the template's blocks would need room.
+    let log = client.create(1, b"log", 0o600, 0).unwrap().node;
+    client.setattr(log, Some(20 * 8192), None).unwrap();
+    assert_eq!(client.room(log, 4 * 8192, 3 * 8192), Ok(7 * 8192));
+    assert_eq!(client.room(log, 7 * 8192, 8192), Ok(8 * 8192));
+    assert_eq!(client.getattr(log).unwrap().size, 20 * 8192);
+    assert_eq!(client.room(rel, 0, 8192), Err(libc::EOPNOTSUPP));
+    let full = client.create(1, b"full", 0o600, 0).unwrap().node;
+    let fill = |client: &mut Client, from: u64| {
+        from + (from..1000).take_while(|i| client.write(full, i * 8192, &[1; 8192]).is_ok()).count() as u64
+    };
+    let filled = fill(&mut client, 0);
+    assert_eq!(client.fallocate(full, filled * 8192, 65_536, 0), Err(libc::ENOSPC));
+    assert_eq!(client.fsync(rel), Ok(()));
+    assert_eq!(client.write(rel, end, &[2; 9 * 8192]), Ok(9 * 8192), "as one write of many blocks, over all kinds");
+    assert_eq!(client.write(rel, end + 9 * 8192, &[2; 8192]), Err(libc::ENOSPC));
+    assert_eq!(client.write(log, 4 * 8192, &[2; 4 * 8192]), Ok(4 * 8192));
+    assert_eq!(client.room(log, 5 * 8192, 8192), Ok(8 * 8192), "as far as it goes");
+    assert_eq!(client.write(log, 8 * 8192, &[2; 8192]), Err(libc::ENOSPC));
+    assert_eq!(client.room(log, 8 * 8192, 8192), Err(libc::ENOSPC));
+    client.setattr(rel, Some(end + 8192), None).unwrap();
+    client.setattr(rel, Some(end + 3 * 8192), None).unwrap();
+    fill(&mut client, filled);
+    assert_eq!(client.write(rel, end + 8192, &[2; 8192 * 2]), Err(libc::ENOSPC), "what was cut has no room any more");
+}
+
+#[test]
 fn full_tables_leave_the_server_room_to_free_them() {
     let f = folders();
     let mut options = FsOptions::new(HASH);

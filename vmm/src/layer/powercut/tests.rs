@@ -3,7 +3,7 @@
 use super::{Disk, Event, FAULT, RECORDER, Recorder, change};
 use crate::fs::tests::{Folders, HASH, Random, folders};
 use crate::layer::object::ROOT;
-use crate::layer::{Errno, GuestBytes, Kind, Layer, LayerOptions};
+use crate::layer::{Errno, GuestBytes, Kind, Layer, LayerOptions, Room};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vm_memory::VolatileSlice;
@@ -177,6 +177,11 @@ impl Player {
                         content.step();
                         self.layer.set_size(id, size).unwrap();
                     }
+                    7 if random.chance(50) => {
+                        // Content and length stay, whether it is granted or not.
+                        let (at, len) = (random.below(12) * 8192, (1 + random.below(3)) * 8192);
+                        let _ = self.layer.allocate(id, at, len, Room::Own);
+                    }
                     7 => {
                         let end = 1 + random.below(90_000);
                         let content = &mut self.files[file];
@@ -184,7 +189,7 @@ impl Player {
                         content.now.resize(len, 0);
                         content.ends.push(end as usize);
                         content.step();
-                        self.layer.allocate(id, 0, end, false).unwrap();
+                        self.layer.allocate(id, 0, end, Room::Grow).unwrap();
                     }
                     _ => {
                         self.layer.sync(id).unwrap();
