@@ -118,6 +118,28 @@ async fn an_open_transaction_and_prepared_statements_sleep_too() {
     assert_eq!(sum, 3);
 }
 
+/// Nothing of a temporary table is logged or flushed, and most of this one is in no buffer: what the kernel has still to write
+/// of it when the suspend is asked for must not be lost.
+#[test]
+fn what_was_written_and_never_flushed_sleeps_too() {
+    let Some((server, created)) = harness::database() else {
+        return;
+    };
+    let mut client = created.connect().unwrap();
+    client.query("set temp_buffers = '800kB'").unwrap();
+    client
+        .query("create temporary table spilled as select n, repeat('x', 1000) filler from generate_series(1, 8000) n")
+        .unwrap();
+    for round in 1..=5 {
+        client.query("update spilled set n = n + 1, filler = repeat('y', 1000)").unwrap();
+        server.rest.suspend(&created.database.id).unwrap();
+        let found = client
+            .value("select count(*) || ' ' || sum(n) || ' ' || count(distinct filler) from spilled")
+            .unwrap();
+        assert_eq!(found, format!("8000 {} 1", 8000 * 8001 / 2 + 8000 * round));
+    }
+}
+
 #[test]
 fn a_long_query_and_a_vacuum_are_never_put_to_sleep() {
     let Some((server, created)) = harness::database() else {

@@ -19,7 +19,7 @@ pub fn check() {
         return;
     }
     // Spare pages were in no snapshot: what they held is gone.
-    crate::fs::reclaim();
+    crate::fs::resumed();
     random::reseed(&shared().entropy());
     let clones = shared().clone_count();
     if clones != CLONES.get().replace(clones) {

@@ -239,6 +239,10 @@ fn halt() {
         };
         busy += at_work as u32;
     });
+    // Idle is only what the host has all of: it may be suspended now. Answers to clients leave first, at the same exit.
+    if busy == 0 && !fs::is_settled() {
+        busy += fs::settle().is_err() as u32;
+    }
     shared().set_busy(busy);
     shared().set_cache_pages(fs::cache_pages() as u64);
     shared().set_heap_used(heap::used());

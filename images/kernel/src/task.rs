@@ -15,7 +15,7 @@ use crate::signal::{self, Signals};
 use crate::slots::{self, Slot};
 use crate::table::FileTable;
 use crate::wait::WaitQueue;
-use crate::{doorbell_exit, first, klog};
+use crate::{doorbell_exit, first, fs, klog};
 use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -191,6 +191,9 @@ pub fn exit(status: i32) -> ! {
             klog!("postmaster ended with status {:#x}", status);
         } else {
             klog!("postmaster ended cleanly");
+        }
+        if let Err(error) = fs::settle() {
+            klog!("not all that was written is the host's: error {}", error.0);
         }
         doorbell_exit(if status == 0 { abi::exit::CLEAN } else { abi::exit::POSTGRES_FAILED });
     }

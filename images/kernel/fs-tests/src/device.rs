@@ -49,3 +49,11 @@ pub fn attach_other(device: Option<Box<dyn Device>>) {
 pub fn with<R>(f: impl FnOnce(&mut Server) -> R) -> R {
     SERVER.with(|server| f(server.borrow_mut().as_mut().unwrap()))
 }
+
+/// What the server in memory would have of the node after a power cut; `None` if it is another device.
+pub fn durable(node: u64) -> Option<Vec<u8>> {
+    if OTHER.with(|other| other.borrow().is_some()) {
+        return None;
+    }
+    with(|server| server.durable.get(&node).cloned())
+}

@@ -83,9 +83,12 @@ pub mod pages {
         assert_eq!(unsafe { libc::munmap(start.cast(), count * PAGE) }, 0);
     }
 
-    /// The real pool is asked how much of it the cache may hold: half, here 1 MiB.
+    /// The pool's pages: the cache may hold half of them, here 1 MiB, and a sixteenth may be dirty.
+    pub static COUNT: AtomicUsize = AtomicUsize::new(SMALL);
+    pub const SMALL: usize = 512;
+
     pub fn usage() -> (usize, usize) {
-        (IN_USE.load(Ordering::Relaxed), 512)
+        (IN_USE.load(Ordering::Relaxed), COUNT.load(Ordering::Relaxed))
     }
 
     pub fn make_spare(_start: *mut u8, _count: usize) {}

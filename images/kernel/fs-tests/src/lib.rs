@@ -30,6 +30,7 @@ mod model;
 mod rings;
 mod server;
 mod tests;
+mod writeback;
 
 use guest::{pages, random, slots, time, wait};
 

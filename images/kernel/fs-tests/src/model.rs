@@ -85,7 +85,7 @@ impl Model {
         let path = self.path();
         let on_host = self.host.join(&path);
         let name = path.as_bytes();
-        match self.chance.below(18) {
+        match self.chance.below(20) {
             0 | 1 => {
                 let new = flags::O_RDWR | flags::O_CREAT;
                 let extra = [0, flags::O_TRUNC, flags::O_EXCL][self.chance.below(3)];
@@ -154,12 +154,24 @@ impl Model {
                     assert_eq!(guest_names(folder), host_names(&self.host.join(folder)), "names of {folder}");
                 }
             }
+            17 => self.write_blocks(),
+            18 => match self.chance.below(4) {
+                0 => fs::sweep(),
+                1 => drop(fs::reclaim()),
+                2 => fs::settle().unwrap(),
+                _ => fs::sync().unwrap(),
+            },
             _ => {
                 if self.chance.below(3) == 0 && !self.open.is_empty() {
                     let at = self.chance.below(self.open.len());
                     self.open.swap_remove(at);
                 } else if let Some(open) = self.any() {
                     open.guest.sync(true).unwrap();
+                    let mut content = Vec::new();
+                    std::io::Read::read_to_end(&mut (&open.host), &mut content).unwrap();
+                    std::io::Seek::rewind(&mut (&open.host)).unwrap();
+                    let node = open.guest.stat().unwrap().ino;
+                    self.flushed(node, &content);
                 }
             }
         }
@@ -206,6 +218,24 @@ impl Model {
         assert_eq!(guest, Ok(len));
         open.host.write_all_at(&data, offset as u64).unwrap();
         self.same("write", "", Ok(()), Ok(()));
+    }
+
+    /// As Postgres writes relations and the log.
+    fn write_blocks(&mut self) {
+        let (first, count, byte) = (self.chance.below(20), 1 + self.chance.below(4), self.chance.below(255) as u8);
+        let Some(open) = self.any() else { return };
+        let (offset, len) = (first as u64 * 8192, count * 8192);
+        let data = vec![byte; len];
+        assert_eq!(open.guest.write_at(&data, offset), Ok(len));
+        open.host.write_all_at(&data, offset).unwrap();
+        self.same("write blocks", "", Ok(()), Ok(()));
+    }
+
+    /// After a flush the server has all of the file.
+    fn flushed(&mut self, node: u64, content: &[u8]) {
+        let Some(durable) = crate::device::durable(node) else { return };
+        assert!(durable == content, "a flush has left something behind");
+        self.same("flush", "", Ok(()), Ok(()));
     }
 
     fn read(&mut self) {

@@ -35,6 +35,7 @@ const EISDIR: i32 = 21;
 const EINVAL: i32 = 22;
 const ENOTEMPTY: i32 = 39;
 const ENOSYS: i32 = 38;
+const EOPNOTSUPP: i32 = 95;
 
 const DIRECTORY: u32 = 0o040000;
 const FILE: u32 = 0o100000;
@@ -63,12 +64,16 @@ pub struct Server {
     /// Writes and reads are cut to this many bytes.
     pub cut: usize,
     pub minor: u32,
+    /// Gives room below a file's end when asked.
+    pub gives_room: bool,
     /// Answer the next request with this instead.
     pub garble: Option<Vec<u8>>,
     /// Look at the ring only at every so many doorbells.
     pub lazy: u32,
-    rung: u32,
+    pub rung: u32,
     pub syncs: Vec<(u32, u64, u32)>,
+    /// What a power cut would leave of each node's content.
+    pub durable: HashMap<u64, Vec<u8>>,
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -100,10 +105,12 @@ impl Server {
             fail: HashMap::new(),
             cut: usize::MAX,
             minor: 38,
+            gives_room: false,
             garble: None,
             lazy: 1,
             rung: 0,
             syncs: Vec::new(),
+            durable: HashMap::new(),
         };
         server.make(DIRECTORY | 0o755, Vec::new());
         server
@@ -395,7 +402,8 @@ impl Server {
             }
             FSYNC | FSYNCDIR => {
                 assert_eq!(body.len(), 16);
-                self.inode(node)?;
+                let content = self.inode(node)?.data.clone();
+                self.durable.insert(node, content);
                 self.syncs.push((opcode, node, u32_at(body, 8)));
                 Ok(vec![])
             }
@@ -424,14 +432,19 @@ impl Server {
             FALLOCATE => {
                 assert_eq!(body.len(), 32);
                 let (offset, len, mode) = (u64_at(body, 8), u64_at(body, 16), u32_at(body, 24));
-                if mode != 0 {
-                    return Err(EINVAL);
+                match mode {
+                    0 => {}
+                    // Length kept, and nothing of a template.
+                    0x8000_0001 if self.gives_room => return Ok((offset + len).to_le_bytes().to_vec()),
+                    0x8000_0001 => return Err(EOPNOTSUPP),
+                    _ => return Err(EINVAL),
                 }
                 let data = &mut self.inode(node)?.data;
                 data.resize(data.len().max((offset + len) as usize), 0);
                 Ok(vec![])
             }
             SYNCFS => {
+                self.durable = self.inodes.iter().map(|(id, inode)| (*id, inode.data.clone())).collect();
                 self.syncs.push((opcode, node, 0));
                 Ok(vec![])
             }

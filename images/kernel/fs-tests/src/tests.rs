@@ -14,16 +14,17 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard};
 
-const CWD: &[u8] = b"/pgdata";
-const READ: u32 = 0;
-const WRITE: u32 = 2;
-const NEW: u32 = flags::O_RDWR | flags::O_CREAT;
+pub(crate) const CWD: &[u8] = b"/pgdata";
+pub(crate) const READ: u32 = 0;
+pub(crate) const WRITE: u32 = 2;
+pub(crate) const NEW: u32 = flags::O_RDWR | flags::O_CREAT;
 
 /// The queue's memory is at one fixed address: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     let guard = LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     rings::reset();
+    pages::COUNT.store(pages::SMALL, Ordering::Relaxed);
     guard
 }
 
@@ -57,7 +58,7 @@ fn archive() -> Vec<u8> {
     .concat()
 }
 
-fn boot_with(archive: Vec<u8>) -> crate::errno::Result<()> {
+pub(crate) fn boot_with(archive: Vec<u8>) -> crate::errno::Result<()> {
     let archive: &'static [u8] = archive.leak();
     // SAFETY: integers and byte arrays: zeroes are a value.
     let mut info: dormouse_abi::BootInfo = unsafe { std::mem::zeroed() };
@@ -67,7 +68,7 @@ fn boot_with(archive: Vec<u8>) -> crate::errno::Result<()> {
 }
 
 /// Mounts everything on what `prepare` puts in the share.
-fn boot(prepare: impl FnOnce(&mut Server)) -> MutexGuard<'static, ()> {
+pub(crate) fn boot(prepare: impl FnOnce(&mut Server)) -> MutexGuard<'static, ()> {
     let guard = alone();
     let mut server = Server::new();
     prepare(&mut server);
@@ -77,19 +78,19 @@ fn boot(prepare: impl FnOnce(&mut Server)) -> MutexGuard<'static, ()> {
     guard
 }
 
-fn requests() -> usize {
+pub(crate) fn requests() -> usize {
     device::with(|server| server.log.len())
 }
 
-fn count(opcode: u32) -> usize {
+pub(crate) fn count(opcode: u32) -> usize {
     device::with(|server| server.count(opcode))
 }
 
-fn open(path: &str, how: u32) -> Rc<dyn File> {
+pub(crate) fn open(path: &str, how: u32) -> Rc<dyn File> {
     fs::open(CWD, path.as_bytes(), how, 0o600).unwrap()
 }
 
-fn failure<T>(result: crate::errno::Result<T>) -> Errno {
+pub(crate) fn failure<T>(result: crate::errno::Result<T>) -> Errno {
     match result {
         Ok(_) => panic!("this should have failed"),
         Err(error) => error,
@@ -100,7 +101,7 @@ fn fails(path: &str, how: u32) -> Errno {
     failure(fs::open(CWD, path.as_bytes(), how, 0o600))
 }
 
-fn read(file: &dyn File) -> Vec<u8> {
+pub(crate) fn read(file: &dyn File) -> Vec<u8> {
     let mut all = vec![0; file.len().unwrap() as usize + 10];
     let len = file.read_at(&mut all, 0).unwrap();
     all.truncate(len);
@@ -893,6 +894,7 @@ fn random_histories_agree_with_a_plain_folder() {
         }
         model.compare();
         // The same server, seen by a guest that knows nothing yet.
+        fs::settle().unwrap();
         let server = device::with(|server| std::mem::replace(server, Server::new()));
         rings::reset();
         device::attach(server.restarted());

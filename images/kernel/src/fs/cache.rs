@@ -1,32 +1,32 @@
-//! The page cache: what was read from the share, kept in memory that nobody else wants.
+//! The page cache: what was read from the share or written to it, kept in memory that nobody else wants.
 //!
 //! Postgres' shared buffers are small, so that a sleeping database is; a block that has left them would be an exit away.
 //! So reads up to a window's length go through windows of 64 KiB, aligned in the file. The memory is *spare*: no
 //! snapshot holds it (`pages::make_spare`), a wake forgets it all, and the page pool takes it back when it runs out.
 //! So the cache makes nothing larger that sleeps, and costs no one memory.
 //!
-//! This guest is the only writer, and every write goes to the host at once; coherence is to bring the written bytes
-//! into the windows too, and to drop a file's windows when its length changes in another way than by writing.
+//! A write may stay here as *dirty* blocks (`writeback.rs`); every other goes to the host at once, and coherence is to bring
+//! the written bytes into the windows too. This guest is the only writer.
 //!
 //! Half of the pool at most is held; windows leave in the order they came, those used since get a second turn. And a
-//! window that nobody read for some seconds leaves by age, so that the host gets back what one large scan took.
+//! window that nobody used for some seconds leaves by age, so that the host gets back what one large scan took. One with
+//! dirty blocks stays until they are written.
 
 use super::fuse::Client;
+use super::window::{BLOCK, BLOCKS, Window, bits};
 use super::wire::Opcode;
 use crate::errno::Result;
 use crate::global::Global;
 use crate::pages;
 use crate::time;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use core::cell::{Cell, RefCell};
 
-/// Bytes fetched at once, their alignment in the file, and the longest read that is served from here.
-pub const WINDOW: u64 = 64 << 10;
-const PAGE: usize = dormouse_abi::PAGE as usize;
+pub use super::window::WINDOW;
 
 /// How often ages are looked at, ns.
 const SWEEP: u64 = 1_000_000_000;
-/// Sweeps that a window outlives unread.
+/// Sweeps that a window outlives unused.
 const AGE: u64 = 3;
 
 /// When the next sweep is due, guest-monotonic ns: never while nothing is held, so that an idle guest is not woken for it.
@@ -38,54 +38,52 @@ pub fn due() -> u64 {
 }
 
 /// A window's place: node, and number of the window in the file.
-type Place = (u64, u64);
-
-struct Window {
-    /// Valid bytes.
-    len: usize,
-    data: *mut u8,
-    pages: usize,
-    used: Cell<bool>,
-    /// Sweeps there had been when it was last read.
-    read_at: Cell<u64>,
-    /// Tells its entry in the order from that of an earlier window of the same place.
-    arrival: u64,
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        pages::free(self.data, self.pages);
-    }
-}
+pub(super) type Place = (u64, u64);
 
 #[derive(Default)]
-struct Held {
-    windows: BTreeMap<Place, Window>,
+pub(super) struct Held {
+    pub windows: BTreeMap<Place, Window>,
+    /// Places of those with dirty blocks.
+    pub dirty: BTreeSet<Place>,
+    pub dirty_blocks: usize,
+    /// Where writing back goes on when there is too much.
+    pub hand: Place,
     /// Places in order of arrival, with the arrival's number; those of windows that are gone are stepped over.
     order: VecDeque<(Place, u64)>,
     pages: usize,
     arrivals: u64,
-    sweeps: u64,
+    pub sweeps: u64,
 }
 
 #[derive(Default)]
 pub struct Cache {
-    held: RefCell<Held>,
+    pub(super) held: RefCell<Held>,
 }
 
 impl Held {
-    fn remove(&mut self, place: Place) {
+    /// Lets a window go, whatever it holds.
+    pub fn remove(&mut self, place: Place) {
         if let Some(window) = self.windows.remove(&place) {
-            self.pages -= window.pages;
+            self.pages -= window.pages();
+            if window.dirty != 0 {
+                self.dirty_blocks -= window.dirty.count_ones() as usize;
+                self.dirty.remove(&place);
+            }
         }
     }
 
     /// Makes room for `pages` more; false when there is nothing left to let go of.
     fn make_room(&mut self, pages: usize, limit: usize) -> bool {
+        // Each may get a second turn, and the dirty stay.
+        let mut turns = 2 * self.order.len();
         while self.pages + pages > limit {
+            if turns == 0 {
+                return false;
+            }
+            turns -= 1;
             let Some((place, arrival)) = self.order.pop_front() else { return false };
             match self.windows.get(&place).filter(|window| window.arrival == arrival) {
-                Some(window) if window.used.replace(false) => self.order.push_back((place, arrival)),
+                Some(window) if window.used.replace(false) || window.dirty != 0 => self.order.push_back((place, arrival)),
                 Some(_) => self.remove(place),
                 None => {}
             }
@@ -93,96 +91,171 @@ impl Held {
         true
     }
 
-    fn sweep(&mut self) {
+    /// Sees that there is a window with room for `blocks`; false without memory for it.
+    pub fn open(&mut self, place: Place, blocks: usize) -> bool {
+        if self.windows.get(&place).is_some_and(|window| window.blocks() >= blocks) {
+            return true;
+        }
+        // Out of the way of making room. A dirty one is counted on.
+        let old = self.windows.remove(&place);
+        let had = old.as_ref().map_or(0, Window::pages);
+        let more = blocks * (BLOCK / dormouse_abi::PAGE) as usize;
+        self.arrivals += 1;
+        let new = match self.make_room(more, pages::usage().1 / 2) {
+            true => Window::new(blocks, self.sweeps, self.arrivals),
+            false => None,
+        };
+        let Some(mut window) = new else {
+            if let Some(old) = old {
+                self.windows.insert(place, old);
+            }
+            return false;
+        };
+        if let Some(old) = &old {
+            window.take_over(old);
+        }
+        self.pages = self.pages + window.pages() - had;
+        self.order.push_back((place, window.arrival));
+        self.windows.insert(place, window);
+        if due() == u64::MAX {
+            DUE.get().set(time::now() + SWEEP);
+        }
+        true
+    }
+
+    /// Reads what is missing around `block` of the window.
+    fn fetch(&mut self, client: &Client, place: Place, size: u64, block: usize) -> Result<()> {
+        let Some(window) = self.windows.get_mut(&place) else { return Ok(()) };
+        let start = place.1 * WINDOW;
+        let (from, to) = window.run(block, blocks_of(size, start));
+        let at = from as u64 * BLOCK;
+        let want = (size - start).min(to as u64 * BLOCK) - at;
+        let mut into = client.segments();
+        into.add(window.memory(at as usize).0, want as usize);
+        let got = (client.read(Opcode::Read, place.0, start + at, &into)? as u64).min(want);
+        let whole = if got == want { to } else { from + (got / BLOCK) as usize };
+        window.zero((at + got) as usize, to * BLOCK as usize);
+        window.valid |= bits(from, whole);
+        Ok(())
+    }
+
+    /// Lets windows go that were not used of late.
+    fn age(&mut self) {
         self.sweeps += 1;
         let (now, mut gone) = (self.sweeps, 0);
         self.windows.retain(|_, window| {
-            let stays = now - window.read_at.get() <= AGE;
-            gone += if stays { 0 } else { window.pages };
+            let stays = window.dirty != 0 || now - window.used_at.get() <= AGE;
+            gone += if stays { 0 } else { window.pages() };
             stays
         });
         self.pages -= gone;
         let windows = &self.windows;
         self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
     }
+
+    /// Lets all windows go that have no dirty blocks; false when there was none.
+    pub fn drop_clean(&mut self) -> bool {
+        let mut gone = 0;
+        self.windows.retain(|_, window| {
+            gone += if window.dirty != 0 { 0 } else { window.pages() };
+            window.dirty != 0
+        });
+        self.pages -= gone;
+        let windows = &self.windows;
+        self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
+        gone > 0
+    }
+}
+
+/// Blocks of the window at `start` that a file of `size` bytes has.
+pub(super) fn blocks_of(size: u64, start: u64) -> usize {
+    size.saturating_sub(start).min(WINDOW).div_ceil(BLOCK) as usize
 }
 
 impl Cache {
     /// Reads at `offset` of node `node`, whose length is `size`, out of a window; fetches it if need be. Never more
-    /// than one window's bytes. `None` when there is no memory for a window.
+    /// than one window's bytes. `None` when there is no memory for a window, or the host gave less than there is.
     pub fn read(&self, client: &Client, node: u64, size: u64, offset: u64, buf: &mut [u8]) -> Option<Result<usize>> {
         if offset >= size {
             return Some(Ok(0));
         }
         let place = (node, offset / WINDOW);
-        let start = offset - offset % WINDOW;
+        let at = (offset % WINDOW) as usize;
+        let block = at / BLOCK as usize;
         let mut held = self.held.borrow_mut();
-        if let Some(window) = held.windows.get(&place)
-            && start + window.len as u64 > offset
-        {
-            window.used.set(true);
-            window.read_at.set(held.sweeps);
-            return Some(Ok(window.copy((offset - start) as usize, buf)));
+        if !held.windows.get(&place).is_some_and(|window| window.has(block)) {
+            if !held.open(place, blocks_of(size, offset - at as u64)) {
+                return None;
+            }
+            if let Err(error) = held.fetch(client, place, size, block) {
+                return Some(Err(error));
+            }
         }
-        held.remove(place);
-        let want = (size - start).min(WINDOW) as usize;
-        let count = want.div_ceil(PAGE);
-        if !held.make_room(count, pages::usage().1 / 2) {
-            return None;
-        }
-        let data = pages::alloc(count)?;
-        pages::make_spare(data, count);
-        held.arrivals += 1;
-        let (used, read_at, arrival) = (Cell::new(false), Cell::new(held.sweeps), held.arrivals);
-        let mut window = Window { len: 0, data, pages: count, used, read_at, arrival };
-        let mut into = client.segments();
-        into.add(data, want);
-        match client.read(Opcode::Read, node, start, &into) {
-            Ok(len) => window.len = len.min(want),
-            Err(error) => return Some(Err(error)),
-        }
-        let done = window.copy((offset - start) as usize, buf);
-        held.pages += count;
-        held.windows.insert(place, window);
-        held.order.push_back((place, arrival));
-        if due() == u64::MAX {
-            DUE.get().set(time::now() + SWEEP);
-        }
-        Some(Ok(done))
+        let window = held.windows.get(&place).filter(|window| window.has(block))?;
+        window.read.set(true);
+        window.used.set(true);
+        window.used_at.set(held.sweeps);
+        let (_, to) = window.run(block, BLOCKS);
+        let len = buf.len().min(to * BLOCK as usize - at).min(usize::try_from(size - offset).unwrap_or(usize::MAX));
+        window.copy_out(at, &mut buf[..len]);
+        Some(Ok(len))
     }
 
-    /// Lets windows go that were not read of late.
-    pub fn sweep(&self) {
-        // Borrowed only while a window is fetched: the next look at the clock comes soon.
+    /// Looks at ages: writes back what has long been dirty, and lets go of what nobody used.
+    pub fn sweep(&self, client: &Client) {
+        // Borrowed only while something is under way: the next look at the clock comes soon.
         let Ok(mut held) = self.held.try_borrow_mut() else { return };
-        held.sweep();
+        held.age();
+        if client.is_free() {
+            // An error is met again by who flushes the file.
+            let before = held.sweeps;
+            let _ = held.write_back(client, .., |window| window.dirtied_at < before - 1);
+        }
         DUE.get().set(if held.windows.is_empty() { u64::MAX } else { time::now() + SWEEP });
     }
 
-    /// `bytes` were written at `offset`: windows that hold that part hold the new bytes now.
+    /// The host has taken `bytes` at `offset`: blocks that are here hold the new bytes now.
     pub fn wrote(&self, node: u64, offset: u64, bytes: &[u8]) {
         let end = offset + bytes.len() as u64;
         let mut held = self.held.borrow_mut();
-        for number in offset / WINDOW..end.div_ceil(WINDOW) {
-            let (start, place) = (number * WINDOW, (node, number));
-            let Some(window) = held.windows.get(&place) else { continue };
-            let (from, to) = (offset.max(start), end.min(start + WINDOW));
-            let skip = (from - start) as usize;
-            let part = &bytes[(from - offset) as usize..(to - offset) as usize];
-            if skip + part.len() <= window.len {
-                // SAFETY: within the window's valid bytes, which are the window's alone.
-                unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), window.data.add(skip), part.len()) };
-            } else {
-                held.remove(place);
+        each_block(offset, end, |place, block, from, to| {
+            if let Some(window) = held.windows.get_mut(&place)
+                && window.has(block)
+            {
+                let part = &bytes[(from - offset) as usize..(to - offset) as usize];
+                window.copy_in((from % WINDOW) as usize, part);
             }
-        }
+        }, node);
     }
 
-    /// Forgets what is known of the node's content.
-    pub fn drop_node(&self, node: u64) {
+    /// What the host has in the range is not known: clean blocks there are forgotten. A dirty one will be written over it.
+    pub fn mistrust(&self, node: u64, from: u64, to: u64) {
         let mut held = self.held.borrow_mut();
-        while let Some((&place, _)) = held.windows.range((node, 0)..=(node, u64::MAX)).next() {
+        each_block(from, to, |place, block, _, _| {
+            if let Some(window) = held.windows.get_mut(&place) {
+                window.valid &= !bits(block, block + 1) | window.dirty;
+            }
+        }, node);
+    }
+
+    /// The file ends at `len` now: forgets what is past it, dirty or not. The block of the end is not dirty, or ends there.
+    pub fn cut(&self, node: u64, len: u64) {
+        let mut held = self.held.borrow_mut();
+        while let Some((&place, _)) = held.windows.range((node, len.div_ceil(WINDOW))..=(node, u64::MAX)).next() {
             held.remove(place);
+        }
+        let place = (node, len / WINDOW);
+        let at = (len % WINDOW) as usize;
+        let keep = bits(0, at.div_ceil(BLOCK as usize));
+        let Some(window) = held.windows.get_mut(&place) else { return };
+        let gone = window.dirty & !keep;
+        window.valid &= keep;
+        window.dirty &= keep;
+        window.zero(at, at.next_multiple_of(BLOCK as usize));
+        let clean = window.dirty == 0;
+        held.dirty_blocks -= gone.count_ones() as usize;
+        if clean {
+            held.dirty.remove(&place);
         }
     }
 
@@ -191,24 +264,27 @@ impl Cache {
         self.held.try_borrow().map_or(0, |held| held.pages)
     }
 
-    /// Forgets everything, and gives the memory back; false when there was nothing, or when the cache itself is what
-    /// asks for memory.
-    pub fn clear(&self) -> bool {
-        match self.held.try_borrow_mut() {
-            Ok(mut held) => {
-                let held = core::mem::take(&mut *held);
-                !held.windows.is_empty()
-            }
-            Err(_) => false,
+    /// Gives memory back: of what is clean, or else of what can be written first. False when there was nothing, or when
+    /// the cache itself is what asks for memory.
+    pub fn clear(&self, client: &Client) -> bool {
+        let Ok(mut held) = self.held.try_borrow_mut() else { return false };
+        if held.drop_clean() {
+            return true;
         }
+        if held.dirty.is_empty() || !client.is_free() {
+            return false;
+        }
+        let _ = held.write_back(client, .., |_| true);
+        held.drop_clean()
     }
 }
 
-impl Window {
-    fn copy(&self, skip: usize, buf: &mut [u8]) -> usize {
-        let len = self.len.saturating_sub(skip).min(buf.len());
-        // SAFETY: `skip + len <= self.len <= pages * PAGE`, and the pages are this window's alone.
-        unsafe { core::ptr::copy_nonoverlapping(self.data.add(skip.min(self.len)), buf.as_mut_ptr(), len) };
-        len
+/// Calls `each(place, block, from, to)` for every block that the range of the file touches, with the part of it.
+fn each_block(start: u64, end: u64, mut each: impl FnMut(Place, usize, u64, u64), node: u64) {
+    let mut from = start;
+    while from < end {
+        let to = end.min((from / BLOCK + 1) * BLOCK);
+        each((node, from / WINDOW), (from % WINDOW / BLOCK) as usize, from, to);
+        from = to;
     }
 }

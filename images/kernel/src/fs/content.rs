@@ -2,11 +2,13 @@
 //!
 //! An inode is its own open file: nothing is per open, so opening costs no memory and no request. Reads are cut at the
 //! cached length, so the read that only meets the end of the file costs nothing either. Reads of a window's length and more
-//! go straight between the caller's memory and the host; shorter ones through the page cache.
+//! go straight between the caller's memory and the host; shorter ones through the page cache. Writes that need no new room
+//! stay in the cache for a while (`writeback.rs`); the others go straight to the host.
 
 use super::fuse::Segments;
-use super::cache::WINDOW;
-use super::share::{DEVICE, Inode};
+use super::share::{DEVICE, Inode, Share};
+use super::window::{BLOCK, WINDOW};
+use super::writeback::WRITE_MAX;
 use super::wire::{self, Opcode, Wire};
 use super::{StatFs, kind, with_dots};
 use crate::errno::{Errno, Result};
@@ -15,11 +17,23 @@ use alloc::vec::Vec;
 use core::any::Any;
 
 impl Inode {
-    /// The content is not what it was: nothing cached is true any more.
-    pub(super) fn content_changed(&self) {
-        if self.cached.replace(false) {
-            self.share.cache.drop_node(self.id);
+    /// The inode goes: so does what is cached of it. What is dirty is written first if the file has a name.
+    pub(super) fn leave_cache(&self) {
+        if !self.cached.get() {
+            return;
         }
+        if self.nlink.get() > 0
+            && self.is_dirty()
+            && let Err(error) = self.share.cache.write_node(&self.share.client, self.id)
+        {
+            crate::klog!("share: writes to node {} are lost: error {}", self.id, error.0);
+        }
+        self.share.cache.cut(self.id, 0);
+    }
+
+    /// Whether the host has not got all of it.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.cached.get() && self.share.cache.has_dirty(self.id, 0, u64::MAX - WINDOW)
     }
 
     fn regular(&self) -> Result<()> {
@@ -57,8 +71,17 @@ impl Inode {
                 Some(Ok(len)) => done += len,
                 Some(Err(error)) if done == 0 => return Err(error),
                 Some(Err(_)) => break,
-                // No memory to keep it in: read it as it is.
-                None => return self.read_all(&mut [&mut buf[..]], offset),
+                // No memory to keep it in: read it as it is, but none of a block that may be dirty.
+                None => {
+                    let at = offset + done as u64;
+                    let end = buf.len().min(done + (BLOCK - at % BLOCK) as usize);
+                    match self.read_all(&mut [&mut buf[done..end]], at) {
+                        Ok(0) => break,
+                        Ok(len) => done += len,
+                        Err(error) if done == 0 => return Err(error),
+                        Err(_) => break,
+                    }
+                }
             }
         }
         Ok(done)
@@ -76,7 +99,58 @@ impl Inode {
     pub fn read_vectored(&self, buffers: &mut [&mut [u8]], offset: u64) -> Result<usize> {
         self.regular()?;
         self.refresh()?;
-        self.read_all(buffers, offset)
+        let end = buffers.iter().fold(offset, |end, buffer| end.saturating_add(buffer.len() as u64));
+        if !self.is_dirty_in(offset, end) {
+            return self.read_all(buffers, offset);
+        }
+        let mut done = 0;
+        for buffer in buffers {
+            let len = self.read_cached(buffer, offset + done as u64)?;
+            done += len;
+            if len < buffer.len() {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn is_dirty_in(&self, from: u64, to: u64) -> bool {
+        self.cached.get() && self.share.cache.has_dirty(self.id, from, to.min(self.size.get()))
+    }
+
+    /// Whether a write can stay in the cache: whole blocks, for all of which the host has room.
+    fn can_stay(&self, offset: u64, len: usize) -> bool {
+        let end = offset + len as u64;
+        !self.foreign()
+            && len > 0
+            && len <= WRITE_MAX
+            && offset.is_multiple_of(BLOCK)
+            && end.is_multiple_of(BLOCK)
+            && end <= self.size.get()
+            && (self.owned.borrow().covers(offset, end) || self.get_room(offset, end))
+    }
+
+    /// Asks the host for room from `from` to the end of the window of `to`: the log is made as one hole, and written block
+    /// after block. Where there is room already, as in a table after a wake, the host tells how far it goes.
+    fn get_room(&self, from: u64, to: u64) -> bool {
+        let end = to.next_multiple_of(WINDOW).min(self.size.get());
+        if !self.gives_room.get() {
+            return false;
+        }
+        let mode = wire::FALLOCATE_KEEP_SIZE | wire::FALLOCATE_OWN;
+        let ask = wire::FAllocateIn { offset: from, len: end - from, mode, ..Default::default() };
+        match self.share.client.call::<wire::RoomOut>(Opcode::FAllocate, self.id, &[ask.bytes()]) {
+            Ok(room) => {
+                self.owned.borrow_mut().add(from, room.end.min(self.size.get()));
+                room.end >= to
+            }
+            // There may be room for this one write.
+            Err(Errno::ENOSPC) => false,
+            Err(_) => {
+                self.gives_room.set(false);
+                false
+            }
+        }
     }
 
     /// The same for writing.
@@ -84,26 +158,35 @@ impl Inode {
         self.regular()?;
         let total: usize = buffers.iter().map(|buffer| buffer.len()).sum();
         offset.checked_add(total as u64).filter(|&end| end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;
+        let Share { client, cache, .. } = self.share;
+        if self.can_stay(offset, total) {
+            self.cached.set(true);
+            if cache.put(client, self.id, self.size.get(), offset, buffers) {
+                self.modified();
+                return Ok(total);
+            }
+        }
         let pieces = buffers.iter().map(|buffer| (buffer.as_ptr(), buffer.len()));
-        let result = transfer(usize::MAX, pieces, || self.share.client.segments(), |segments, done| {
+        let result = transfer(usize::MAX, pieces, || client.segments(), |segments, done| {
             let at = offset + done as u64;
-            let len = self.share.client.write(self.id, at, segments)?;
+            let len = client.write(self.id, at, segments)?;
             self.size.set(self.size.get().max(at + len as u64));
             self.modified();
             Ok(len)
         });
+        let taken = *result.as_ref().unwrap_or(&0);
+        if !self.foreign() {
+            self.owned.borrow_mut().add(offset, offset + taken as u64);
+        }
         if self.cached.get() {
-            match result {
-                Ok(len) if len == total => {
-                    let mut at = offset;
-                    for buffer in buffers {
-                        self.share.cache.wrote(self.id, at, buffer);
-                        at += buffer.len() as u64;
-                    }
-                }
-                // What the host has taken of it is not known.
-                _ => self.content_changed(),
+            let (mut at, mut left) = (offset, taken);
+            for buffer in buffers {
+                let part = &buffer[..buffer.len().min(left)];
+                cache.wrote(self.id, at, part);
+                at += part.len() as u64;
+                left -= part.len();
             }
+            cache.mistrust(self.id, at, offset + total as u64);
         }
         result
     }
@@ -149,6 +232,7 @@ impl Inode {
 
     /// Makes everything on the share durable.
     pub fn sync_share(&self) -> Result<()> {
+        self.share.cache.write_all(&self.share.client)?;
         self.share.client.call_empty(Opcode::SyncFs, wire::ROOT, &[wire::SyncFsIn::default().bytes()])
     }
 }
@@ -236,7 +320,12 @@ impl File for Inode {
         if offset >= self.size.get() {
             return Ok(0);
         }
-        if (buf.len() as u64) < WINDOW && !self.foreign() { self.read_cached(buf, offset) } else { self.read_all(&mut [buf], offset) }
+        let end = offset.saturating_add(buf.len() as u64);
+        if !self.foreign() && ((buf.len() as u64) < WINDOW || self.is_dirty_in(offset, end)) {
+            self.read_cached(buf, offset)
+        } else {
+            self.read_all(&mut [buf], offset)
+        }
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
@@ -256,9 +345,15 @@ impl File for Inode {
         if len == self.size.get() {
             return Ok(());
         }
-        self.content_changed();
+        if self.is_dirty_in(len, len.next_multiple_of(BLOCK)) && !len.is_multiple_of(BLOCK) {
+            // Only whole blocks are written later.
+            self.share.cache.write_node(&self.share.client, self.id)?;
+        }
         self.set_attributes(&wire::SetAttrIn { valid: wire::valid::SIZE, size: len, ..Default::default() })?;
-        self.size.set(len);
+        if len < self.size.replace(len) {
+            self.share.cache.cut(self.id, len);
+            self.owned.borrow_mut().cut(len);
+        }
         self.modified();
         Ok(())
     }
@@ -269,7 +364,7 @@ impl File for Inode {
         if self.kind == kind::DIRECTORY {
             return self.share.client.call_empty(Opcode::FSyncDir, self.id, &[ask.bytes()]);
         }
-        self.share.client.flush(self.id, &ask)
+        self.share.cache.flush(&self.share.client, self.id, &ask)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
@@ -278,10 +373,14 @@ impl File for Inode {
         if len == 0 {
             return Err(Errno::EINVAL);
         }
-        self.content_changed();
         let ask = wire::FAllocateIn { offset, len, ..Default::default() };
         self.share.client.call_empty(Opcode::FAllocate, self.id, &[ask.bytes()])?;
-        self.size.set(self.size.get().max(end));
+        let before = self.size.get();
+        self.size.set(before.max(end));
+        if !self.foreign() {
+            // Below the end it may be the template's, for which the layer has no room yet.
+            self.owned.borrow_mut().add(offset.max(before), end);
+        }
         self.modified();
         Ok(())
     }

@@ -4,6 +4,9 @@
 //! completes: the guest does nothing in between, so there is no interrupt, no waiting task and no lock. A host that answers
 //! later is rung again until it does.
 //!
+//! WRITEs of cached blocks go in a batch: many requests, one ring. What a flush still has to write goes before it at the same
+//! ring; the host carries requests out in their order.
+//!
 //! FSYNC waits for the host's disk. Its task blocks until the answer is there, and others run: so several commits share
 //! one flush. The answer is looked for at every system call, like received packets.
 //!
@@ -17,6 +20,7 @@
 //! answer, so it costs no exit of its own either: the nodes to forget are gathered and pushed just before the next
 //! request, whose doorbell serves both.
 
+use super::batch::{BATCH, Batch, Frame};
 use super::wire::{self, Opcode, Wire};
 use crate::errno::{Errno, Result};
 use crate::virtio::Queue;
@@ -35,7 +39,7 @@ const ANSWER_LEN: usize = 4096 + size_of::<wire::OutHeader>();
 /// Forgotten nodes in one message.
 const FORGET_MAX: usize = 200;
 /// Buffers of file data in one request; leaves room in the queue for its headers and for a FORGET.
-const SEGMENTS: usize = 96;
+pub(super) const SEGMENTS: usize = 96;
 /// Bytes of file data that this client asks to send in one request.
 const DATA_MAX: usize = 1 << 20;
 
@@ -43,7 +47,7 @@ const DATA_MAX: usize = 1 << 20;
 const LATER_MAX: usize = 8;
 
 /// A request that the host may answer later, with the memory it is in.
-struct Later {
+pub struct Later {
     request: UnsafeCell<[u8; LATER_LEN]>,
     answer: UnsafeCell<[u8; size_of::<wire::OutHeader>()]>,
     /// Bytes of the answer, once there is one.
@@ -52,6 +56,13 @@ struct Later {
 }
 
 const LATER_LEN: usize = size_of::<wire::InHeader>() + size_of::<wire::FSyncIn>();
+
+/// A flush that was asked for.
+pub enum Pending {
+    Later(Rc<Later>, u64),
+    /// There are too many already: it is asked for when it is waited for, and the vCPU with it.
+    Unasked(wire::FSyncIn),
+}
 
 /// Pieces of memory by physical address, for the data of one READ or WRITE.
 pub struct Segments {
@@ -109,6 +120,10 @@ struct Channel {
     /// The FORGET that the server has not given back yet.
     forget_head: Option<u16>,
     later: Vec<(u16, Rc<Later>)>,
+    /// The WRITEs of a batch under way.
+    frames: Box<[Frame; BATCH]>,
+    /// How many of them are in use.
+    framed: usize,
 }
 
 impl Client {
@@ -123,6 +138,8 @@ impl Client {
                 forget: vec![0; 48 + FORGET_MAX * size_of::<wire::ForgetOne>()].into_boxed_slice(),
                 forget_head: None,
                 later: Vec::new(),
+                frames: Box::new([Frame::EMPTY; BATCH]),
+                framed: 0,
             }),
             forgotten: RefCell::new(Vec::new()),
             data_max: Cell::new(4096),
@@ -196,10 +213,43 @@ impl Client {
         Ok(done)
     }
 
-    /// FSYNC: other tasks run until the host has an answer.
-    pub fn flush(&self, node: u64, ask: &wire::FSyncIn) -> Result<()> {
-        let Some((later, unique)) = self.begin_flush(node, ask) else {
-            return self.call_empty(Opcode::FSync, node, &[ask.bytes()]);
+    /// An empty batch.
+    pub fn batch(&self) -> Batch {
+        Batch::new(self.data_max.get())
+    }
+
+    /// Whether a request can be made now: not from within one.
+    pub fn is_free(&self) -> bool {
+        self.channel.try_borrow_mut().is_ok()
+    }
+
+    /// Writes all of the batch; each part tells how it went.
+    pub fn write_batch(&self, batch: &mut Batch) {
+        let mut channel = self.channel.borrow_mut();
+        channel.push_forgets(&mut self.forgotten.borrow_mut());
+        channel.push_batch(batch);
+        channel.finish_batch(batch);
+    }
+
+    /// Writes all of the batch and pushes an FSYNC of the node behind it. The flush is to be waited for by
+    /// [`Client::finish_flush`], with nothing borrowed.
+    pub fn begin_flush(&self, batch: &mut Batch, node: u64, ask: &wire::FSyncIn) -> Pending {
+        let mut channel = self.channel.borrow_mut();
+        channel.push_forgets(&mut self.forgotten.borrow_mut());
+        channel.push_batch(batch);
+        let pending = match channel.push_flush(node, ask) {
+            Some((later, unique)) => Pending::Later(later, unique),
+            None => Pending::Unasked(*ask),
+        };
+        channel.finish_batch(batch);
+        pending
+    }
+
+    /// Waits for a flush: other tasks run until the host has an answer.
+    pub fn finish_flush(&self, node: u64, pending: Pending) -> Result<()> {
+        let (later, unique) = match pending {
+            Pending::Later(later, unique) => (later, unique),
+            Pending::Unasked(ask) => return self.call_empty(Opcode::FSync, node, &[ask.bytes()]),
         };
         later.waiters.outlast(|| later.written.get().is_some());
         let written = later.written.get().unwrap_or(0) as usize;
@@ -214,40 +264,6 @@ impl Client {
             error @ -4095..=-1 => Err(Errno(-error)),
             _ => Err(malformed(Opcode::FSync, "has an impossible error")),
         }
-    }
-
-    /// Pushes an FSYNC and rings; `None` if there are too many already.
-    fn begin_flush(&self, node: u64, ask: &wire::FSyncIn) -> Option<(Rc<Later>, u64)> {
-        let mut channel = self.channel.borrow_mut();
-        if channel.later.len() >= LATER_MAX {
-            return None;
-        }
-        channel.unique += 1;
-        let unique = channel.unique;
-        let header = wire::InHeader {
-            len: LATER_LEN as u32,
-            opcode: Opcode::FSync as u32,
-            unique,
-            node,
-            ..Default::default()
-        };
-        let ask = wire::FSyncIn { flags: ask.flags | wire::FSYNC_LATER, ..*ask };
-        let mut request = [0; LATER_LEN];
-        request[..size_of::<wire::InHeader>()].copy_from_slice(header.bytes());
-        request[size_of::<wire::InHeader>()..].copy_from_slice(ask.bytes());
-        let later = Rc::new(Later {
-            request: UnsafeCell::new(request),
-            answer: UnsafeCell::new([0; size_of::<wire::OutHeader>()]),
-            written: Cell::new(None),
-            waiters: WaitQueue::new(),
-        });
-        let readable = [(later.request.get() as u64, LATER_LEN as u32)];
-        let writable = [(later.answer.get() as u64, size_of::<wire::OutHeader>() as u32)];
-        let head = channel.queue.push(&readable, &writable)?;
-        channel.later.push((head, later.clone()));
-        channel.queue.kick();
-        channel.collect();
-        Some((later, unique))
     }
 
     /// Takes the answers that came later, and wakes who waits for them.
@@ -347,6 +363,69 @@ impl Channel {
         Ok(at)
     }
 
+    /// Pushes the WRITEs of a batch; the queue has room for one.
+    fn push_batch(&mut self, batch: &Batch) {
+        self.framed = batch.parts().len();
+        for (part, frame) in batch.parts().iter().zip(self.frames.iter_mut()) {
+            self.unique += 1;
+            let (request, answer) = frame.fill(part, self.unique);
+            let pieces = batch.pieces(part);
+            let mut list = [(0, 0); SEGMENTS + 1];
+            list[0] = request;
+            list[1..=pieces.len()].copy_from_slice(pieces);
+            match self.queue.push(&list[..=pieces.len()], &[answer]) {
+                Some(head) => frame.head = head,
+                None => panic!("the share's queue has no room for a batch"),
+            }
+        }
+    }
+
+    /// Rings until all of the batch is done, and takes the outcomes.
+    fn finish_batch(&mut self, batch: &mut Batch) {
+        loop {
+            self.queue.kick();
+            self.collect();
+            if self.frames[..self.framed].iter().all(|frame| frame.written.is_some()) {
+                break;
+            }
+        }
+        for (part, frame) in batch.parts_mut().iter_mut().zip(self.frames.iter()) {
+            part.done = frame.outcome();
+        }
+        self.framed = 0;
+    }
+
+    /// Pushes an FSYNC; `None` if there are too many already.
+    fn push_flush(&mut self, node: u64, ask: &wire::FSyncIn) -> Option<(Rc<Later>, u64)> {
+        if self.later.len() >= LATER_MAX {
+            return None;
+        }
+        self.unique += 1;
+        let unique = self.unique;
+        let header = wire::InHeader {
+            len: LATER_LEN as u32,
+            opcode: Opcode::FSync as u32,
+            unique,
+            node,
+            ..Default::default()
+        };
+        let ask = wire::FSyncIn { flags: ask.flags | wire::FSYNC_LATER, ..*ask };
+        let mut request = [0; LATER_LEN];
+        request[..size_of::<wire::InHeader>()].copy_from_slice(header.bytes());
+        request[size_of::<wire::InHeader>()..].copy_from_slice(ask.bytes());
+        let later = Rc::new(Later {
+            request: UnsafeCell::new(request),
+            answer: UnsafeCell::new([0; size_of::<wire::OutHeader>()]),
+            written: Cell::new(None),
+            waiters: WaitQueue::new(),
+        });
+        let readable = [(later.request.get() as u64, LATER_LEN as u32)];
+        let writable = [(later.answer.get() as u64, size_of::<wire::OutHeader>() as u32)];
+        let head = self.queue.push(&readable, &writable)?;
+        self.later.push((head, later.clone()));
+        Some((later, unique))
+    }
+
     /// Rings until the server gives `head` back; how many bytes it wrote.
     fn wait(&mut self, head: u16) -> u32 {
         loop {
@@ -374,6 +453,8 @@ impl Channel {
             let (_, later) = self.later.swap_remove(at);
             later.written.set(Some(written));
             later.waiters.wake();
+        } else if let Some(frame) = self.frames[..self.framed].iter_mut().find(|frame| frame.head == head) {
+            frame.written = Some(written);
         }
     }
 
@@ -403,7 +484,7 @@ impl Channel {
     }
 }
 
-fn malformed(opcode: Opcode, what: &str) -> Errno {
+pub(super) fn malformed(opcode: Opcode, what: &str) -> Errno {
     crate::klog!("share: the answer to {:?} {}", opcode, what);
     Errno::EIO
 }

@@ -5,7 +5,7 @@
 //! /dev         null zero random urandom                   device
 //! /dev/shm  /tmp  /run     writable memory                ramfs, memory
 //! /proc/self/exe           link to the program
-//! /pgdata      the host's directory, by FUSE              share, content, cache, fuse, wire
+//! /pgdata      the host's directory, by FUSE              share, content, cache, window, writeback, owned, fuse, batch, wire
 //! /pgdata/pgsql_tmp  /pgdata/pg_stat_tmp  memory
 //! /pgdata/global/config_exec_params*     memory
 //! ```
@@ -22,15 +22,19 @@
 //! descriptor, hence to the caller.
 
 mod archive;
+mod batch;
 mod cache;
 mod content;
 mod device;
 mod fuse;
 mod memory;
+mod owned;
 mod path;
 mod ramfs;
 mod share;
+mod window;
 mod wire;
+mod writeback;
 
 pub use path::normalise;
 
@@ -42,7 +46,6 @@ use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::Cell;
 pub use cache::due as cache_due;
-use cache::Cache;
 use device::Device;
 use path::Last;
 use ramfs::{Body, FileSystem};
@@ -480,28 +483,46 @@ pub fn collect() {
     }
 }
 
-fn cache() -> Option<&'static Cache> {
+fn share() -> Option<&'static share::Share> {
     match TREE.get().get().map(|tree| &tree.data) {
-        Some(Node::Share(inode)) => Some(&inode.share.cache),
+        Some(Node::Share(inode)) => Some(inode.share()),
         _ => None,
     }
 }
 
 /// Gives back all memory that only caches the share's content; false when there was none.
 pub fn reclaim() -> bool {
-    cache().is_some_and(Cache::clear)
+    share().is_some_and(|share| share.cache.clear(&share.client))
 }
 
-/// Gives back what was cached and not read for some seconds. To be called when [`cache_due`] has passed.
+/// Gives back what was cached and not used for some seconds, and writes what is dirty as long. To be called when
+/// [`cache_due`] has passed.
 pub fn sweep() {
-    if let Some(cache) = cache() {
-        cache.sweep();
+    if let Some(share) = share() {
+        share.cache.sweep(&share.client);
+    }
+}
+
+/// Whether the host has all that was written. Unless it has, it may not suspend the guest.
+pub fn is_settled() -> bool {
+    share().is_none_or(|share| share.cache.is_clean())
+}
+
+/// Gives the host all that was written and that it has not got; durable it is only after a flush.
+pub fn settle() -> Result<()> {
+    share().map_or(Ok(()), |share| share.cache.write_all(&share.client))
+}
+
+/// The guest was restored: what was cached is forgotten, and so is what the host had room for.
+pub fn resumed() {
+    if let Some(share) = share() {
+        share.resumed();
     }
 }
 
 /// Pages that only cache the share's content.
 pub fn cache_pages() -> usize {
-    cache().map_or(0, Cache::pages)
+    share().map_or(0, |share| share.cache.pages())
 }
 
 /// `sync`: the share is all there is to flush.

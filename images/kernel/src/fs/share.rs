@@ -23,6 +23,7 @@
 
 use super::fuse::Client;
 use super::cache::Cache;
+use super::owned::Owned;
 use super::wire::{self, Opcode, Wire};
 use super::{NAME_MAX, Node, check_name, kind, ramfs};
 use crate::errno::{Errno, Result};
@@ -77,6 +78,10 @@ pub struct Inode {
     pub(super) ctime: Cell<u64>,
     /// Whether the cache may hold windows of it.
     pub(super) cached: Cell<bool>,
+    /// Blocks that can be written over without asking for room.
+    pub(super) owned: RefCell<Owned>,
+    /// Whether the host may give room for blocks below the end: not if it was asked and they are the template's.
+    pub(super) gives_room: Cell<bool>,
     directory: Option<Box<Directory>>,
     target: OnceCell<Box<[u8]>>,
 }
@@ -140,6 +145,16 @@ impl Share {
         Ok(inode)
     }
 
+    /// After a wake: the memory of the cache was in no snapshot, and the host's files may be another layer's.
+    pub fn resumed(&self) {
+        assert!(self.cache.is_clean(), "the guest was suspended before all that it had written was the host's");
+        self.cache.clear(&self.client);
+        for inode in self.inodes.borrow().values().filter_map(Weak::upgrade) {
+            inode.owned.replace(Owned::default());
+            inode.gives_room.set(true);
+        }
+    }
+
     fn inode(&'static self, id: u64, attr: &wire::Attr, new: bool) -> Result<Rc<Inode>> {
         let kind = (attr.mode >> 12) as u8 & 15;
         if !matches!(kind, kind::FILE | kind::DIRECTORY | kind::LINK) {
@@ -162,6 +177,8 @@ impl Share {
             mtime: Cell::new(nanoseconds(attr.mtime, attr.mtime_ns)),
             ctime: Cell::new(nanoseconds(attr.ctime, attr.ctime_ns)),
             cached: Cell::new(false),
+            owned: RefCell::new(Owned::default()),
+            gives_room: Cell::new(true),
             directory,
             target: OnceCell::new(),
         });
@@ -177,7 +194,7 @@ fn nanoseconds(seconds: u64, rest: u32) -> u64 {
 impl Drop for Inode {
     fn drop(&mut self) {
         self.share.inodes.borrow_mut().remove(&self.id);
-        self.content_changed();
+        self.leave_cache();
         if !matches!(self.id, wire::ROOT | SHARE_ROOT) && self.lookups.get() > 0 {
             self.share.client.forget(self.id, self.lookups.get());
         }
@@ -361,7 +378,7 @@ impl Inode {
             let Entry::Node(inode) = entry else { continue };
             if inode.directory.is_some() {
                 inode.drop_unused();
-            } else if Rc::strong_count(inode) == 1 {
+            } else if Rc::strong_count(inode) == 1 && !inode.is_dirty() {
                 *entry = Entry::Named { kind: inode.kind, ino: inode.id };
             }
         }

@@ -61,6 +61,11 @@ pub const FSYNC_DATA: u32 = 1;
 /// Ours, not Linux': this client does other things until the answer comes.
 pub const FSYNC_LATER: u32 = 1 << 31;
 
+/// `fuse_fallocate_in::mode`: the file's length stays.
+pub const FALLOCATE_KEEP_SIZE: u32 = 1;
+/// Ours, not Linux': refused where a write would still need room, since the bytes are the template's. Answered by [`RoomOut`].
+pub const FALLOCATE_OWN: u32 = 1 << 31;
+
 /// A message or a part of one, as bytes.
 ///
 /// # Safety
@@ -196,6 +201,10 @@ message!(
 message!(
     /// `fuse_fallocate_in`.
     FAllocateIn, 32 { handle: u64, offset: u64, len: u64, mode: u32, padding: u32 }
+);
+message!(
+    /// The end of the bytes that have room, from the start of what was asked for.
+    RoomOut, 8 { end: u64 }
 );
 message!(
     /// `fuse_syncfs_in`.
