@@ -300,8 +300,7 @@ impl Layer {
             self.open_upper(id)?;
             let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
             if let Some(upper) = &file.upper
-                && end <= size
-                && (file.disk >= size || has_place(file, &upper.file, start, end))
+                && ((end <= size && file.disk >= size) || has_place(file, &upper.file, start, end))
             {
                 return Ok(());
             }
@@ -421,6 +420,17 @@ impl Layer {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(Errno(libc::EOPNOTSUPP)),
             other => Ok(other.map(|()| end)?),
         }
+    }
+
+    /// Gives room past the file's end back to the host.
+    pub(super) fn trim(&mut self, id: u64) -> Result<(), Errno> {
+        let Some(file) = self.objects.get_mut(&id).and_then(Object::file_mut) else { return Ok(()) };
+        let size = file.size.unwrap_or(0);
+        if let Some(upper) = file.upper.as_ref().filter(|_| file.granted.end > size) {
+            self.host.set_len(upper, size)?;
+            file.granted.end = size.max(file.granted.start);
+        }
+        Ok(())
     }
 
     /// Sizes for STATFS, in bytes: all, and free.

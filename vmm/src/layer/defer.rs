@@ -55,6 +55,7 @@ impl Layer {
             return Ok(None);
         }
         self.reopen(id)?;
+        self.trim(id)?;
         let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
         let recorded = object.in_journal();
         let Some(file) = object.file_mut() else {

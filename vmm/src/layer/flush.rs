@@ -136,6 +136,7 @@ impl Layer {
         }
         self.begin_change()?;
         self.reopen(id)?;
+        self.trim(id)?;
         let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
         let recorded = object.in_journal();
         let file = object.file_mut().ok_or(Errno(libc::EIO))?;

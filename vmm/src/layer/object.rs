@@ -65,7 +65,7 @@ pub(crate) struct FileState {
     /// Bytes of disk that `files/N` is counted with.
     pub disk: u64,
     /// Bytes past `visible` that were allocated of late: they have their place on disk, though the host shows a hole where
-    /// they were not written yet.
+    /// they were not written yet. They may lie past the file's end, until it is flushed.
     pub granted: Range<u64>,
 }
 

@@ -136,6 +136,45 @@ fn room_in_a_hole_is_asked_for_by_the_window() {
 }
 
 #[test]
+fn a_file_that_grows_asks_for_room_ahead() {
+    let _guard = boot(|server| {
+        server.gives_room = true;
+    });
+    pages::COUNT.store(64 * pages::SMALL, Ordering::Relaxed);
+    let file = open("pgsql_tmp7.0", NEW);
+    for block in 0..200 {
+        write(&*file, block, block as u8);
+        assert_eq!(file.len(), Ok((block as u64 + 1) * BLOCK as u64));
+    }
+    // Eight blocks at once, then room for as much as there is, up to a MiB.
+    assert_eq!((count(server::WRITE), count(server::FALLOCATE)), (8, 5));
+    assert_eq!(device::with(|server| server.content("pgsql_tmp7.0").len()), 8 * BLOCK);
+    let all = read(&*file);
+    assert!(all.len() == 200 * BLOCK && (0..200).all(|block| all[block * BLOCK] == block as u8));
+    // The host refuses more: at the write.
+    device::with(|server| {
+        server.fail.insert(server::FALLOCATE, 28);
+        server.fail.insert(server::WRITE, 28);
+    });
+    let full = (200..400).find(|&block| file.write_at(&[1; BLOCK], (block * BLOCK) as u64).is_err()).unwrap();
+    assert_eq!(file.write_at(&[1; BLOCK], (full * BLOCK) as u64), Err(Errno::ENOSPC));
+    assert_eq!(file.len(), Ok((full * BLOCK) as u64));
+    device::with(|server| server.fail.clear());
+    file.truncate(100 * BLOCK as u64).unwrap();
+    file.sync(true).unwrap();
+    assert_eq!((durable("pgsql_tmp7.0", 99), read(&*file).len()), (Some(99), 100 * BLOCK));
+    // The flush gave the room back.
+    let before = count(server::FALLOCATE);
+    write(&*file, 100, 7);
+    assert_eq!(count(server::FALLOCATE), before + 1);
+    drop(file);
+    let before = count(server::WRITE);
+    fs::unlink(CWD, b"pgsql_tmp7.0").unwrap();
+    fs::sync().unwrap();
+    assert_eq!(count(server::WRITE), before, "what is gone is never written");
+}
+
+#[test]
 fn a_write_that_the_host_refuses_later_is_told_at_every_flush_and_never_dropped() {
     for error in [5, 28] {
         let _guard = boot(|_| {});

@@ -16,6 +16,9 @@ use crate::file::{DirEntry, File, Stat};
 use alloc::vec::Vec;
 use core::any::Any;
 
+/// Room asked for past the end of a file that grows, bytes: as much as it has, but no more than this.
+const AHEAD: u64 = 1 << 20;
+
 impl Inode {
     /// The inode goes: so does what is cached of it. What is dirty is written first if the file has a name.
     pub(super) fn leave_cache(&self) {
@@ -118,22 +121,42 @@ impl Inode {
         self.cached.get() && self.share.cache.has_dirty(self.id, from, to.min(self.size.get()))
     }
 
-    /// Whether a write can stay in the cache: whole blocks, for all of which the host has room.
+    /// Whether a write can stay in the cache: whole blocks, for all of which the host has room. They may lie past the end if
+    /// the file grows by them.
     fn can_stay(&self, offset: u64, len: usize) -> bool {
-        let end = offset + len as u64;
-        !self.foreign()
+        let (end, size) = (offset + len as u64, self.size.get());
+        let whole = !self.foreign()
             && len > 0
             && len <= WRITE_MAX
             && offset.is_multiple_of(BLOCK)
             && end.is_multiple_of(BLOCK)
-            && end <= self.size.get()
-            && (self.owned.borrow().covers(offset, end) || self.get_room(offset, end))
+            && (end <= size || offset <= size && size.is_multiple_of(BLOCK));
+        if !whole {
+            return false;
+        }
+        if self.owned.borrow().covers(offset, end) {
+            return true;
+        }
+        match end <= size {
+            true => self.get_room(offset, end, end.next_multiple_of(WINDOW).min(size)),
+            // A file that is small may stay so.
+            false => {
+                size >= WINDOW
+                    && self.get_room(offset.max(size), end, end + size.min(AHEAD))
+                    && self.owned.borrow().covers(offset, end)
+            }
+        }
     }
 
-    /// Asks the host for room from `from` to the end of the window of `to`: the log is made as one hole, and written block
-    /// after block. Where there is room already, as in a table after a wake, the host tells how far it goes.
-    fn get_room(&self, from: u64, to: u64) -> bool {
-        let end = to.next_multiple_of(WINDOW).min(self.size.get());
+    /// With a flush the host takes back the room that it gave past the end.
+    pub(super) fn give_back_room(&self) {
+        self.owned.borrow_mut().cut(self.size.get().next_multiple_of(BLOCK));
+    }
+
+    /// Asks the host for room from `from` to `end`, `to` at least. To the end of a window, since the log is made as one hole
+    /// and written block after block; ahead of a file that grows, which a flush takes back. Where there is room already, as in
+    /// a table after a wake, the host tells how far it goes.
+    fn get_room(&self, from: u64, to: u64, end: u64) -> bool {
         if !self.gives_room.get() {
             return false;
         }
@@ -141,7 +164,7 @@ impl Inode {
         let ask = wire::FAllocateIn { offset: from, len: end - from, mode, ..Default::default() };
         match self.share.client.call::<wire::RoomOut>(Opcode::FAllocate, self.id, &[ask.bytes()]) {
             Ok(room) => {
-                self.owned.borrow_mut().add(from, room.end.min(self.size.get()));
+                self.owned.borrow_mut().add(from, room.end.min(end.max(self.size.get())));
                 room.end >= to
             }
             // There may be room for this one write.
@@ -161,7 +184,9 @@ impl Inode {
         let Share { client, cache, .. } = self.share;
         if self.can_stay(offset, total) {
             self.cached.set(true);
-            if cache.put(client, self.id, self.size.get(), offset, buffers) {
+            let size = self.size.get().max(offset + total as u64);
+            if cache.put(client, self.id, size, offset, buffers) {
+                self.size.set(size);
                 self.modified();
                 return Ok(total);
             }
@@ -232,6 +257,7 @@ impl Inode {
 
     /// Makes everything on the share durable.
     pub fn sync_share(&self) -> Result<()> {
+        self.share.give_back_room();
         self.share.cache.write_all(&self.share.client)?;
         self.share.client.call_empty(Opcode::SyncFs, wire::ROOT, &[wire::SyncFsIn::default().bytes()])
     }
@@ -364,6 +390,7 @@ impl File for Inode {
         if self.kind == kind::DIRECTORY {
             return self.share.client.call_empty(Opcode::FSyncDir, self.id, &[ask.bytes()]);
         }
+        self.give_back_room();
         self.share.cache.flush(&self.share.client, self.id, &ask)
     }
 

@@ -155,6 +155,11 @@ impl Share {
         }
     }
 
+    /// As a flush of all files.
+    pub(super) fn give_back_room(&self) {
+        self.inodes.borrow().values().filter_map(Weak::upgrade).for_each(|inode| inode.give_back_room());
+    }
+
     fn inode(&'static self, id: u64, attr: &wire::Attr, new: bool) -> Result<Rc<Inode>> {
         let kind = (attr.mode >> 12) as u8 & 15;
         if !matches!(kind, kind::FILE | kind::DIRECTORY | kind::LINK) {

@@ -186,6 +186,37 @@ fn what_was_allocated_can_be_written_when_there_is_no_more_room() {
 }
 
 #[test]
+fn room_past_the_end_lasts_until_the_flush() {
+    let f = folders();
+    let mut options = FsOptions::new(HASH);
+    options.storage_limit = Some(1 << 20);
+    let mut client = Client::new(FsDevice::open(&f.layer, &f.template, options).unwrap());
+    let block = [1; 8192];
+    let fill = |client: &mut Client, node: u64| {
+        let from = client.getattr(node).unwrap().size / 8192;
+        (from..1000).take_while(|i| client.write(node, i * 8192, &block).is_ok()).count()
+    };
+    let temporary = client.create(1, b"pgsql_tmp7.0", 0o600, 0).unwrap().node;
+    client.write(temporary, 0, &block).unwrap();
+    assert_eq!(client.room(temporary, 8192, 20 * 8192), Ok(21 * 8192));
+    assert_eq!(client.getattr(temporary).unwrap().size, 8192);
+    let full = client.create(1, b"full", 0o600, 0).unwrap().node;
+    fill(&mut client, full);
+    // What was granted can be used, in any order, and no more.
+    assert_eq!(client.write(temporary, 10 * 8192, &[2; 11 * 8192]), Ok(11 * 8192));
+    assert_eq!(client.write(temporary, 8192, &[2; 4 * 8192]), Ok(4 * 8192));
+    assert_eq!(client.write(temporary, 21 * 8192, &block), Err(libc::ENOSPC));
+    assert_eq!(client.room(temporary, 21 * 8192, 8192), Err(libc::ENOSPC));
+    client.setattr(temporary, Some(8192), None).unwrap();
+    assert_eq!(client.room(temporary, 8192, 4 * 8192), Ok(5 * 8192));
+    let used = client.device.disk_bytes();
+    client.fsync(temporary).unwrap();
+    assert_eq!(used - client.device.disk_bytes(), 4 * 8192, "what was not used is given back");
+    assert!(fill(&mut client, full) >= 4);
+    assert_eq!(client.write(temporary, 8192, &block), Err(libc::ENOSPC));
+}
+
+#[test]
 fn full_tables_leave_the_server_room_to_free_them() {
     let f = folders();
     let mut options = FsOptions::new(HASH);
