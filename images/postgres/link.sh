@@ -1,15 +1,13 @@
 # Sourced by the recipe: links the server, its modules and our own into the program, for the guest and for Linux.
 # Sets $program, the folder with postgres.elf, postgres-linux, layout and modules/.
 
-# The address of a symbol in the program, hexadecimal.
-symbol() { nm "$out/postgres.elf" | awk -v name="$1" '$3 == name { print $1 }'; }
+# Where the shared part is (abi::TEXT).
+text=0x800000
+
+# A symbol's distance from the start of the program.
+symbol() { printf '0x%x' $((0x$(nm "$out/postgres.elf" | awk -v name="$1" '$3 == name { print $1 }') - text)); }
 
 check_program() {
-    # Start code relocates by adding the base and nothing else.
-    if readelf -rW "$1" | grep R_X86_64 | grep -v R_X86_64_RELATIVE >&2; then
-        say "$1: relocations other than R_X86_64_RELATIVE"
-        exit 1
-    fi
     if readelf -lW "$1" | grep -q INTERP; then
         say "$1: asks for a dynamic loader"
         exit 1
@@ -17,7 +15,8 @@ check_program() {
 }
 
 link_program() {
-    if begin "program$kind" "$server_key" "$musl_key" "$here/link.sh" "$extensions_key" "$here/link" "$here/dormouse.c"; then
+    if begin "program$kind" "$server_key" "$musl_key" "$here/link.sh" "$extensions_key" "$segment_finish_key" "$here/link" \
+        "$here/dormouse.c"; then
         mkdir "$out/parts" "$out/modules"
         # For who tests it (regress.sh).
         echo "$pg_source" > "$out/parts/source"
@@ -49,19 +48,24 @@ link_program() {
             logged check_program "$out/parts/postgres-$kernel"
         done
         cd - > /dev/null
-        # Symbols stay: the VMM reads some, and a backtrace is worth 1.4 MB that no guest loads.
-        objcopy --strip-debug "$out/parts/postgres-guest" "$out/postgres.elf"
-        objcopy --strip-debug "$out/parts/postgres-linux" "$out/postgres-linux"
+        cp "$out/parts/postgres-guest" "$out/parts/postgres-finished"
+        logged disassemble
+        logged "$segment_finish" "$out/parts/postgres-finished" "$out/parts/disassembly" "$out/parts/words"
         logged check_guest
-        # What the image's manifest says of the program; numbers are offsets from a process slot's base.
+        # Symbols stay: the VMM reads some, and a backtrace is worth 1.4 MB that no guest loads.
+        logged objcopy --strip-debug --remove-relocations='*' --add-section .dormouse.words="$out/parts/words" \
+            "$out/parts/postgres-finished" "$out/postgres.elf"
+        logged objcopy --strip-debug --remove-relocations='*' "$out/parts/postgres-linux" "$out/postgres-linux"
+        rm "$out/parts/postgres-finished"
+        # What the image's manifest says of the program; numbers are distances from the start of the program.
         cat > "$out/layout" <<END
 postgres_version=$("$out/postgres-linux" --version)
 wal_segment_bytes=0x100000
-shared_end=0x$(symbol __shared_end)
-hot=0x$(symbol __hot)
-data=0x$(symbol __own_start)
-data_end=0x$(symbol __own_end)
-prng_state=0x$(symbol pg_global_prng_state)
+shared_end=$(symbol __shared_end)
+hot=$(symbol __hot)
+data=$(symbol __own_start)
+data_end=$(symbol __own_end)
+prng_state=$(symbol pg_global_prng_state)
 END
         finish
     fi
@@ -69,9 +73,10 @@ END
     program_key=$key
 }
 
+disassemble() { objdump -d --no-show-raw-insn "$out/parts/postgres-guest" > "$out/parts/disassembly"; }
+
 # Nothing in the guest answers the `syscall` instruction, and cpuid leaves the guest.
 check_guest() {
-    objdump -d --no-show-raw-insn "$out/postgres.elf" > "$out/parts/disassembly"
     if grep -wE 'syscall|sysenter' "$out/parts/disassembly" | grep -v '<'; then
         say "$step_name: the guest's program still has system call instructions"
         return 1

@@ -1,7 +1,8 @@
-# Sourced by the recipe: builds musl with the system call out of line, and musl-gcc over it. Sets $musl.
+# Sourced by the recipe: builds musl with the system call out of line, and musl-gcc over it, which makes whatever it
+# compiles find its data relative to %fs. Sets $musl.
 build_musl() {
     cflags="-O2 -fPIE -march=x86-64-v2 -fno-omit-frame-pointer -fno-unwind-tables -fno-asynchronous-unwind-tables"
-    if begin musl "$(basename "$musl_source")" "$cflags" "$here/musl" "$here/musl.sh"; then
+    if begin musl "$(basename "$musl_source")" "$cflags" "$segment_cflags" "$segment_key" "$here/musl" "$here/musl.sh"; then
         cp -r "$musl_source" "$out/source"
         cp -r "$here/musl/." "$out/source/"
         # oldmalloc grows by brk and maps only what is larger than 224 KiB, so a backend's memory stays dense in the
@@ -9,10 +10,12 @@ build_musl() {
         (
             cd "$out/source"
             logged ./configure --prefix="$out" --syslibdir="$out/lib" --disable-shared --enable-wrapper=gcc \
-                --with-malloc=oldmalloc CC=gcc CFLAGS="$cflags"
+                --with-malloc=oldmalloc CC="gcc -B$segment $segment_cflags" CFLAGS="$cflags"
             logged make -j "$jobs"
             logged make install
         )
+        # Its compiler is two words.
+        sed -i 's|"${REALGCC:-\(.*\)}"|\1|' "$out/bin/musl-gcc"
         finish
     fi
     musl=$out

@@ -16,6 +16,7 @@ unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C
 
 . "$here/steps.sh"
+. "$here/segment.sh"
 . "$here/musl.sh"
 . "$here/libraries.sh"
 . "$here/server.sh"
@@ -31,6 +32,7 @@ pg_source=$(source_of "postgresql-$pg_major")
 musl_source=$(source_of musl)
 pgvector_source=$(source_of pgvector)
 
+build_segment
 build_musl
 build_libraries
 build_server
@@ -38,6 +40,7 @@ extensions=
 extensions_key=
 build_contrib
 build_pgvector
+build_segment_finish
 link_program
 make_template
 make_boot

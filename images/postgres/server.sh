@@ -54,7 +54,7 @@ END
         # shellcheck disable=SC2086 # lists of words
         logged env $server_answers "$pg_source/configure" $server_switches CC="$out/cc" \
             CFLAGS="$server_cflags" CPPFLAGS="$libraries_includes" LDFLAGS="-static $libraries_folders" \
-            ICU_CFLAGS=" " ICU_LIBS="-licu -lsupc++" LZ4_CFLAGS=" " LZ4_LIBS=-llz4 ZSTD_CFLAGS=" " ZSTD_LIBS=-lzstd
+            ICU_CFLAGS=" " ICU_LIBS="-licu $(g++ -print-file-name=libsupc++.a)" LZ4_CFLAGS=" " LZ4_LIBS=-llz4 ZSTD_CFLAGS=" " ZSTD_LIBS=-lzstd
         say "$step_name: configured"
         # The server as its makefile links it is not used (link/program.sh does that), but must not fail.
         set -- LDFLAGS_EX_BE=

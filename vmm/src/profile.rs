@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use dormouse_abi::{KERNEL, KERNEL_LEN, SLOT_BASE, SLOT_STRIDE};
+use dormouse_abi::{KERNEL, KERNEL_LEN, TEXT};
 use serde_json::{Map, Value, json};
 
 use crate::symbols::{Programs, Symbols};
@@ -98,15 +98,15 @@ impl Profile {
 fn function(symbols: Option<&mut Symbols>, rip: u64) -> String {
     let line = if (KERNEL..KERNEL + KERNEL_LEN).contains(&rip) {
         format!("kernel {rip:#x}")
-    } else if rip >= SLOT_BASE {
-        format!("postgres+{:#x}", (rip - SLOT_BASE) % SLOT_STRIDE)
+    } else if rip >= TEXT {
+        format!("postgres {rip:#x}")
     } else {
         return format!("ring 0 {rip:#x}");
     };
     let named = symbols.map(|symbols| symbols.annotate(line.as_bytes())).and_then(|line| String::from_utf8(line).ok());
     match named.as_deref().and_then(|named| named.split_once("  ")) {
         Some((place, name)) => {
-            let program = place.split([' ', '+']).next().unwrap_or_default();
+            let program = place.split(' ').next().unwrap_or_default();
             format!("{program} {}", name.rsplit_once('+').map_or(name, |(name, _)| name))
         }
         None => line,
@@ -162,13 +162,13 @@ mod tests {
     #[test]
     fn addresses_are_counted_by_program() {
         let profile = Profile::default();
-        for rip in [KERNEL + 0x10, KERNEL + 0x10, SLOT_BASE + 5 * SLOT_STRIDE + 0x1234, 0x20_1000] {
+        for rip in [KERNEL + 0x10, KERNEL + 0x10, TEXT + 0x1234, 0x20_1000] {
             profile.sample(rip);
         }
         assert_eq!(
             profile.stop(),
             json!({"ok": true, "samples": 4, "functions": [
-                ["kernel 0x400010", 2], ["postgres+0x1234", 1], ["ring 0 0x201000", 1]]})
+                ["kernel 0x400010", 2], ["postgres 0x801234", 1], ["ring 0 0x201000", 1]]})
         );
         assert_eq!(profile.stop()["samples"], 0, "a profile is told once");
     }

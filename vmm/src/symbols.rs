@@ -1,7 +1,8 @@
 //! Names for the addresses in a guest's fault report.
 //!
-//! The kernel prints `kernel 0x4012ab` and `postgres+0x1f20`; the image's own files still have their symbol tables. They
-//! are read only when such a line comes, which is when a guest or one of its processes is about to end.
+//! The kernel prints `kernel 0x4012ab` and `postgres 0x801f20`, as these are linked; the image's own files still have
+//! their symbol tables. They are read only when such a line comes, which is when a guest or one of its processes is about
+//! to end.
 
 use std::path::PathBuf;
 
@@ -17,7 +18,7 @@ pub struct Programs {
 type Which = fn(&Programs) -> &PathBuf;
 
 /// What stands before an address of each program.
-const MARKS: [(&str, Which); 2] = [("kernel 0x", |p| &p.kernel), ("postgres+0x", |p| &p.postgres)];
+const MARKS: [(&str, Which); 2] = [("kernel 0x", |p| &p.kernel), ("postgres 0x", |p| &p.postgres)];
 
 /// The functions of one program: (address, name), in order of address.
 struct Table(Vec<(u64, String)>);
@@ -87,7 +88,7 @@ mod tests {
         let mut symbols = Symbols::new(Programs { kernel: own, postgres: "/nowhere".into() });
         let line = format!("  by kernel {:#x}\n", main + 3);
         assert_eq!(symbols.annotate(line.as_bytes()), format!("  by kernel {:#x}  main+0x3\n", main + 3).as_bytes());
-        assert_eq!(symbols.annotate(b"  at postgres+0x123 (slot 4)\n"), b"  at postgres+0x123 (slot 4)\n");
+        assert_eq!(symbols.annotate(b"  at postgres 0x800123\n"), b"  at postgres 0x800123\n");
         assert_eq!(symbols.annotate(b"kernel 0xzz\n"), b"kernel 0xzz\n");
         assert_eq!(symbols.annotate(b"\xff\n"), b"\xff\n");
     }

@@ -49,10 +49,7 @@ impl<'a> Memory<'a> {
             0..RAM_MAX => Some(address),
             SLOT_BASE..DOORBELL => {
                 let (slot, offset) = ((address - SLOT_BASE) / SLOT_STRIDE, (address - SLOT_BASE) % SLOT_STRIDE);
-                match offset.checked_sub(self.hot) {
-                    None => TEXT.checked_add(offset),
-                    Some(inside) => slot.checked_mul(LARGE_PAGE)?.checked_add(self.slots)?.checked_add(inside),
-                }
+                slot.checked_mul(LARGE_PAGE)?.checked_add(self.slots)?.checked_add(offset.checked_sub(self.hot)?)
             }
             _ => None,
         }
@@ -175,8 +172,9 @@ impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
             at if (KERNEL..KERNEL + KERNEL_LEN).contains(&at) => write!(f, "kernel {at:#x}"),
+            at if (TEXT..TEXT + SLOT_STRIDE).contains(&at) => write!(f, "postgres {at:#x}"),
             at => match slot(at) {
-                Some(slot) => write!(f, "postgres+{:#x} (slot {slot})", (at - SLOT_BASE) % SLOT_STRIDE),
+                Some(slot) => write!(f, "postgres {:#x} (slot {slot})", TEXT + (at - SLOT_BASE) % SLOT_STRIDE),
                 None => write!(f, "{at:#x}"),
             },
         }

@@ -5,14 +5,14 @@
 //! doorbell registers, and the codes with which a guest ends. The kernel's README tells the story around it.
 //!
 //! All addresses are guest-physical. The guest maps its RAM at virtual = physical, so they are also its
-//! virtual addresses, with three exceptions: the page tables are not mapped at all, page 0 faults, and each
-//! process slot sees Postgres' text and its own hot page at [`SLOT_BASE`].
+//! virtual addresses, with three exceptions: the page tables are not mapped at all, page 0 faults, and the hot page of
+//! each process slot is seen above [`SLOT_BASE`].
 //!
 //! Layouts are `repr(C)`, little-endian, and checked at compile time below.
 #![no_std]
 
 /// Bumped by every change of this file that an older peer would misread.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The only page size in use, in bytes.
 pub const LARGE_PAGE: u64 = 2 << 20;
@@ -27,7 +27,8 @@ pub const SYSTEM: u64 = 0x20_0000;
 pub const KERNEL: u64 = 0x40_0000;
 /// Bytes reserved for the kernel from [`KERNEL`].
 pub const KERNEL_LEN: u64 = 2 * LARGE_PAGE;
-/// Where Postgres' shared (read-only) segments are loaded, in whole large pages.
+/// Where Postgres' shared (read-only) segments are loaded, in whole large pages, and where the program is linked to be
+/// (images/postgres/link/layout.ld).
 pub const TEXT: u64 = KERNEL + KERNEL_LEN;
 
 /// Virtual address of process slot 0.
@@ -165,10 +166,10 @@ pub struct BootInfo {
 
 /// The one program the guest runs, as loaded by the VMM.
 ///
-/// Virtual addresses are offsets from a slot's base. `[0, shared_end)` is the same physical memory in every
-/// slot; then one large page is left unmapped (the stack's guard); then comes the slot's hot page at
-/// `hot`, which holds, in order, the stack (growing down from `data` towards `hot`), the data segment, bss and
-/// the first heap.
+/// It is linked for [`TEXT`]; addresses here are distances from there. `[0, shared_end)` is at [`TEXT`] in every process.
+/// What is a process' own is as far from its slot's base: after one large page that is left unmapped (the stack's
+/// guard), the slot's hot page at `hot`, which holds, in order, the stack (growing down from `data` towards `hot`), the
+/// data segment, bss and the first heap. The process finds it by `%fs`, whose base is the slot's less [`TEXT`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
@@ -185,7 +186,11 @@ pub struct Program {
     /// Program headers, for the auxiliary vector.
     pub phdr: u64,
     pub phnum: u64,
-    /// Offset of `pg_global_prng_state` (16 bytes), reseeded in every process of a clone; 0 if there is none.
+    /// Physical address of an array of the link addresses (32 bits each) of those words of the data segment to which
+    /// `%fs`'s base is to be added, and how many they are.
+    pub words: u64,
+    pub words_len: u64,
+    /// Distance of `pg_global_prng_state` (16 bytes), reseeded in every process of a clone; 0 if there is none.
     pub prng_state: u64,
 }
 

@@ -290,7 +290,7 @@ pub fn rdtsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Sets the thread pointer of the running task.
+/// Sets by what the running task finds its data.
 pub fn write_fs_base(value: u64) {
     // SAFETY: CR4.FSGSBASE is on (the VMM sets it); kernel code does not use %fs.
     unsafe { asm!("wrfsbase {}", in(reg) value, options(nostack, preserves_flags)) };

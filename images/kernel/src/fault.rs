@@ -1,7 +1,6 @@
 //! Exceptions: a process's own fault ends that process; the kernel's ends the VM, after saying all it knows.
 //!
-//! Addresses are printed as `kernel 0x…` or `postgres+0x…` (an offset in the image's program); the VMM's console log
-//! adds the symbols.
+//! Addresses are printed as `kernel 0x…` or `postgres 0x…` (as linked); the VMM's console log adds the symbols.
 
 use crate::arch::{self, FaultFrame};
 use crate::console::{self, Line};
@@ -68,9 +67,10 @@ impl core::fmt::Display for Address {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self.0 {
             at if (abi::KERNEL..abi::KERNEL + abi::KERNEL_LEN).contains(&at) => write!(f, "kernel {at:#x}"),
+            at if (abi::TEXT..abi::TEXT + abi::SLOT_STRIDE).contains(&at) => write!(f, "postgres {at:#x}"),
             at if (abi::SLOT_BASE..abi::DOORBELL).contains(&at) => {
                 let (slot, offset) = ((at - abi::SLOT_BASE) / abi::SLOT_STRIDE, (at - abi::SLOT_BASE) % abi::SLOT_STRIDE);
-                write!(f, "postgres+{offset:#x} (slot {slot})")
+                write!(f, "postgres {:#x} (slot {slot})", abi::TEXT + offset)
             }
             at => write!(f, "{at:#x}"),
         }

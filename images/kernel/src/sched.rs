@@ -127,7 +127,7 @@ fn run_next() {
         return;
     }
     let load = next.context.get();
-    arch::write_fs_base(next.fs_base.get());
+    arch::write_fs_base(next.segment);
     *CURRENT.get().borrow_mut() = Some(next);
     // A task that has ended may be freed here while its stack is still in use; what is left of the context goes
     // to a place that outlives it.

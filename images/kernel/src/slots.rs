@@ -1,12 +1,12 @@
-//! Process slots: one program at many bases.
+//! Process slots: one program, many times its data.
 //!
-//! Every slot sees the program's read-only segments at its own virtual base, all the same physical pages, then an
-//! unmapped guard, then its own *hot page*: stack, data, bss and first heap together, so that one process is one
-//! large page to restore.
+//! The program's read-only segments are at the address for which they are linked, the same for all. A slot has its own
+//! *hot page*: stack, data, bss and first heap together, so that one process is one large page to restore. It lies where
+//! it would if the program were linked for the slot's base, and `%fs` is set to the difference: code finds data by it.
 //!
 //! ```text
-//! base                 base+shared_end      base+hot            base+data         brk
-//!  | text and rodata     | guard (unmapped) | ◂── stack | data | bss | heap ──▸ |
+//! TEXT                TEXT+shared_end             base+hot            base+data         brk
+//!  | text and rodata    |      …       (unmapped) | ◂── stack | data | bss | heap ──▸ |
 //! ```
 
 use crate::errno::{Errno, Result};
@@ -35,10 +35,10 @@ pub fn physical(address: u64) -> u64 {
     }
     let slot = (address - abi::SLOT_BASE) / abi::SLOT_STRIDE;
     let offset = (address - abi::SLOT_BASE) % abi::SLOT_STRIDE;
-    if offset < HOT.get().get() {
-        abi::TEXT + offset
-    } else {
-        PHYSICAL.get().get() + slot * abi::LARGE_PAGE + (offset - HOT.get().get())
+    // Below its hot page a slot has nothing: an address that nothing is at stays one.
+    match offset.checked_sub(HOT.get().get()) {
+        Some(inside) => PHYSICAL.get().get() + slot * abi::LARGE_PAGE + inside,
+        None => address,
     }
 }
 
@@ -46,7 +46,9 @@ pub fn physical(address: u64) -> u64 {
 pub struct Slot {
     pub index: usize,
     /// Virtual base.
-    pub base: u64,
+    base: u64,
+    /// `%fs`'s base: what is added to the link address of data.
+    pub segment: u64,
     /// First byte of the heap in the hot page, and its limit.
     pub heap: u64,
     pub heap_end: u64,
@@ -79,15 +81,24 @@ pub fn take() -> Result<Slot> {
             (program.data_mem_len - program.data_file_len) as usize,
         );
     }
+    let segment = base - abi::TEXT;
+    // SAFETY: the VMM laid the array, and each of its addresses is that of a word in the data segment.
+    unsafe {
+        for word in core::slice::from_raw_parts(program.words as *const u32, program.words_len as usize) {
+            let word = (u64::from(*word) + segment) as *mut u64;
+            word.write_unaligned(word.read_unaligned().wrapping_add(segment));
+        }
+    }
     Ok(Slot {
         index,
         base,
+        segment,
         heap: (data + program.data_mem_len).next_multiple_of(abi::PAGE),
         heap_end: base + program.hot + abi::LARGE_PAGE,
         used_before,
         stack_low: base + program.hot,
         stack_top: data & !15,
-        entry: base + program.entry,
+        entry: abi::TEXT + program.entry,
         program,
     })
 }
@@ -136,7 +147,7 @@ impl Slot {
         let env_addresses: Vec<u64> = env.iter().map(|s| place(s, 1)).collect();
         const UID: u64 = crate::task::UID as u64;
         let auxiliary: [(u64, u64); 15] = [
-            (3, self.base + self.program.phdr),
+            (3, abi::TEXT + self.program.phdr),
             (4, 56),
             (5, self.program.phnum),
             (6, abi::PAGE),

@@ -67,7 +67,8 @@ pub struct Task {
     pub name: Name,
     pub group: Cell<i32>,
     pub session: Cell<i32>,
-    pub fs_base: Cell<u64>,
+    /// `%fs`'s base (`slots`).
+    pub segment: u64,
     pub timed_out: Cell<bool>,
     pub slot: RefCell<Option<Slot>>,
     pub files: RefCell<FileTable>,
@@ -161,7 +162,7 @@ pub fn spawn(parent: Option<&Rc<Task>>, args: &[Vec<u8>], env: &[Vec<u8>], mask:
         name,
         state: Cell::new(State::Blocked),
         context: Cell::new(context),
-        fs_base: Cell::new(0),
+        segment: slot.segment,
         deadline: Cell::new(u64::MAX),
         timed_out: Cell::new(false),
         waits_for_client: Cell::new(false),

@@ -17,7 +17,7 @@ ${data}_dat:
 END
         # The C++ library's headers over musl's, after ours that replace some.
         headers=$(g++ -x c++ -E -v /dev/null 2>&1 | sed -n 's/^ \(.*\/c++\/.*\)/-isystem \1/p' | tr '\n' ' ')
-        cxx="g++ -std=c++17 -nostdinc -isystem $here/libraries/icu/c++ $headers-isystem $musl/include \
+        cxx="g++ -B$segment $segment_cflags -std=c++17 -nostdinc -isystem $here/libraries/icu/c++ $headers-isystem $musl/include \
 -isystem $(g++ -print-file-name=include)"
         logged make -j "$jobs" -f "$here/libraries/icu/icu.mk" SOURCE="$library_source/source" HERE="$here/libraries/icu" CXX="$cxx" \
             CC="$musl/bin/musl-gcc" CXXFLAGS="$library_cflags -fno-exceptions -fno-threadsafe-statics"

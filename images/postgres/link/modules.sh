@@ -3,7 +3,8 @@
 #
 # Usage: modules.sh OUT MODULE.so... where each MODULE.so is a relocatable object made by module.sh. Writes
 # OUT/MODULE.o, with every global symbol that it defines renamed to MODULE::SYMBOL so that no two modules (nor a
-# module and the server) clash, and OUT/modules.S, the table.
+# module and the server) clash, and OUT/modules.S, the table: of functions alone, since a variable's distance differs from
+# process to process.
 set -eu
 out=$1
 shift
@@ -12,7 +13,7 @@ for module in "$@"; do
     name=$(basename "$module" .so)
     names="$names $name"
     # Number Value Size Type Bind Visibility Section Name
-    readelf -sW "$module" | awk '($5 == "GLOBAL" || $5 == "WEAK") && $7 != "UND" && $8 != "" { print $6, $8 }' |
+    readelf -sW "$module" | awk '($5 == "GLOBAL" || $5 == "WEAK") && $7 != "UND" && $8 != "" { print $4 == "FUNC" ? $6 : "DATA", $8 }' |
         LC_ALL=C sort -k 2 > "$out/$name.symbols"
     awk -v module="$name" '{ print $2, module "::" $2 }' "$out/$name.symbols" > "$out/$name.renames"
     objcopy --redefine-syms="$out/$name.renames" "$module" "$out/$name.o"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Links the server and its modules into one static position-independent program.
+# Links the server and its modules into one static program at a fixed address, with the relocations that the pass after
+# it (images/segment) reads.
 #
 # Usage: program.sh MUSL OUT KERNEL OBJECT... where KERNEL is guest or linux and OBJECT... everything but the C
 # library and what belongs to KERNEL. Writes OUT, with its symbols.
@@ -22,9 +23,9 @@ for source in fork.S process.c dlopen.c "spawn_$kernel.c" "kernel_$kernel.S" \
 done
 gcc_file() { gcc -print-file-name="$1"; }
 # shellcheck disable=SC2086 # lists of words
-ld -pie --no-dynamic-linker -static -z text -z norelro -z noexecstack -z pack-relative-relocs --gc-sections \
-    -z max-page-size=4096 --hash-style=gnu --build-id=none --fatal-warnings -T "$here/layout.ld" -Map="$out.map" \
+ld -no-pie -static --emit-relocs --no-relax -z text -z norelro -z noexecstack --gc-sections \
+    -z max-page-size=4096 --build-id=none --fatal-warnings -T "$here/layout.ld" -Map="$out.map" \
     --wrap=fork_process --wrap=execv --wrap=find_other_exec \
-    -o "$out" "$musl/lib/rcrt1.o" "$musl/lib/crti.o" "$(gcc_file crtbeginS.o)" \
+    -o "$out" "$musl/lib/crt1.o" "$musl/lib/crti.o" \
     $own "$@" --start-group "$musl/lib/libc.a" "$(gcc_file libgcc.a)" "$(gcc_file libgcc_eh.a)" --end-group \
-    "$(gcc_file crtendS.o)" "$musl/lib/crtn.o"
+    "$musl/lib/crtn.o"

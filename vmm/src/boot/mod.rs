@@ -49,7 +49,7 @@ pub enum BootError {
 pub struct BootImage {
     /// The kernel: a static ELF at fixed addresses.
     pub kernel: PathBuf,
-    /// Postgres: a static-pie ELF.
+    /// Postgres: a static ELF, linked for where it is loaded, that finds its data by `%fs`.
     pub postgres: PathBuf,
     /// The boot archive, "newc" cpio.
     pub archive: PathBuf,
@@ -59,7 +59,7 @@ pub struct BootImage {
     pub arguments: Vec<String>,
     /// Its environment, `NAME=value`.
     pub environment: Vec<String>,
-    /// Offset of `pg_global_prng_state`, where a stripped executable can't say it.
+    /// Distance of `pg_global_prng_state` from the program's start, where a stripped executable can't say it.
     pub prng_state: Option<u64>,
 }
 
@@ -105,7 +105,8 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
     let archive = read(&image.archive)?;
 
     let data_copy = TEXT + postgres.shared_end;
-    let archive_at = (data_copy + postgres.data_file_len).next_multiple_of(dormouse_abi::PAGE);
+    let words = (data_copy + postgres.data_file_len).next_multiple_of(dormouse_abi::PAGE);
+    let archive_at = (words + postgres.words.len() as u64).next_multiple_of(dormouse_abi::PAGE);
     let slots = large_pages(archive_at + archive.len() as u64);
     let room = ram.len().saturating_sub(slots + LEAST_POOL) / LARGE_PAGE;
     let slot_count = image.slots.min(u32::try_from(room).unwrap_or(u32::MAX));
@@ -123,6 +124,7 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
     for segment in &postgres.writable {
         put(ram, "postgres", data_copy + (segment.address - postgres.data), segment.bytes)?;
     }
+    put(ram, "postgres", words, postgres.words)?;
     put(ram, "boot archive", archive_at, &archive)?;
 
     let program = Program {
@@ -135,6 +137,8 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
         entry: postgres.entry,
         phdr: postgres.phdr,
         phnum: postgres.phnum,
+        words,
+        words_len: postgres.words.len() as u64 / 4,
         prng_state: image.prng_state.unwrap_or(postgres.prng_state),
     };
     let mut info = BootInfo {

@@ -1,16 +1,16 @@
 //! The two executables of an image, checked against the guest's memory map.
 
-use dormouse_abi::{KERNEL, KernelHeader, LARGE_PAGE, PAGE};
+use dormouse_abi::{KERNEL, KernelHeader, LARGE_PAGE, PAGE, TEXT};
 use object::LittleEndian;
-use object::elf::{ET_DYN, ET_EXEC, FileHeader64, PF_W, PT_LOAD, PT_PHDR, SHT_SYMTAB};
-use object::read::elf::{FileHeader, ProgramHeader, Sym};
+use object::elf::{ET_EXEC, FileHeader64, PF_W, PT_LOAD, PT_PHDR, SHT_SYMTAB};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, Sym};
 
 use super::{BootError, in_kernel, in_slot};
 
 type Header = FileHeader64<LittleEndian>;
 const LE: LittleEndian = LittleEndian;
 
-/// Bytes of a file and where they go: a guest-physical address for the kernel, an offset from a slot's base for
+/// Bytes of a file and where they go: a guest-physical address for the kernel, a distance from the program's start for
 /// Postgres.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
@@ -25,7 +25,7 @@ pub struct KernelImage<'a> {
     pub header: KernelHeader,
 }
 
-/// Postgres; addresses are offsets from a slot's base. The fields are those of [`dormouse_abi::Program`].
+/// Postgres; addresses are distances from [`TEXT`]. The fields are those of [`dormouse_abi::Program`].
 #[derive(Debug)]
 pub struct PostgresImage<'a> {
     pub shared: Vec<Segment<'a>>,
@@ -39,7 +39,12 @@ pub struct PostgresImage<'a> {
     pub phdr: u64,
     pub phnum: u64,
     pub prng_state: u64,
+    /// Array of 32-bit link addresses, as bytes.
+    pub words: &'a [u8],
 }
+
+/// The section with [`PostgresImage::words`] (images/segment).
+const WORDS: &[u8] = b".dormouse.words";
 
 fn elf<'a>(what: &'static str, bytes: &'a [u8], kind: u16) -> Result<&'a Header, BootError> {
     let header = Header::parse(bytes).map_err(|error| broken(what, error))?;
@@ -100,19 +105,24 @@ impl<'a> KernelImage<'a> {
 }
 
 impl<'a> PostgresImage<'a> {
-    /// Reads Postgres: read-only segments from 0, then at least one unmapped large page, then all writable
-    /// segments within one large page, with room for a stack below them.
+    /// Reads Postgres: read-only segments from [`TEXT`], then at least one unmapped large page, then all writable
+    /// segments within one large page, with room for a stack below them; and which words of these to relocate.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, BootError> {
         const WHAT: &str = "postgres";
-        let elf = elf(WHAT, bytes, ET_DYN)?;
+        let elf = elf(WHAT, bytes, ET_EXEC)?;
         let headers = elf.program_headers(LE, bytes).map_err(|error| broken(WHAT, error))?;
         let (mut shared, mut writable) = (Vec::new(), Vec::new());
         let (mut shared_end, mut data, mut data_file_end, mut data_end) = (0u64, u64::MAX, 0u64, 0u64);
         let mut phdr = None;
         for program in headers {
-            let (address, len) = (program.p_vaddr(LE), program.p_memsz(LE));
-            let Some(end) = address.checked_add(len).filter(|end| *end < dormouse_abi::SLOT_STRIDE) else {
-                return Err(misfit(WHAT, format!("its segment at {address:#x}+{len:#x} does not fit a slot")));
+            if !matches!(program.p_type(LE), PT_PHDR | PT_LOAD) {
+                continue;
+            }
+            let (linked, len) = (program.p_vaddr(LE), program.p_memsz(LE));
+            let room = |address: u64| address.checked_add(len).filter(|end| *end < dormouse_abi::SLOT_STRIDE);
+            let Some((address, end)) = linked.checked_sub(TEXT).and_then(|address| Some((address, room(address)?)))
+            else {
+                return Err(misfit(WHAT, format!("its segment at {linked:#x}+{len:#x} does not fit a slot")));
             };
             match program.p_type(LE) {
                 PT_PHDR => phdr = Some(address),
@@ -156,6 +166,8 @@ impl<'a> PostgresImage<'a> {
         if data - hot < 64 * PAGE {
             return Err(misfit(WHAT, format!("its data at {data:#x} leaves under 256 KiB for a stack below it")));
         }
+        let words = words(elf, bytes, TEXT + data..TEXT + data_end)?;
+        let prng_state = symbol(elf, bytes, b"pg_global_prng_state").map_err(|error| broken(WHAT, error))?;
         Ok(Self {
             shared,
             writable,
@@ -164,11 +176,30 @@ impl<'a> PostgresImage<'a> {
             data,
             data_file_len: data_file_end - data,
             data_mem_len: data_end - data,
-            entry: elf.e_entry(LE),
+            entry: elf.e_entry(LE).checked_sub(TEXT).ok_or_else(|| misfit(WHAT, "begins below its text".to_owned()))?,
             phdr,
             phnum: headers.len() as u64,
-            prng_state: symbol(elf, bytes, b"pg_global_prng_state").map_err(|error| broken(WHAT, error))?,
+            prng_state: prng_state.saturating_sub(TEXT),
+            words,
         })
+    }
+}
+
+/// The words to relocate, all of which lie in the data segment.
+fn words<'a>(elf: &Header, bytes: &'a [u8], data: std::ops::Range<u64>) -> Result<&'a [u8], BootError> {
+    const WHAT: &str = "postgres";
+    let sections = elf.sections(LE, bytes).map_err(|error| broken(WHAT, error))?;
+    let (_, section) = sections
+        .section_by_name(LE, WORDS)
+        .ok_or_else(|| misfit(WHAT, "does not say which of its words to relocate".to_owned()))?;
+    let words = section.data(LE, bytes).map_err(|error| broken(WHAT, error))?;
+    let fits = |word: &[u8]| {
+        let start = word.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        word.len() == 4 && data.contains(&start) && start + 8 <= data.end
+    };
+    match words.chunks(4).all(fits) {
+        true => Ok(words),
+        false => Err(misfit(WHAT, "would relocate words outside of its data".to_owned())),
     }
 }
 

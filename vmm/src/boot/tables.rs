@@ -27,7 +27,7 @@ pub struct Layout {
     /// Physical address of slot 0's hot page.
     pub slots: u64,
     pub slot_count: u32,
-    /// Offsets from a slot's base, as in [`dormouse_abi::Program`].
+    /// Distances from the program's start, as in [`dormouse_abi::Program`].
     pub shared_end: u64,
     pub hot: u64,
 }
@@ -71,13 +71,10 @@ pub fn page_tables(ram: &Ram, layout: &Layout) -> Result<(), BootError> {
     }
     let mut tables = Tables { pdpt: [0; 512], pds: Vec::new() };
     for page in (LARGE_PAGE..ram.len()).step_by(LARGE_PAGE as usize) {
-        tables.map(page, page, true)?;
+        tables.map(page, page, !(TEXT..TEXT + layout.shared_end).contains(&page))?;
     }
     for slot in 0..u64::from(layout.slot_count) {
         let base = SLOT_BASE + slot * SLOT_STRIDE;
-        for offset in (0..layout.shared_end).step_by(LARGE_PAGE as usize) {
-            tables.map(base + offset, TEXT + offset, false)?;
-        }
         tables.map(base + layout.hot, layout.slots + slot * LARGE_PAGE, true)?;
     }
     tables.map(DOORBELL, DOORBELL, true)?;
@@ -154,11 +151,15 @@ mod tests {
         assert_eq!(walk(&ram, 0), None);
         assert_eq!(walk(&ram, LARGE_PAGE - 1), None);
         assert_eq!(walk(&ram, SYSTEM), Some((SYSTEM, true)));
+        assert_eq!(walk(&ram, TEXT - 1), Some((TEXT - 1, true)));
+        assert_eq!(walk(&ram, TEXT), Some((TEXT, false)));
+        assert_eq!(walk(&ram, TEXT + (4 << 20) - 1), Some((TEXT + (4 << 20) - 1, false)));
+        assert_eq!(walk(&ram, TEXT + (4 << 20)), Some((TEXT + (4 << 20), true)));
         assert_eq!(walk(&ram, (256 << 20) - 1), Some(((256 << 20) - 1, true)));
         assert_eq!(walk(&ram, 256 << 20), None);
         for slot in [0, 1, 95] {
             let base = SLOT_BASE + slot * SLOT_STRIDE;
-            assert_eq!(walk(&ram, base + 5), Some((TEXT + 5, false)));
+            assert_eq!(walk(&ram, base + 5), None, "text is at its own address alone");
             assert_eq!(walk(&ram, base + (4 << 20)), None, "guard");
             assert_eq!(walk(&ram, base + (6 << 20) + 9), Some(((32 << 20) + slot * LARGE_PAGE + 9, true)));
             assert_eq!(walk(&ram, base + (8 << 20)), None);

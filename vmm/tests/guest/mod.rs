@@ -306,19 +306,25 @@ fn guest_code() -> &'static [u8] {
     }
 }
 
-/// An ELF of type `kind` with segments (address, bytes, memory length, flags).
-fn elf(kind: u16, segments: &[(u64, &[u8], u64, u32)]) -> Vec<u8> {
+/// An executable ELF with segments (address, bytes, memory length, flags), and one section, `.dormouse.words`, which names
+/// the words at these addresses.
+fn elf(segments: &[(u64, &[u8], u64, u32)], words: &[u32]) -> Vec<u8> {
     let mut offset = 64 + 56 * segments.len() as u64;
+    let words: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let names = b"\0.dormouse.words\0.shstrtab\0";
+    let words_at = offset + segments.iter().map(|(_, bytes, ..)| bytes.len() as u64).sum::<u64>();
+    let names_at = words_at + words.len() as u64;
+    let sections_at = names_at + names.len() as u64;
     let mut head = Vec::new();
     head.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    head.extend_from_slice(&kind.to_le_bytes());
+    head.extend_from_slice(&2u16.to_le_bytes());
     head.extend_from_slice(&62u16.to_le_bytes());
     head.extend_from_slice(&1u32.to_le_bytes());
-    for word in [0u64, 64, 0] {
+    for word in [0u64, 64, sections_at] {
         head.extend_from_slice(&word.to_le_bytes());
     }
     head.extend_from_slice(&0u32.to_le_bytes());
-    for half in [64u16, 56, segments.len() as u16, 64, 0, 0] {
+    for half in [64u16, 56, segments.len() as u16, 64, 3, 2] {
         head.extend_from_slice(&half.to_le_bytes());
     }
     let mut body = Vec::new();
@@ -332,6 +338,18 @@ fn elf(kind: u16, segments: &[(u64, &[u8], u64, u32)]) -> Vec<u8> {
         body.extend_from_slice(bytes);
     }
     head.extend(body);
+    head.extend_from_slice(&words);
+    head.extend_from_slice(names);
+    // Name, type, flags, address, offset, length, link, info, alignment, length of an entry.
+    for (name, kind, at, len) in
+        [(0u32, 0u32, 0, 0), (1, 1, words_at, words.len() as u64), (17, 3, names_at, names.len() as u64)]
+    {
+        head.extend_from_slice(&name.to_le_bytes());
+        head.extend_from_slice(&kind.to_le_bytes());
+        for word in [0, 0, at, len, 0, 1, 0] {
+            head.extend_from_slice(&word.to_le_bytes());
+        }
+    }
     head
 }
 
@@ -357,11 +375,12 @@ impl Home {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let code = guest_code();
-        std::fs::write(at("kernel.elf"), elf(2, &[(abi::KERNEL, code, 0x10000, 7)])).unwrap();
+        std::fs::write(at("kernel.elf"), elf(&[(abi::KERNEL, code, 0x10000, 7)], &[])).unwrap();
         let text = vec![0xc3u8; 4096];
         let data = b"pristine".to_vec();
-        std::fs::write(at("postgres.elf"), elf(3, &[(0, &text, 4096, 5), (HOT + (1 << 20), &data, 8192, 6)]))
-            .unwrap();
+        let data_at = abi::TEXT + HOT + (1 << 20);
+        let segments: [(u64, &[u8], u64, u32); 2] = [(abi::TEXT, &text, 4096, 5), (data_at, &data, 8192, 6)];
+        std::fs::write(at("postgres.elf"), elf(&segments, &[data_at as u32 + 16])).unwrap();
         std::fs::write(at("boot.cpio"), b"").unwrap();
         std::fs::create_dir(at("template")).unwrap();
         std::fs::write(at("template/PG_VERSION"), b"17\n").unwrap();
@@ -391,7 +410,13 @@ impl Home {
             template,
             postgres_version: "17".to_owned(),
             wal_segment_bytes: 1 << 20,
-            layout: Layout { shared_end: 4096, hot: HOT, data: HOT + (1 << 20), data_end: HOT + (1 << 20) + 8192, prng_state: 0 },
+            layout: Layout {
+                shared_end: 4096,
+                hot: HOT,
+                data: HOT + (1 << 20),
+                data_end: HOT + (1 << 20) + 8192,
+                prng_state: 0,
+            },
             first_process: FirstProcess { arguments: vec!["e".to_owned()], environment: Vec::new() },
             origin: Origin { built_at: 0, builder: "test".to_owned() },
         };

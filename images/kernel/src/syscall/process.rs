@@ -1,15 +1,12 @@
 //! Calls about processes, identity, limits and memory.
 
 use super::{Args, buffer_mut, load, number as nr, split_ns, store, string, strings, timespec};
-use crate::arch;
 use crate::errno::{Errno, Result};
 use crate::sched;
 use crate::task::{self, Timer, UID};
 use crate::time;
 use crate::wait::{Outcome, WaitQueue};
 
-const ARCH_SET_FS: u64 = 0x1002;
-const ARCH_GET_FS: u64 = 0x1003;
 /// What the guest says its stack may grow to. The true room is 640 KiB: Postgres takes 512 KiB off this for its
 /// own slop, which leaves `max_stack_depth` at 512 kB.
 const STACK_LIMIT: u64 = 1 << 20;
@@ -181,16 +178,6 @@ pub fn call(number: i64, args: &Args) -> Option<Result<u64>> {
                 pid as u64
             })
         }
-        nr::ARCH_PRCTL if a == ARCH_SET_FS => {
-            me.fs_base.set(b);
-            arch::write_fs_base(b);
-            Ok(0)
-        }
-        nr::ARCH_PRCTL if a == ARCH_GET_FS => {
-            store(b, me.fs_base.get());
-            Ok(0)
-        }
-        nr::ARCH_PRCTL => Err(Errno::EINVAL),
         nr::UNAME => uname(a),
         nr::SYSINFO => system(a),
         nr::GETRLIMIT => {
