@@ -314,13 +314,13 @@ fn elf(segments: &[(u64, &[u8], u64, u32)], words: &[u32]) -> Vec<u8> {
     let names = b"\0.dormouse.words\0.shstrtab\0";
     let words_at = offset + segments.iter().map(|(_, bytes, ..)| bytes.len() as u64).sum::<u64>();
     let names_at = words_at + words.len() as u64;
-    let sections_at = names_at + names.len() as u64;
+    let sections_at = (names_at + names.len() as u64).next_multiple_of(8);
     let mut head = Vec::new();
     head.extend_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     head.extend_from_slice(&2u16.to_le_bytes());
     head.extend_from_slice(&62u16.to_le_bytes());
     head.extend_from_slice(&1u32.to_le_bytes());
-    for word in [0u64, 64, sections_at] {
+    for word in [segments[0].0, 64, sections_at] {
         head.extend_from_slice(&word.to_le_bytes());
     }
     head.extend_from_slice(&0u32.to_le_bytes());
@@ -340,6 +340,7 @@ fn elf(segments: &[(u64, &[u8], u64, u32)], words: &[u32]) -> Vec<u8> {
     head.extend(body);
     head.extend_from_slice(&words);
     head.extend_from_slice(names);
+    head.resize(sections_at as usize, 0);
     // Name, type, flags, address, offset, length, link, info, alignment, length of an entry.
     for (name, kind, at, len) in
         [(0u32, 0u32, 0, 0), (1, 1, words_at, words.len() as u64), (17, 3, names_at, names.len() as u64)]
@@ -410,13 +411,7 @@ impl Home {
             template,
             postgres_version: "17".to_owned(),
             wal_segment_bytes: 1 << 20,
-            layout: Layout {
-                shared_end: 4096,
-                hot: HOT,
-                data: HOT + (1 << 20),
-                data_end: HOT + (1 << 20) + 8192,
-                prng_state: 0,
-            },
+            layout: Layout { shared_end: 4096, hot: HOT, data: HOT + (1 << 20), data_end: HOT + (1 << 20) + 8192, prng_state: 0 },
             first_process: FirstProcess { arguments: vec!["e".to_owned()], environment: Vec::new() },
             origin: Origin { built_at: 0, builder: "test".to_owned() },
         };
