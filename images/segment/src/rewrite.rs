@@ -140,7 +140,7 @@ fn statement<'a>(
         return Err("two operands relative to %rip".to_owned());
     }
     let start = statement[..at]
-        .rfind(|c: char| !(c.is_ascii() && is_symbol(c as u8)) && !matches!(c, '@' | '+' | '-'))
+        .rfind(|c: char| !(matches!(c, '@' | '+' | '-') || c.is_ascii() && is_symbol(c as u8)))
         .map_or(0, |before| before + 1);
     let operand = &statement[start..at];
     match statement[..start].chars().next_back() {
