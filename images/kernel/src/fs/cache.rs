@@ -27,7 +27,7 @@ pub use super::window::WINDOW;
 /// How often ages are looked at, ns.
 const SWEEP: u64 = 1_000_000_000;
 /// Sweeps that a window outlives unused.
-const AGE: u64 = 3;
+const AGE: u64 = 6;
 
 /// When the next sweep is due, guest-monotonic ns: never while nothing is held, so that an idle guest is not woken for it.
 static DUE: Global<Cell<u64>> = Global::new(Cell::new(u64::MAX));
