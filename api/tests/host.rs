@@ -487,6 +487,24 @@ async fn a_sleeping_database_is_moved_without_being_woken_and_starts_on_the_new_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sleeping_database_whose_image_is_of_another_version_starts_cold_on_the_newest() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.wake().await;
+    w.host.suspend(&db.id).await.unwrap();
+    support::write_manifest(dir.path(), support::IMAGE, dormouse_abi::ABI_VERSION + 1);
+    support::newer_image(dir.path(), "fedcba9876543210");
+    db.wake().await;
+    assert_eq!(db.read("image"), "fedcba9876543210");
+    assert_eq!(w.metadata.database(&db.id).await.unwrap().unwrap().image, "fedcba9876543210");
+    w.host.shut_down().await;
+    let events = w.host.events(&db.id, Page { after: 0, limit: 10 }).await.unwrap();
+    assert_eq!(kinds(&events), ["created", "image_adopted", "started_cold"]);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cold_start_is_on_the_newest_image() -> Test {
     let dir = tempfile::tempdir()?;
     let w = World::new(dir.path(), &[]).await;

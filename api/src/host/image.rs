@@ -1,7 +1,7 @@
 //! Which image a database runs.
 //!
-//! A snapshot goes on only with the image it was taken on, so a sleeping database stays on that one. Without a snapshot
-//! the next start is a cold one, and takes the newest image of the database's major version of Postgres. The layer keeps
+//! A snapshot goes on only with the image it was taken on, so a sleeping database stays on that one, unless that was made
+//! for a VMM of another version: then the snapshot is given up. Without one the next start is a cold one, and takes the newest image of the database's major version of Postgres. The layer keeps
 //! the template that it was begun on: the row names it, so that it is not collected.
 //!
 //! The row is changed, durably, before anything runs on the new image; a crash on either side of that leaves a database
@@ -41,6 +41,11 @@ impl Inner {
         tracing::info!(database = %id, from = image, to = newest, "moved to another image");
         self.journal.event(id, EventKind::ImageAdopted, Some(format!("from image {image} to {newest}, {version}")));
         Ok(newest)
+    }
+
+    /// Whether this build's VMM cannot go on with an image: it was made for another guest interface.
+    pub(crate) fn outdated(&self, image: &str) -> bool {
+        Manifest::load(&self.home.image(image)).is_ok_and(|manifest| manifest.abi != dormouse_abi::ABI_VERSION)
     }
 
     /// Removes the snapshot of a database without a process, durably; gives the image of the next start.

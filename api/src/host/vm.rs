@@ -231,9 +231,19 @@ impl<F: Fn(VmEvent)> Life<F> {
         let home = self.context.home.clone();
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
         self.had_snapshot = home.snapshot(&id).exists();
-        if !self.had_snapshot {
+        let (host, image) = (&self.context.host, &self.context.spec.image);
+        let newest = home.current_image(self.context.pg_version);
+        let moved = if !self.had_snapshot {
             // A cold start, or the first of all: the newest image will do, and is to be had for nothing.
-            self.context.spec.image = self.context.host.newest_image(&id, &self.context.spec.image, self.context.pg_version).await?;
+            Some(host.newest_image(&id, image, self.context.pg_version).await?)
+        } else if newest.is_some_and(|newest| newest != *image) && host.outdated(image) {
+            tracing::warn!(database = %id, image, "its image is of another version of this program: it starts cold on the newest");
+            Some(host.discard_snapshot(&id, image, self.context.pg_version).await?)
+        } else {
+            None
+        };
+        if let Some(image) = moved {
+            self.context.spec.image = image;
             (self.events)(VmEvent::Image(self.context.spec.image.clone()));
         }
         let image = home.image(&self.context.spec.image);

@@ -42,13 +42,19 @@ pub fn image(home: &Path) {
 /// The name in `image.json`.
 pub const IMAGE: &str = "0123456789abcdef";
 
+/// Writes the manifest of an image that was built for a version of the guest's interface.
+pub fn write_manifest(home: &Path, name: &str, abi: u32) {
+    let manifest = include_str!("image.json").replace(IMAGE, name).replace("\"abi\": 0", &format!("\"abi\": {abi}"));
+    std::fs::write(home.join("images").join(name).join("image.json"), manifest).unwrap();
+}
+
 /// Another image of the same version, which is the newest from now on.
 pub fn newer_image(home: &Path, name: &str) {
     let image = home.join("images").join(name);
     let golden = image.join("golden/512");
     std::fs::create_dir_all(&golden).unwrap();
     std::fs::write(golden.join("state"), "").unwrap();
-    std::fs::write(image.join("image.json"), include_str!("image.json").replace(IMAGE, name)).unwrap();
+    write_manifest(home, name, dormouse_abi::ABI_VERSION);
     let current = home.join("images/current-17");
     let _ = std::fs::remove_file(&current);
     std::os::unix::fs::symlink(name, current).unwrap();
