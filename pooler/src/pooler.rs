@@ -205,10 +205,11 @@ fn raise_descriptor_limit(max_clients: usize) -> usize {
     max_clients.min(possible)
 }
 
-/// Two descriptors for each client that is awake, after some for everything else in the process.
+/// Three descriptors for each client that is awake, the third while its guest takes no more, after some for everything
+/// else in the process.
 fn clients_for(descriptors: u64) -> usize {
     let others = 1024.min(descriptors / 4);
-    usize::try_from((descriptors - others) / 2).unwrap_or(usize::MAX)
+    usize::try_from((descriptors - others) / 3).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -217,8 +218,8 @@ mod tests {
 
     #[test]
     fn clients_by_descriptors() {
-        assert_eq!(clients_for(1024), 384);
-        assert_eq!(clients_for(20_000), 9_488);
+        assert_eq!(clients_for(1024), 256);
+        assert_eq!(clients_for(20_000), 6_325);
         assert!(clients_for(u64::MAX) > 1 << 40);
         assert_eq!(clients_for(0), 0);
     }

@@ -32,6 +32,10 @@ impl Event {
     pub fn writable(&self) -> bool {
         self.ready & libc::EPOLLOUT as u32 != 0
     }
+    /// The peer will send no more.
+    pub fn ending(&self) -> bool {
+        self.ready & (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0
+    }
     /// Both directions are closed.
     pub fn hung_up(&self) -> bool {
         self.ready & (libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0

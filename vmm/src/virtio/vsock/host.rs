@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use vm_memory::VolatileSlice;
 
-use crate::reactor::{INPUT, Reactor, STREAM};
+use crate::reactor::{Event, INPUT, Reactor, STREAM};
 
 /// A stream watched edge-triggered: what epoll said last, until a call finds otherwise.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct HostEnd {
     pub writable: bool,
     /// The other side is gone in both directions.
     pub hung_up: bool,
+    /// The other side will send no more: the end is behind what there is to read. Epoll says so once.
+    pub ending: bool,
     write_closed: bool,
 }
 
@@ -48,7 +50,25 @@ fn vectors(slices: &[VolatileSlice], mut most: usize) -> Vec<libc::iovec> {
 impl HostEnd {
     /// Takes a stream that is non-blocking and watched for input under `token`.
     pub fn new(stream: UnixStream, token: u64) -> Self {
-        Self { stream, token, awaits_room: false, readable: true, writable: true, hung_up: false, write_closed: false }
+        Self {
+            stream,
+            token,
+            // So that the first `watch` has told again what others were told before, such as an end behind the first bytes.
+            awaits_room: true,
+            readable: true,
+            writable: true,
+            hung_up: false,
+            ending: false,
+            write_closed: false,
+        }
+    }
+
+    /// Epoll said something of it.
+    pub fn told(&mut self, event: Event) {
+        self.readable |= event.readable();
+        self.writable |= event.writable();
+        self.ending |= event.ending();
+        self.hung_up |= event.hung_up();
     }
 
     /// Has the stream watched for room while it has none, and only then. Room that came in between is told.
@@ -94,7 +114,7 @@ impl HostEnd {
             }
             got if got > 0 => {
                 // A short read has emptied the stream, unless its end is behind it: then the next read says so.
-                self.readable = got as usize == room || self.hung_up;
+                self.readable = got as usize == room || self.ending || self.hung_up;
                 Read::Bytes(got as usize)
             }
             _ => match io::Error::last_os_error().kind() {
@@ -187,6 +207,44 @@ mod tests {
 
     use super::*;
     use crate::reactor::Events;
+
+    /// A backend waited for ever, and its database never slept again, when a client's last bytes and its end came at once.
+    #[test]
+    fn an_end_that_comes_with_the_last_bytes_is_read() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let (reactor, mut events) = (Reactor::new().unwrap(), Events::default());
+        reactor.add(&near, 7, INPUT).unwrap();
+        let mut host = HostEnd::new(near, 7);
+        std::io::Write::write_all(&mut far, b"query").unwrap();
+        far.shutdown(Shutdown::Write).unwrap();
+        reactor.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        events.iter().for_each(|event| host.told(event));
+
+        let mut buffer = VecDeque::new();
+        assert_eq!(host.read_buffered(&mut buffer, 4096), Read::Bytes(5));
+        assert!(host.readable, "nothing will say it again");
+        assert_eq!(host.read_buffered(&mut buffer, 4096), Read::Ended);
+        assert!(host.writable && !host.hung_up, "the answer can still be sent");
+    }
+
+    #[test]
+    fn an_end_that_came_before_the_stream_was_joined_is_told_again() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        near.set_nonblocking(true).unwrap();
+        let (reactor, mut events) = (Reactor::new().unwrap(), Events::default());
+        reactor.add(&near, 7, INPUT).unwrap();
+        std::io::Write::write_all(&mut far, b"query").unwrap();
+        far.shutdown(Shutdown::Write).unwrap();
+        reactor.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        let mut host = HostEnd::new(near, 7);
+        assert_eq!(host.read_buffered(&mut VecDeque::new(), 4096), Read::Bytes(5));
+        assert!(!host.readable);
+        host.watch(&reactor);
+        reactor.wait(&mut events, Some(Duration::ZERO)).unwrap();
+        events.iter().for_each(|event| host.told(event));
+        assert!(host.readable && host.ending);
+    }
 
     #[test]
     fn a_stream_tells_of_room_only_while_it_has_none() {

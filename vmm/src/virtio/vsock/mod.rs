@@ -184,9 +184,7 @@ impl Vsock {
     /// Epoll said something of the stream with this token.
     pub fn event(&mut self, event: crate::reactor::Event) {
         let Some(host) = self.tokens.get(&event.token).and_then(|port| self.hosts.get_mut(port)) else { return };
-        host.readable |= event.readable();
-        host.writable |= event.writable();
-        host.hung_up |= event.hung_up();
+        host.told(event);
     }
 
     /// Moves everything that can move. True if the guest has something new to look at in its receive queue.
