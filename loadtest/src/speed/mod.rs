@@ -84,6 +84,9 @@ pub struct Plan {
     /// Seconds of one run of pgbench.
     #[arg(short = 'T', long, default_value_t = 8)]
     pub seconds: u32,
+    /// Seconds for which pgbench runs before each of its runs that counts, so that caches are as in use.
+    #[arg(long, default_value_t = 4)]
+    pub warm_up: u32,
     /// Size of the table that is scanned, in MiB.
     #[arg(long, default_value_t = 1024)]
     pub table_mib: u64,
@@ -110,6 +113,7 @@ impl Plan {
             pairs: 1,
             scale: 1,
             seconds: 1,
+            warm_up: 1,
             table_mib: 16,
             copy_mib: 4,
             aggregate_rows: 100_000,
@@ -204,7 +208,7 @@ fn once(
     plan: &Plan,
     material: &Material,
 ) -> Result<Run, SpeedError> {
-    work.before(&side.target())?;
+    work.before(programs, &side.target(), plan)?;
     let (shares, exits) = (side.shares()?, side.exits()?);
     let (machine, client) = (cpu::of_machine(), cpu::of_finished_children());
     let done = work.run(programs, &side.target(), plan, material)?;

@@ -176,6 +176,7 @@ impl Speed {
             clients,
             scale,
             seconds,
+            warm_up,
             core,
             aggregate_rows,
             copy_mib,
@@ -188,8 +189,8 @@ impl Speed {
             .collect();
         println!("settings {}", settings.join(" "));
         println!(
-            "work     pgbench: scale {scale}, {clients} clients, {seconds} s a run; table scanned: {} MiB; COPY: about \
-             {copy_mib} MiB; aggregate: {aggregate_rows} rows; {pairs} pairs",
+            "work     pgbench: scale {scale}, {clients} clients, {seconds} s a run after {warm_up} s that don't count; table \
+             scanned: {} MiB; COPY: about {copy_mib} MiB; aggregate: {aggregate_rows} rows; {pairs} pairs",
             self.table_bytes >> 20
         );
         println!(

@@ -45,6 +45,14 @@ pub struct Material {
     copy: PathBuf,
 }
 
+/// The program that does a work.
+enum Means {
+    /// With these options.
+    Pgbench(&'static [&'static str]),
+    /// With this statement.
+    Psql(String),
+}
+
 /// A run that ended well.
 pub struct Done {
     pub figure: f64,
@@ -97,8 +105,35 @@ impl Work {
         }
     }
 
+    fn means(self, plan: &Plan) -> Means {
+        let sql = match self {
+            Self::Select => return Means::Pgbench(&["-n", "-S"]),
+            Self::SelectPrepared => return Means::Pgbench(&["-n", "-S", "-M", "prepared"]),
+            Self::Tpcb => return Means::Pgbench(&[]),
+            Self::Scan => "select count(*), sum(kind), max(id) from bench_scanned".to_owned(),
+            Self::CopyIn => "copy bench_copied from stdin".to_owned(),
+            Self::CopyOut => "copy bench_copied to stdout".to_owned(),
+            Self::Aggregate => format!(
+                "select count(*), sum(sqrt(n)), avg(n % 1000), sum(length(md5(n::text)))
+                 from (select generate_series(1, {}) as n) as series",
+                plan.aggregate_rows
+            ),
+        };
+        Means::Psql(sql)
+    }
+
     /// Brings a side to the state that each run begins in; not timed.
-    pub fn before(self, target: &Target) -> Result<(), SpeedError> {
+    pub fn before(
+        self,
+        programs: &Programs,
+        target: &Target,
+        plan: &Plan,
+    ) -> Result<(), SpeedError> {
+        if let Means::Pgbench(script) = self.means(plan)
+            && plan.warm_up > 0
+        {
+            transactions(programs, target, plan.clients, plan.warm_up, script)?;
+        }
         if self == Self::CopyIn {
             let mut client = Client::connect(target)?;
             client.query("truncate bench_copied")?;
@@ -114,20 +149,11 @@ impl Work {
         plan: &Plan,
         material: &Material,
     ) -> Result<Done, SpeedError> {
-        let sql = match self {
-            Self::Select => return transactions(programs, target, plan, &["-n", "-S"]),
-            Self::SelectPrepared => {
-                return transactions(programs, target, plan, &["-n", "-S", "-M", "prepared"]);
+        let sql = match self.means(plan) {
+            Means::Pgbench(script) => {
+                return transactions(programs, target, plan.clients, plan.seconds, script);
             }
-            Self::Tpcb => return transactions(programs, target, plan, &[]),
-            Self::Scan => "select count(*), sum(kind), max(id) from bench_scanned".to_owned(),
-            Self::CopyIn => "copy bench_copied from stdin".to_owned(),
-            Self::CopyOut => "copy bench_copied to stdout".to_owned(),
-            Self::Aggregate => format!(
-                "select count(*), sum(sqrt(n)), avg(n % 1000), sum(length(md5(n::text)))
-                 from (select generate_series(1, {}) as n) as series",
-                plan.aggregate_rows
-            ),
+            Means::Psql(sql) => sql,
         };
         let mut psql = psql(programs, target, &sql);
         if self == Self::CopyIn {
@@ -147,14 +173,12 @@ impl Work {
 fn transactions(
     programs: &Programs,
     target: &Target,
-    plan: &Plan,
-    more: &[&str],
+    clients: u32,
+    seconds: u32,
+    script: &[&str],
 ) -> Result<Done, SpeedError> {
-    let mut arguments = vec![
-        format!("--client={}", plan.clients),
-        format!("--time={}", plan.seconds),
-    ];
-    arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
+    let mut arguments = vec![format!("--client={clients}"), format!("--time={seconds}")];
+    arguments.extend(script.iter().map(|argument| (*argument).to_owned()));
     let started = Instant::now();
     let figures = pgbench::run(programs, target, &arguments)?;
     Ok(Done {
