@@ -3,7 +3,7 @@
 //! | what | counted for | when |
 //! |---|---|---|
 //! | wrong passwords | a database and a client address | the proof is wrong |
-//! | logins that ask the guest | a database, all addresses together that it does not know | no proof came of it |
+//! | logins that ask the guest | a database, all addresses together that it does not know | it is asked; given back when the password is proven |
 //! | wrong cancel keys | a client address | nobody has that key |
 //!
 //! Each may be so many in a minute, at once or one by one. An address is known to a database for an hour after a
@@ -68,15 +68,11 @@ impl Guesses {
         self.known.put((database, peer.into()), Instant::now() + KNOWN);
     }
 
-    /// Whether the guest may be asked for a role that this address names. What is given counts as a guess when it is
-    /// dropped, unless it was told that the password was proven.
+    /// Whether the guest may be asked for a role that this address names. It counts from now on, however many come at
+    /// one time, until the password is proven.
     pub fn may_ask(&self, database: DatabaseId, peer: SocketAddr) -> Option<Question<'_>> {
-        let is_known = self.known.until(&(database, peer.into())).is_some();
-        (is_known || self.strangers.allows(&database)).then_some(Question {
-            guesses: self,
-            database,
-            free: is_known,
-        })
+        let is_stranger = self.known.until(&(database, peer.into())).is_none();
+        (!is_stranger || self.strangers.take(database)).then_some(Question { guesses: self, database, is_stranger })
     }
 
     pub fn may_cancel(&self, peer: SocketAddr) -> bool {
@@ -92,19 +88,15 @@ impl Guesses {
 pub(crate) struct Question<'a> {
     guesses: &'a Guesses,
     database: DatabaseId,
-    free: bool,
+    /// It comes from an address that the database does not know.
+    pub is_stranger: bool,
 }
 
 impl Question<'_> {
-    pub fn proven(mut self) {
-        self.free = true;
-    }
-}
-
-impl Drop for Question<'_> {
-    fn drop(&mut self) {
-        if !self.free {
-            self.guesses.strangers.charge(self.database);
+    /// The password was proven: it was no guess.
+    pub fn proven(self) {
+        if self.is_stranger {
+            self.guesses.strangers.give_back(&self.database);
         }
     }
 }
@@ -130,12 +122,26 @@ impl<K: Hash + Eq + Copy> Limit<K> {
         self.taken.until(key).is_none_or(|until| until.saturating_duration_since(now) + share <= MINUTE)
     }
 
+    /// Charges it if it is allowed, in one step.
+    fn take(&self, key: K) -> bool {
+        let Some(share) = self.share else { return true };
+        let now = Instant::now();
+        self.taken.change(key, |until| {
+            let taken = until.map_or(now, |until| until.max(now)) + share;
+            (taken <= now + MINUTE).then_some(taken)
+        })
+    }
+
+    fn give_back(&self, key: &K) {
+        let Some(share) = self.share else { return };
+        self.taken.change(*key, |until| until?.checked_sub(share));
+    }
+
     fn charge(&self, key: K) {
         let Some(share) = self.share else { return };
         let now = Instant::now();
-        let from = self.taken.until(&key).map_or(now, |until| until.max(now));
         // Of many at one time no more than a minute's worth is held against whoever it was.
-        self.taken.put(key, (from + share).min(now + MINUTE));
+        self.taken.change(key, |until| Some((until.map_or(now, |until| until.max(now)) + share).min(now + MINUTE)));
     }
 }
 
@@ -158,7 +164,13 @@ impl<K: Hash + Eq + Copy> Fading<K> {
     }
 
     fn put(&self, key: K, until: Instant) {
+        self.change(key, |_| Some(until));
+    }
+
+    /// Gives a key another time, by the one that it has; says whether it did.
+    fn change(&self, key: K, change: impl FnOnce(Option<Instant>) -> Option<Instant>) -> bool {
         let mut map = self.map();
+        let Some(until) = change(map.get(&key).copied()) else { return false };
         if map.len() >= MAX_KEYS && !map.contains_key(&key) {
             let now = Instant::now();
             map.retain(|_, until| *until > now);
@@ -169,6 +181,7 @@ impl<K: Hash + Eq + Copy> Fading<K> {
             }
         }
         map.insert(key, until);
+        true
     }
 }
 
@@ -216,14 +229,38 @@ mod tests {
     fn strangers_share_a_limit_and_those_who_are_known_have_none() {
         let guesses = Guesses::new(2, 0);
         guesses.proven(id("a"), peer("192.0.2.1"));
-        (0..9).for_each(|_| guesses.may_ask(id("a"), peer("192.0.2.2")).unwrap().proven());
-        drop(guesses.may_ask(id("a"), peer("192.0.2.2")).unwrap());
-        drop(guesses.may_ask(id("a"), peer("192.0.2.3")).unwrap());
-        assert!(guesses.may_ask(id("a"), peer("192.0.2.4")).is_none());
-        assert!(guesses.may_ask(id("b"), peer("192.0.2.4")).is_some());
+        let stranger = |n: u8| peer(&format!("192.0.2.{n}"));
+        (0..9).for_each(|_| guesses.may_ask(id("a"), stranger(2)).unwrap().proven());
+        // However many are under way, and whether or not they have failed yet.
+        let first = guesses.may_ask(id("a"), stranger(2)).unwrap();
+        let second = guesses.may_ask(id("a"), stranger(3)).unwrap();
+        assert!(guesses.may_ask(id("a"), stranger(4)).is_none());
+        first.proven();
+        let third = guesses.may_ask(id("a"), stranger(4)).unwrap();
+        assert!(guesses.may_ask(id("a"), stranger(5)).is_none());
+        drop((second, third));
+        assert!(guesses.may_ask(id("a"), stranger(5)).is_none());
+        assert!(guesses.may_ask(id("b"), stranger(5)).is_some_and(|question| question.is_stranger));
         for _ in 0..9 {
-            drop(guesses.may_ask(id("a"), peer("192.0.2.1")).unwrap());
+            assert!(guesses.may_ask(id("a"), peer("192.0.2.1")).is_some_and(|question| !question.is_stranger));
         }
+    }
+
+    #[test]
+    fn questions_at_one_time_take_no_more_than_there_are() {
+        let guesses = Guesses::new(20, 0);
+        let asked = std::thread::scope(|scope| {
+            let askers: Vec<_> = (0..4u8)
+                .map(|n| {
+                    let guesses = &guesses;
+                    scope.spawn(move || {
+                        (0..50).filter(|_| guesses.may_ask(id("a"), peer(&format!("192.0.2.{n}"))).is_some()).count()
+                    })
+                })
+                .collect();
+            askers.into_iter().map(|asker| asker.join().unwrap()).sum::<usize>()
+        });
+        assert_eq!(asked, 20);
     }
 
     #[test]

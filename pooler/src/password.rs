@@ -91,8 +91,10 @@ async fn ask<'a>(
     route: &mut Route,
 ) -> Result<Question<'a>, LoginError> {
     let question = shared.guesses.may_ask(database, peer).ok_or_else(|| too_many_guesses(shared, peer, database))?;
+    let place =
+        shared.turns.join(database, question.is_stranger).ok_or_else(|| too_many_guesses(shared, peer, database))?;
     let asked = tokio::select! {
-        asked = roles::ask(shared, database, role) => asked?,
+        asked = roles::ask(shared, database, role, place) => asked?,
         gone = line.gone() => return Err(gone),
     };
     match asked {

@@ -26,7 +26,7 @@ const OPTIONS: &str = "-c search_path=pg_catalog -c standard_conforming_strings=
 /// The longest answer, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 /// For one statement.
-const TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(15);
 /// For the backend to end, so that it takes no place.
 const GOODBYE: Duration = Duration::from_secs(1);
 
@@ -64,10 +64,10 @@ pub fn literal(text: &str) -> String {
 /// Carries out one statement in an awake database.
 pub async fn execute(awake: &Awake, sql: &str) -> Result<Vec<Row>, ServiceError> {
     let work = async {
-        let begun = guest::begin(awake, &packet()).await.map_err(refused)?;
-        let (rows, stream) = query(begun, sql).await?;
+        let Begun { mut stream, rest, .. } = guest::begin(awake, &packet()).await.map_err(refused)?;
+        let rows = query(&mut stream, rest, sql).await;
         close(stream).await;
-        Ok(rows)
+        rows
     };
     timeout(TIMEOUT, work).await.map_err(|_| ServiceError::Timeout)?
 }
@@ -89,9 +89,8 @@ fn refused(error: BeginError) -> ServiceError {
     }
 }
 
-/// One statement in a session that has begun.
-pub(crate) async fn query(begun: Begun, sql: &str) -> Result<(Vec<Row>, UnixStream), ServiceError> {
-    let Begun { mut stream, rest: mut buffer, .. } = begun;
+/// One statement in a session that has begun; `buffer` is what it has said since.
+pub(crate) async fn query(stream: &mut UnixStream, mut buffer: BytesMut, sql: &str) -> Result<Vec<Row>, ServiceError> {
     let mut message = BytesMut::from(&b"Q"[..]);
     message.extend_from_slice(&(sql.len() as u32 + 5).to_be_bytes());
     message.extend_from_slice(sql.as_bytes());
@@ -110,7 +109,7 @@ pub(crate) async fn query(begun: Begun, sql: &str) -> Result<(Vec<Row>, UnixStre
     }
     match answer.error {
         Some(error) => Err(error),
-        None => Ok((answer.rows, stream)),
+        None => Ok(answer.rows),
     }
 }
 
