@@ -87,9 +87,12 @@ check_password(const char *username, const char *shadow_pass, PasswordType passw
 						 "SCRAM-SHA-256 verifier.")));
 }
 
-/* What else decides who may log in with which password: how long it is valid, and the name that it is asked for by. */
-static void
-announce_change_of_login(Node *statement)
+/*
+ * Whose login a statement changes in another way than by a password: how long it is valid, and the name that it is asked
+ * for by. NULL for nobody's. To be asked before the statement is carried out, as a role may be named by who is asking.
+ */
+static const char *
+changed_login(Node *statement)
 {
 	if (IsA(statement, AlterRoleStmt))
 	{
@@ -98,15 +101,16 @@ announce_change_of_login(Node *statement)
 
 		foreach(cell, alter->options)
 			if (strcmp(lfirst_node(DefElem, cell)->defname, "validUntil") == 0)
-				announce_login(get_rolespec_name(alter->role));
+				return get_rolespec_name(alter->role);
 	}
 	else if (IsA(statement, RenameStmt))
 	{
 		RenameStmt *rename = (RenameStmt *) statement;
 
 		if (rename->renameType == OBJECT_ROLE)
-			announce_login(rename->newname);
+			return pstrdup(rename->newname);
 	}
+	return NULL;
 }
 
 /*
@@ -192,10 +196,14 @@ process_utility(PlannedStmt *planned, const char *query, bool read_only_tree, Pr
 	Oid			user;
 	int			security;
 
-	announce_change_of_login(planned->utilityStmt);
 	if (!is_owner_s_publication(planned->utilityStmt))
 	{
+		const char *login = changed_login(planned->utilityStmt);
+
 		next(planned, query, read_only_tree, context, parameters, environment, destination, completion);
+		/* Not before: whoever may not do it changes nothing. */
+		if (login != NULL)
+			announce_login(login);
 		return;
 	}
 	/* An error's rollback restores the user. No code of a tenant's runs in between: event triggers are superusers'. */
