@@ -24,12 +24,14 @@ fn ours(id: pooler::DatabaseId) -> Result<DatabaseId, HostError> {
 impl pooler::Host for Front {
     fn lookup<'a>(&'a self, id: pooler::DatabaseId, role: &'a str) -> BoxFuture<'a, Result<Option<Route>, HostError>> {
         Box::pin(async move {
-            let row = self.host.metadata().role(&ours(id)?, role).await.map_err(|e| HostError(e.to_string()))?;
+            let id = ours(id)?;
+            let row = self.host.metadata().role(&id, role).await.map_err(|e| HostError(e.to_string()))?;
             Ok(row.map(|row| Route {
                 // The logins that the service makes are its own; the owner's password may be set in SQL as well, and a
                 // role that it does not know can only be one of SQL's.
                 in_guest: row.state != State::Deleting
                     && (row.verifier.is_none() || (role == GUEST_ROLE && row.sql_owner)),
+                asleep: self.host.is_asleep(&id),
                 connection_limit: u32::try_from(self.host.plan_or_default(&row.plan).connections).unwrap_or(u32::MAX),
                 availability: match row.state {
                     State::Deleting => Availability::Deleting,

@@ -52,6 +52,7 @@ impl Host for Elsewhere {
         let route = Route {
             verifier: Some(self.verifier.clone()),
             in_guest: false,
+            asleep: false,
             guest_role: "app".into(),
             connection_limit: u32::MAX,
             availability: Availability::Usable,

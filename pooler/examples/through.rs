@@ -31,6 +31,7 @@ impl Host for Elsewhere {
         let route = Route {
             verifier: Some(self.verifier.clone()),
             in_guest: false,
+            asleep: false,
             guest_role: role.into(),
             connection_limit: 100,
             availability: Availability::Usable,

@@ -4,9 +4,10 @@
 //! |---|---|---|
 //! | wrong passwords | a database and a client address | the proof is wrong |
 //! | logins that ask the guest | a database, all addresses together that it does not know | it is asked; given back when the password is proven |
+//! | those of them that find it asleep | the same; three in ten minutes | the same |
 //! | wrong cancel keys | a client address | nobody has that key |
 //!
-//! Each may be so many in a minute, at once or one by one. An address is known to a database for an hour after a
+//! Each else may be so many in a minute, at once or one by one. An address is known to a database for an hour after a
 //! password was proven from there: a crowd of strangers cannot keep those who belong there out.
 
 use std::collections::HashMap;
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 use crate::host::DatabaseId;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Wakes for strangers, and in which time.
+const WAKES: u32 = 3;
+const WAKES_PERIOD: Duration = Duration::from_secs(600);
 /// How long an address is known to a database.
 const KNOWN: Duration = Duration::from_secs(3600);
 /// Keys of one kind that are kept.
@@ -39,6 +43,7 @@ impl From<SocketAddr> for Origin {
 pub(crate) struct Guesses {
     passwords: Limit<(DatabaseId, Origin)>,
     strangers: Limit<DatabaseId>,
+    wakes: Limit<DatabaseId>,
     keys: Limit<Origin>,
     known: Fading<(DatabaseId, Origin)>,
 }
@@ -47,9 +52,10 @@ impl Guesses {
     /// Of each kind so many in a minute; 0 for no limit.
     pub fn new(passwords: u32, cancels: u32) -> Guesses {
         Guesses {
-            passwords: Limit::new(passwords),
-            strangers: Limit::new(passwords),
-            keys: Limit::new(cancels),
+            passwords: Limit::new(passwords, MINUTE),
+            strangers: Limit::new(passwords, MINUTE),
+            wakes: Limit::new(if passwords == 0 { 0 } else { WAKES }, WAKES_PERIOD),
+            keys: Limit::new(cancels, MINUTE),
             known: Fading::default(),
         }
     }
@@ -69,10 +75,20 @@ impl Guesses {
     }
 
     /// Whether the guest may be asked for a role that this address names. It counts from now on, however many come at
-    /// one time, until the password is proven.
-    pub fn may_ask(&self, database: DatabaseId, peer: SocketAddr) -> Option<Question<'_>> {
+    /// one time, until the password is proven. `wakes`: it is asleep.
+    pub fn may_ask(&self, database: DatabaseId, peer: SocketAddr, wakes: bool) -> Option<Question<'_>> {
         let is_stranger = self.known.until(&(database, peer.into())).is_none();
-        (!is_stranger || self.strangers.take(database)).then_some(Question { guesses: self, database, is_stranger })
+        let wakes = wakes && is_stranger;
+        if wakes && !self.wakes.take(database) {
+            return None;
+        }
+        if is_stranger && !self.strangers.take(database) {
+            if wakes {
+                self.wakes.give_back(&database);
+            }
+            return None;
+        }
+        Some(Question { guesses: self, database, is_stranger, wakes })
     }
 
     pub fn may_cancel(&self, peer: SocketAddr) -> bool {
@@ -90,6 +106,8 @@ pub(crate) struct Question<'a> {
     database: DatabaseId,
     /// It comes from an address that the database does not know.
     pub is_stranger: bool,
+    /// It counts as a wake for a stranger.
+    wakes: bool,
 }
 
 impl Question<'_> {
@@ -98,19 +116,24 @@ impl Question<'_> {
         if self.is_stranger {
             self.guesses.strangers.give_back(&self.database);
         }
+        if self.wakes {
+            self.guesses.wakes.give_back(&self.database);
+        }
     }
 }
 
-/// So many a minute of each key: each takes its share of a minute, and what is taken may be a minute ahead of the clock.
+/// So many in a period of each key: each takes its share of it, and what is taken may be a period ahead of the clock.
 struct Limit<K> {
     /// `None`: no limit.
     share: Option<Duration>,
+    period: Duration,
     taken: Fading<K>,
 }
 
 impl<K: Hash + Eq + Copy> Limit<K> {
-    fn new(per_minute: u32) -> Limit<K> {
-        Limit { share: MINUTE.checked_div(per_minute), taken: Fading::default() }
+    /// 0 for no limit.
+    fn new(most: u32, period: Duration) -> Limit<K> {
+        Limit { share: period.checked_div(most), period, taken: Fading::default() }
     }
 
     fn allows(&self, key: &K) -> bool {
@@ -119,7 +142,7 @@ impl<K: Hash + Eq + Copy> Limit<K> {
 
     fn allows_at(&self, key: &K, now: Instant) -> bool {
         let Some(share) = self.share else { return true };
-        self.taken.until(key).is_none_or(|until| until.saturating_duration_since(now) + share <= MINUTE)
+        self.taken.until(key).is_none_or(|until| until.saturating_duration_since(now) + share <= self.period)
     }
 
     /// Charges it if it is allowed, in one step.
@@ -128,7 +151,7 @@ impl<K: Hash + Eq + Copy> Limit<K> {
         let now = Instant::now();
         self.taken.change(key, |until| {
             let taken = until.map_or(now, |until| until.max(now)) + share;
-            (taken <= now + MINUTE).then_some(taken)
+            (taken <= now + self.period).then_some(taken)
         })
     }
 
@@ -140,8 +163,9 @@ impl<K: Hash + Eq + Copy> Limit<K> {
     fn charge(&self, key: K) {
         let Some(share) = self.share else { return };
         let now = Instant::now();
-        // Of many at one time no more than a minute's worth is held against whoever it was.
-        self.taken.change(key, |until| Some((until.map_or(now, |until| until.max(now)) + share).min(now + MINUTE)));
+        // Of many at one time no more than a period's worth is held against whoever it was.
+        let most = now + self.period;
+        self.taken.change(key, |until| Some((until.map_or(now, |until| until.max(now)) + share).min(most)));
     }
 }
 
@@ -230,20 +254,38 @@ mod tests {
         let guesses = Guesses::new(2, 0);
         guesses.proven(id("a"), peer("192.0.2.1"));
         let stranger = |n: u8| peer(&format!("192.0.2.{n}"));
-        (0..9).for_each(|_| guesses.may_ask(id("a"), stranger(2)).unwrap().proven());
+        (0..9).for_each(|_| guesses.may_ask(id("a"), stranger(2), false).unwrap().proven());
         // However many are under way, and whether or not they have failed yet.
-        let first = guesses.may_ask(id("a"), stranger(2)).unwrap();
-        let second = guesses.may_ask(id("a"), stranger(3)).unwrap();
-        assert!(guesses.may_ask(id("a"), stranger(4)).is_none());
+        let first = guesses.may_ask(id("a"), stranger(2), false).unwrap();
+        let _second = guesses.may_ask(id("a"), stranger(3), false).unwrap();
+        assert!(guesses.may_ask(id("a"), stranger(4), false).is_none());
         first.proven();
-        let third = guesses.may_ask(id("a"), stranger(4)).unwrap();
-        assert!(guesses.may_ask(id("a"), stranger(5)).is_none());
-        drop((second, third));
-        assert!(guesses.may_ask(id("a"), stranger(5)).is_none());
-        assert!(guesses.may_ask(id("b"), stranger(5)).is_some_and(|question| question.is_stranger));
+        let _third = guesses.may_ask(id("a"), stranger(4), false).unwrap();
+        assert!(guesses.may_ask(id("a"), stranger(5), false).is_none());
+        assert!(guesses.may_ask(id("b"), stranger(5), false).is_some_and(|question| question.is_stranger));
         for _ in 0..9 {
-            assert!(guesses.may_ask(id("a"), peer("192.0.2.1")).is_some_and(|question| !question.is_stranger));
+            assert!(guesses.may_ask(id("a"), peer("192.0.2.1"), false).is_some_and(|question| !question.is_stranger));
         }
+    }
+
+    #[test]
+    fn strangers_wake_a_database_less_often_than_they_ask_it() {
+        let guesses = Guesses::new(5, 0);
+        let here = peer("192.0.2.1");
+        (0..9).for_each(|_| guesses.may_ask(id("a"), here, true).unwrap().proven());
+        for _ in 0..WAKES {
+            assert!(guesses.may_ask(id("a"), here, true).is_some());
+        }
+        assert!(guesses.may_ask(id("a"), here, true).is_none());
+        // Awake, it is asked as often as else, and asleep no more for that.
+        assert!((0..2).all(|_| guesses.may_ask(id("a"), here, false).is_some()));
+        assert!(guesses.may_ask(id("a"), here, false).is_none());
+        let soon = Instant::now() + MINUTE;
+        assert!(guesses.strangers.allows_at(&id("a"), soon) && !guesses.wakes.allows_at(&id("a"), soon));
+        guesses.proven(id("a"), here);
+        (0..9).for_each(|_| assert!(guesses.may_ask(id("a"), here, true).is_some()));
+        let unlimited = Guesses::new(0, 0);
+        (0..9).for_each(|_| assert!(unlimited.may_ask(id("a"), here, true).is_some()));
     }
 
     #[test]
@@ -254,7 +296,8 @@ mod tests {
                 .map(|n| {
                     let guesses = &guesses;
                     scope.spawn(move || {
-                        (0..50).filter(|_| guesses.may_ask(id("a"), peer(&format!("192.0.2.{n}"))).is_some()).count()
+                        let peer = peer(&format!("192.0.2.{n}"));
+                        (0..50).filter(|_| guesses.may_ask(id("a"), peer, false).is_some()).count()
                     })
                 })
                 .collect();

@@ -60,6 +60,8 @@ pub struct Route {
     /// Passwords have been set in SQL that this role's may be among: the guest is asked for it, and what it says goes
     /// before `verifier`.
     pub in_guest: bool,
+    /// To be asked it has to be woken, as far as is known.
+    pub asleep: bool,
     /// The role that the session has in the guest: several logins may lead to one.
     pub guest_role: String,
     /// Client connections to this database at one time, held ones included.

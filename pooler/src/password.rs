@@ -90,9 +90,9 @@ async fn ask<'a>(
     role: &str,
     route: &mut Route,
 ) -> Result<Question<'a>, LoginError> {
-    let question = shared.guesses.may_ask(database, peer).ok_or_else(|| too_many_guesses(shared, peer, database))?;
-    let place =
-        shared.turns.join(database, question.is_stranger).ok_or_else(|| too_many_guesses(shared, peer, database))?;
+    let too_many = || too_many_guesses(shared, peer, database);
+    let question = shared.guesses.may_ask(database, peer, route.asleep).ok_or_else(too_many)?;
+    let place = shared.turns.join(database, question.is_stranger).ok_or_else(too_many)?;
     let asked = tokio::select! {
         asked = roles::ask(shared, database, role, place) => asked?,
         gone = line.gone() => return Err(gone),

@@ -21,8 +21,9 @@ pub const SUPERUSER: &str = "postgres";
 const DATABASE: &str = "postgres";
 /// They go before what `ALTER SYSTEM` has set.
 const OPTIONS: &str = "-c search_path=pg_catalog -c standard_conforming_strings=on -c default_transaction_read_only=off \
-                       -c statement_timeout=10s -c lock_timeout=5s -c log_statement=none \
-                       -c pg_stat_statements.track=none";
+                       -c synchronous_commit=on -c statement_timeout=10s -c lock_timeout=5s -c transaction_timeout=0 \
+                       -c idle_session_timeout=0 -c log_statement=none -c log_duration=off \
+                       -c log_min_duration_statement=-1 -c pg_stat_statements.track=none";
 /// The longest answer, in bytes.
 const MAX_ANSWER: usize = 64 << 10;
 /// For one statement.

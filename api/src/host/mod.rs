@@ -400,6 +400,11 @@ impl Host {
         Overlay { live, pending: self.inner.journal.all_pending() }
     }
 
+    /// Whether whoever needs the database now has to wait for a wake, which nobody has asked for yet.
+    pub fn is_asleep(&self, id: &DatabaseId) -> bool {
+        !matches!(self.inner.lock_live().get(id), Some((State::Running | State::Resuming, _)))
+    }
+
     /// Every change of state from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.inner.changes.subscribe()

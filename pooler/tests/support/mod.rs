@@ -129,6 +129,7 @@ impl World {
         let route = Route {
             verifier: Some(verifier::make(PASSWORD, ITERATIONS).unwrap()),
             in_guest: false,
+            asleep: false,
             guest_role: "app".to_owned(),
             connection_limit: 100,
             availability: Availability::Usable,
