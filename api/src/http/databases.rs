@@ -13,7 +13,7 @@ use super::body::{Body, Search, database_id};
 use super::page::{cut, page};
 use super::problem::{Problem, ProblemBody};
 use super::{Api, Shared};
-use crate::host::{Create, CreateError, GUEST_DATABASE, GUEST_ROLE, State};
+use crate::host::{Create, CreateError, GUEST_DATABASE, GUEST_ROLE, Host, State};
 use crate::identity::{DEFAULT_TENANT, DatabaseId, TenantId, check_name};
 use crate::metadata::{DatabaseFilter, DatabaseRow, now_ms};
 use dormouse_pooler::service::literal;
@@ -419,7 +419,7 @@ pub async fn login(
     responses(
         (status = 200, description = "Changed; the connection string is shown only here", body = NewPassword),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
-        (status = 503, description = "A password was set in SQL, and the database cannot be woken to change it; the old one still holds", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 503, description = "A password was set in SQL, and the database could not be woken or did not change it; the old one may hold or not, so try again", body = ProblemBody, content_type = "application/problem+json"),
         (status = 507, description = "The disk is full; the old password still holds", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
@@ -427,17 +427,30 @@ pub async fn password(Axum(api): Axum<Api>, principal: Principal, Path(id): Path
     let shared = api.shared();
     let row = find(shared, &principal, &id).await?;
     let (password, verifier) = password_and_verifier().await?;
-    let owner = shared.host.metadata().role(&row.id, GUEST_ROLE).await?;
-    if owner.is_some_and(|owner| owner.sql_owner) {
-        // What is in the database goes before what is in the metadata: the same in both, the database first.
-        let sql = format!("ALTER ROLE {GUEST_ROLE} PASSWORD {} VALID UNTIL 'infinity'", literal(&verifier));
-        shared.host.execute(&row.id, &sql).await?;
-    }
-    if !shared.host.metadata().set_verifier(&row.id, GUEST_ROLE, &verifier).await? {
-        return Err(Problem::not_found("there is no such database"));
-    }
+    let (host, id) = (shared.host.clone(), row.id.clone());
+    // One after the other, and to its end if the client leaves: else metadata and database may keep the passwords of two.
+    let turn = shared.resets.turn(&row.id).await;
+    let reset = tokio::spawn(async move {
+        let _turn = turn;
+        reset_password(&host, &id, &verifier).await
+    });
+    reset.await.map_err(|_| Problem::unavailable("the password could not be changed; try again"))??;
     tracing::info!(database = %row.id, "new password");
     Ok(axum::Json(NewPassword { connection_uri: uri(shared, GUEST_ROLE, &row.id, &password) }))
+}
+
+async fn reset_password(host: &Host, id: &DatabaseId, verifier: &str) -> Result<(), Problem> {
+    // First, since it is what a full disk refuses: then nothing has changed.
+    if !host.metadata().set_verifier(id, GUEST_ROLE, verifier).await? {
+        return Err(Problem::not_found("there is no such database"));
+    }
+    let owner = host.metadata().role(id, GUEST_ROLE).await?;
+    if owner.is_some_and(|owner| owner.sql_owner) {
+        // What is in the database goes before what is in the metadata: the same in both.
+        let sql = format!("ALTER ROLE {GUEST_ROLE} PASSWORD {} VALID UNTIL 'infinity'", literal(verifier));
+        host.execute(id, &sql).await?;
+    }
+    Ok(())
 }
 
 /// A random password and what is kept of it.

@@ -15,6 +15,7 @@ mod images;
 mod operations;
 mod page;
 pub mod problem;
+mod resets;
 mod session;
 mod tenants;
 
@@ -45,6 +46,7 @@ pub struct Api {
 
 pub(crate) struct Shared {
     pub host: Host,
+    pub resets: resets::Resets,
     pub admin_key_hash: [u8; 32],
     pub session: SessionKey,
     pub console: Console,
@@ -76,6 +78,7 @@ impl Api {
         Api {
             inner: Arc::new(Shared {
                 host: parts.host,
+                resets: resets::Resets::default(),
                 admin_key_hash: crate::secret::key_hash(&parts.admin_key),
                 session: SessionKey::new(&parts.session_secret, parts.session_life),
                 console: parts.console,
