@@ -60,7 +60,7 @@ impl FsDevice {
             opcode::INIT => return init(fields),
             opcode::STATFS => return self.statfs(),
             opcode::SYNCFS => {
-                self.layer.sync_all()?;
+                self.layer.sync_for_guest()?;
                 return done();
             }
             opcode::DESTROY | opcode::RELEASE | opcode::RELEASEDIR | opcode::INTERRUPT => return done(),

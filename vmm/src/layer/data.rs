@@ -197,9 +197,6 @@ impl Layer {
         }
         let size = file.size.unwrap_or(0);
         if end > size {
-            if offset == file.granted.end {
-                file.grant(offset..end);
-            }
             file.size = Some(end);
         }
         self.account(id)?;
@@ -256,6 +253,7 @@ impl Layer {
         file.size = Some(size);
         file.upper = Some(upper);
         file.own = Own::Yes;
+        file.room_end = Some(0);
         file.map_changed = true;
         file.dirty = true;
         self.dirty.insert(id);
@@ -298,9 +296,20 @@ impl Layer {
         // Close to the limit: look at what is really missing. A range that has its blocks can always be written.
         if own == Own::Yes {
             self.open_upper(id)?;
+            if self.object(id)?.file().is_some_and(|file| file.room_end.is_none()) {
+                // Something may be free then, and what is within the file be counted.
+                self.begin_change()?;
+                self.trim(id)?;
+                self.account(id)?;
+                if self.disk_bytes() + most <= limit {
+                    return Ok(());
+                }
+            }
             let file = self.object(id)?.file().ok_or(Errno(libc::EISDIR))?;
+            let past_end = file.room_end.unwrap_or(0).saturating_sub(size);
             if let Some(upper) = &file.upper
-                && ((end <= size && file.disk >= size) || has_place(file, &upper.file, start, end))
+                && ((end <= size && file.disk.saturating_sub(past_end) >= size)
+                    || has_place(file, &upper.file, start, end))
             {
                 return Ok(());
             }
@@ -363,8 +372,11 @@ impl Layer {
         let upper = file.upper.as_ref().ok_or(Errno(libc::EIO))?;
         file.dirty = true;
         self.dirty.insert(id);
-        file.granted.end = file.granted.end.min(size).max(file.granted.start);
         self.host.set_len(upper, size)?;
+        // A longer file keeps its room.
+        if file.size.is_none_or(|before| size < before) {
+            file.cut_room(size);
+        }
         file.size = Some(size);
         self.account(id)
     }
@@ -394,10 +406,17 @@ impl Layer {
                 return Ok(hole);
             }
         }
+        if room == Room::Own && self.object(id)?.file().is_some_and(FileState::is_full_of_grants) {
+            return Err(Errno(libc::ENOSPC));
+        }
         self.check_space(id, start, end)?;
         self.begin_change()?;
         self.make_own(id, u64::MAX)?;
         self.open_upper(id)?;
+        if self.object(id)?.file().is_some_and(|file| file.room_end.is_none()) {
+            // Before anything is granted that would go with it.
+            self.trim(id)?;
+        }
         let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
         object.mtime = now();
         let file = object.file_mut().ok_or(Errno(libc::EISDIR))?;
@@ -413,6 +432,10 @@ impl Layer {
             Room::Own if done.is_ok() => file.grant(start..end),
             _ => {}
         }
+        // One that failed may have got some of it.
+        if room != Room::Grow || done.is_err() {
+            file.room_end = file.room_end.map(|room| room.max(end));
+        }
         file.dirty = true;
         self.dirty.insert(id);
         self.account(id)?;
@@ -426,9 +449,9 @@ impl Layer {
     pub(super) fn trim(&mut self, id: u64) -> Result<(), Errno> {
         let Some(file) = self.objects.get_mut(&id).and_then(Object::file_mut) else { return Ok(()) };
         let size = file.size.unwrap_or(0);
-        if let Some(upper) = file.upper.as_ref().filter(|_| file.granted.end > size) {
+        if let Some(upper) = file.upper.as_ref().filter(|_| file.has_room_past(size)) {
             self.host.set_len(upper, size)?;
-            file.granted.end = size.max(file.granted.start);
+            file.cut_room(size);
         }
         Ok(())
     }
@@ -505,9 +528,15 @@ fn fill(host: &Host, upper: &HostFile, lower: Option<&File>, size: u64) -> io::R
 
 /// Whether all of the range has its place on disk.
 fn has_place(state: &FileState, file: &File, start: u64, end: u64) -> bool {
-    let granted = &state.granted;
     let is_there = |from, to| from >= to || is_allocated(file, from, to);
-    is_there(start, end.min(granted.start)) && is_there(start.max(granted.end), end)
+    let mut at = start;
+    for granted in state.granted.iter().filter(|granted| granted.end > start && granted.start < end) {
+        if !is_there(at, granted.start) {
+            return false;
+        }
+        at = granted.end;
+    }
+    is_there(at, end)
 }
 
 /// Whether the range of the file has no hole.

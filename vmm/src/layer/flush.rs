@@ -1,7 +1,7 @@
 //! Durability: what a flush does, in which order, and what is done before a life's first change.
 
 use super::journal::{BUFFER_MAX, FlushError};
-use super::object::{Body, Object, Override, Own, ROOT, RecordedData};
+use super::object::{Body, FileState, Object, Override, Own, ROOT, RecordedData};
 use super::record::Op;
 use super::tree::object_op;
 use super::{Errno, Layer};
@@ -56,6 +56,7 @@ impl Layer {
             if let Some(file) = self.object_mut(id)?.file_mut() {
                 file.own = Own::Yes;
                 file.size = Some(size);
+                file.cut_room(size);
                 file.map_changed = true;
                 file.dirty = true;
             }
@@ -118,12 +119,12 @@ impl Layer {
 
     /// Makes one object durable: its bytes, its map, its names and those of its parents.
     pub(crate) fn sync(&mut self, id: u64) -> Result<(), Errno> {
-        self.sync_data(id)?;
+        self.sync_data(id, true)?;
         self.sync_names()
     }
 
-    /// Makes a file's bytes durable and records its map.
-    fn sync_data(&mut self, id: u64) -> Result<(), Errno> {
+    /// Makes a file's bytes durable and records its map; takes room past its end back if the guest has given it up.
+    fn sync_data(&mut self, id: u64, trims: bool) -> Result<(), Errno> {
         self.note_flushes()?;
         if self.poisoned {
             return Err(Errno(libc::EIO));
@@ -131,12 +132,18 @@ impl Layer {
         if self.flushing.iter().any(|(other, _)| *other == id) {
             self.mistrust()?;
         }
-        if !self.dirty.contains(&id) {
+        // A suspend that was called off, or came before this life, left it clean with its room.
+        let has_room = |file: &FileState| file.room_end.is_some() && file.size.is_some_and(|size| file.has_room_past(size));
+        let is_roomy = || self.objects.get(&id).and_then(Object::file).is_some_and(has_room);
+        let is_due = self.dirty.contains(&id) || (trims && is_roomy());
+        if !is_due {
             return Ok(());
         }
         self.begin_change()?;
         self.reopen(id)?;
-        self.trim(id)?;
+        if trims {
+            self.trim(id)?;
+        }
         let object = self.objects.get_mut(&id).ok_or(Errno(libc::ENOENT))?;
         let recorded = object.in_journal();
         let file = object.file_mut().ok_or(Errno(libc::EIO))?;
@@ -160,11 +167,20 @@ impl Layer {
         op.map_or(Ok(()), |op| self.push(&[op]))
     }
 
-    /// Makes everything durable.
+    /// Makes everything durable, for a suspend: since that may be called off, the guest keeps the room it was granted.
     pub(crate) fn sync_all(&mut self) -> Result<(), Errno> {
+        self.sync_each(false)
+    }
+
+    /// Makes everything durable at the guest's request, which gives its room past the ends of files back with it.
+    pub(crate) fn sync_for_guest(&mut self) -> Result<(), Errno> {
+        self.sync_each(true)
+    }
+
+    fn sync_each(&mut self, trims: bool) -> Result<(), Errno> {
         self.mistrust()?;
         while let Some(&id) = self.dirty.first() {
-            self.sync_data(id)?;
+            self.sync_data(id, trims)?;
         }
         self.sync_names()
     }

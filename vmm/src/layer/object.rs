@@ -10,6 +10,8 @@ use std::ops::Range;
 
 /// The data folder itself.
 pub(crate) const ROOT: u64 = 1;
+/// Ranges that are granted in one file: past that, what is written has to go to the host at once.
+const GRANTS_MAX: usize = 1024;
 
 pub(crate) struct Object {
     /// Path in the template, if it comes from there.
@@ -64,9 +66,12 @@ pub(crate) struct FileState {
     pub lower: Option<File>,
     /// Bytes of disk that `files/N` is counted with.
     pub disk: u64,
-    /// Bytes past `visible` that were allocated of late: they have their place on disk, though the host shows a hole where
-    /// they were not written yet. They may lie past the file's end, until it is flushed.
-    pub granted: Range<u64>,
+    /// Bytes past `visible` that were allocated in this life: they have their place on disk, though the host shows a hole
+    /// where they were not written yet. They may lie past the file's end, until it is flushed. In order, none touches another.
+    pub granted: Vec<Range<u64>>,
+    /// Where what was allocated past the file's end ends, if it is past it; `None` if that is not known, as in the first of
+    /// a life: a crash leaves such room.
+    pub room_end: Option<u64>,
 }
 
 /// What the journal says of a file's bytes.
@@ -83,7 +88,31 @@ pub(crate) struct RecordedData {
 impl FileState {
     /// Notes that the range has its place on disk.
     pub fn grant(&mut self, range: Range<u64>) {
-        if range.start == self.granted.end { self.granted.end = range.end } else { self.granted = range }
+        let first = self.granted.partition_point(|known| known.end < range.start);
+        let after = self.granted.partition_point(|known| known.start <= range.end);
+        let merged = self.granted[first..after]
+            .iter()
+            .fold(range, |all, known| all.start.min(known.start)..all.end.max(known.end));
+        self.granted.splice(first..after, [merged]);
+    }
+
+    /// Whether there are as many ranges as are followed.
+    pub fn is_full_of_grants(&self) -> bool {
+        self.granted.len() >= GRANTS_MAX
+    }
+
+    /// Notes that nothing from byte `end` on has a place on disk any more.
+    pub fn cut_room(&mut self, end: u64) {
+        self.granted.retain(|known| known.start < end);
+        if let Some(last) = self.granted.last_mut() {
+            last.end = last.end.min(end);
+        }
+        self.room_end = Some(0);
+    }
+
+    /// Whether there may be room past byte `end`, the file's.
+    pub fn has_room_past(&self, end: u64) -> bool {
+        self.room_end.is_none_or(|room| room > end)
     }
 
     /// Where the run of bytes with the same source as byte `at` ends, and whether that source is the template.

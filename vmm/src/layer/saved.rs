@@ -12,7 +12,7 @@ use std::path::Path;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"DMLS");
 /// Bumped whenever an older reader would misread a saved state.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl Layer {
     /// The state of this life. It changes nothing and flushes nothing.
@@ -155,6 +155,7 @@ fn save_object(w: &mut Writer, object: &Object) {
             w.u8(file.map_changed as u8);
             w.u8(file.dirty as u8);
             w.u64(file.disk);
+            w.option_u64(file.room_end);
         }
     }
 }
@@ -184,6 +185,7 @@ fn read_object(r: &mut Reader) -> Result<Object, LayerError> {
             map_changed: r.bool()?,
             dirty: r.bool()?,
             disk: r.u64()?,
+            room_end: r.option_u64()?,
             ..FileState::default()
         }),
     };

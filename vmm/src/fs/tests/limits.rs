@@ -216,6 +216,102 @@ fn room_past_the_end_lasts_until_the_flush() {
     assert_eq!(client.write(temporary, 8192, &block), Err(libc::ENOSPC));
 }
 
+/// Writes blocks to a new file until there is no more room.
+fn fill_up(client: &mut Client) {
+    let full = client.create(1, b"full", 0o600, 0).unwrap().node;
+    assert!((0..1000).any(|i| client.write(full, i * 8192, &[1; 8192]).is_err()));
+}
+
+fn with_limit(f: &super::Folders) -> Client {
+    let mut options = FsOptions::new(HASH);
+    options.storage_limit = Some(1 << 20);
+    Client::new(FsDevice::open(&f.layer, &f.template, options).unwrap())
+}
+
+#[test]
+fn a_suspend_that_is_called_off_leaves_the_room_that_was_granted() {
+    let f = folders();
+    let mut client = with_limit(&f);
+    let file = client.create(1, b"pgsql_tmp7.0", 0o600, 0).unwrap().node;
+    client.write(file, 0, &[1; 8192]).unwrap();
+    assert_eq!(client.room(file, 8192, 20 * 8192), Ok(21 * 8192));
+    client.device.flush_all().unwrap();
+    fill_up(&mut client);
+    assert_eq!(client.write(file, 8192, &[2; 20 * 8192]), Ok(20 * 8192));
+    // One that is not: the next life takes the room back with the guest's first flush.
+    client.setattr(file, Some(8192), None).unwrap();
+    assert_eq!(client.room(file, 8192, 20 * 8192), Ok(21 * 8192));
+    client.device.flush_all().unwrap();
+    let (saved, used) = (client.device.save(), client.device.disk_bytes());
+    drop(client);
+    let mut client = Client::new(FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved).unwrap());
+    assert_eq!(client.device.disk_bytes(), used);
+    client.fsync(file).unwrap();
+    assert_eq!(used - client.device.disk_bytes(), 20 * 8192);
+}
+
+#[test]
+fn room_is_known_piece_by_piece_and_given_back_whole() {
+    let f = folders();
+    let mut client = with_limit(&f);
+    let file = client.create(1, b"pgsql_tmp7.0", 0o600, 0).unwrap().node;
+    client.write(file, 0, &[1; 8192]).unwrap();
+    client.setattr(file, Some(4 * 8192), None).unwrap();
+    // Past the end, over its edge, apart from it, and in a hole below it.
+    assert_eq!(client.room(file, 4 * 8192, 8 * 8192), Ok(12 * 8192));
+    assert_eq!(client.room(file, 11 * 8192, 4 * 8192), Ok(15 * 8192));
+    assert_eq!(client.room(file, 18 * 8192, 2 * 8192), Ok(20 * 8192));
+    assert_eq!(client.room(file, 2 * 8192, 8192), Ok(3 * 8192));
+    // A longer file keeps its room.
+    client.setattr(file, Some(5 * 8192), None).unwrap();
+    fill_up(&mut client);
+    assert_eq!(client.write(file, 8192, &[2; 8192]), Err(libc::ENOSPC), "a hole has none");
+    assert_eq!(client.write(file, 16 * 8192, &[2; 8192]), Err(libc::ENOSPC), "nor has what is between two pieces");
+    assert_eq!(client.write(file, 2 * 8192, &[2; 8192]), Ok(8192));
+    assert_eq!(client.write(file, 4 * 8192, &[2; 2 * 8192]), Ok(2 * 8192));
+    assert_eq!(client.write(file, 8 * 8192, &[2; 7 * 8192]), Ok(7 * 8192));
+    let used = client.device.disk_bytes();
+    client.fsync(file).unwrap();
+    // The host's own list of so many pieces may have taken a block of its own meanwhile.
+    assert!((8192..=2 * 8192).contains(&(used - client.device.disk_bytes())));
+}
+
+#[test]
+fn room_past_the_end_is_no_room_for_a_hole() {
+    let f = folders();
+    let mut client = with_limit(&f);
+    let file = client.create(1, b"pgsql_tmp7.0", 0o600, 0).unwrap().node;
+    client.setattr(file, Some(8 * 8192), None).unwrap();
+    assert_eq!(client.room(file, 8 * 8192, 16 * 8192), Ok(24 * 8192));
+    fill_up(&mut client);
+    assert_eq!(client.write(file, 0, &[1; 8 * 8192]), Err(libc::ENOSPC));
+}
+
+#[test]
+fn room_that_a_crash_left_is_given_back() {
+    let f = folders();
+    let mut client = with_limit(&f);
+    for name in [b"flushed", b"limited"] {
+        let file = client.create(1, name, 0o600, 0).unwrap().node;
+        client.write(file, 0, &[1; 8192]).unwrap();
+        client.fsync(file).unwrap();
+        assert_eq!(client.room(file, 8192, 8 * 8192), Ok(9 * 8192));
+    }
+    let used = client.device.disk_bytes();
+    drop(client);
+    let mut client = with_limit(&f);
+    assert_eq!(client.device.disk_bytes(), used);
+    let flushed = client.walk("flushed").unwrap().node;
+    client.fsync(flushed).unwrap();
+    assert_eq!(used - client.device.disk_bytes(), 8 * 8192);
+    // What is granted after the start stays, and near the limit what a file has is looked at.
+    let limited = client.walk("limited").unwrap().node;
+    assert_eq!(client.room(limited, 8192, 8192), Ok(2 * 8192));
+    fill_up(&mut client);
+    assert_eq!(client.write(limited, 8192, &[1; 8192]), Ok(8192));
+    assert_eq!(client.write(limited, 2 * 8192, &[1; 8192]), Err(libc::ENOSPC));
+}
+
 #[test]
 fn full_tables_leave_the_server_room_to_free_them() {
     let f = folders();
