@@ -33,10 +33,7 @@ pub fn scarce() -> bool {
         let (left, reserve) = pages::headroom();
         HEAP.lock().get_counters().available_bytes / 4096 + left < reserve / 2
     };
-    short() && {
-        crate::fs::reclaim();
-        short()
-    }
+    crate::fs::or_reclaim(|| (!short()).then_some(())).is_none()
 }
 
 /// Bytes in use.

@@ -9,7 +9,7 @@
 //! a snapshot: the free ones, and *spare* ones, which hold a cache. The VMM reads the first, to give free memory back to the
 //! host, and the third.
 //!
-//! When the pool has run out, the page cache gives back what it holds, and the request is tried once more.
+//! When the pool has run out, the page cache gives back what it holds, bit by bit, and the request is tried again each time.
 
 use crate::global::Global;
 use crate::shared::shared;
@@ -137,7 +137,7 @@ pub fn alloc(count: usize) -> Option<*mut u8> {
 
 /// The same, the first page's number in the pool being a multiple of `align` pages.
 pub fn alloc_aligned(count: usize, align: usize) -> Option<*mut u8> {
-    try_alloc(count, align).or_else(|| if crate::fs::reclaim() { try_alloc(count, align) } else { None })
+    crate::fs::or_reclaim(|| try_alloc(count, align))
 }
 
 /// For the kernel's own heap, which cannot do without: may use the reserve, and never asks the cache, whose own memory
@@ -164,7 +164,7 @@ fn take_run(count: usize, align: usize, leave: fn(usize) -> usize) -> Option<*mu
 /// Takes the lowest free hot page of a slot, of `slots` slots: its index, and whether it was used before. It is not
 /// cleared.
 pub fn take_slot(slots: usize) -> Option<(usize, bool)> {
-    try_take_slot(slots).or_else(|| if crate::fs::reclaim() { try_take_slot(slots) } else { None })
+    crate::fs::or_reclaim(|| try_take_slot(slots))
 }
 
 fn try_take_slot(slots: usize) -> Option<(usize, bool)> {

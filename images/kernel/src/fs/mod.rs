@@ -490,9 +490,19 @@ fn share() -> Option<&'static share::Share> {
     }
 }
 
-/// Gives back all memory that only caches the share's content; false when there was none.
+/// Gives back memory that only caches the share's content, clean or else dirty: false when there is none left.
 pub fn reclaim() -> bool {
     share().is_some_and(|share| share.cache.clear(&share.client))
+}
+
+/// Tries again for as long as the cache gives memory back. That ends: each time it holds less.
+pub fn or_reclaim<T>(take: impl Fn() -> Option<T>) -> Option<T> {
+    loop {
+        let taken = take();
+        if taken.is_some() || !reclaim() {
+            return taken;
+        }
+    }
 }
 
 /// Gives back what was cached and not used for some seconds, and writes what is dirty as long. To be called when

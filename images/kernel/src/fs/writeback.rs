@@ -30,10 +30,17 @@ pub const WRITE_MAX: usize = 256 << 10;
 /// wait.
 const PART: usize = 16;
 const MOST: usize = (32 << 20) / BLOCK as usize;
+/// Of the pool this part may be windows with dirty blocks: scattered ones hold a window each.
+const WINDOWS_PART: usize = 8;
 
 /// Blocks that may be dirty.
 fn limit() -> usize {
     (pages::usage().1 / PART * dormouse_abi::PAGE as usize / BLOCK as usize).min(MOST)
+}
+
+/// Windows that may have dirty blocks.
+fn windows_limit() -> usize {
+    pages::usage().1 / WINDOWS_PART * dormouse_abi::PAGE as usize / WINDOW as usize
 }
 
 /// Bytes in several buffers, taken from the front.
@@ -173,10 +180,16 @@ impl Cache {
     pub fn put(&self, client: &Client, node: u64, size: u64, offset: u64, buffers: &[&[u8]]) -> bool {
         let len: usize = buffers.iter().map(|buffer| buffer.len()).sum();
         let (limit, more) = (limit(), len / BLOCK as usize);
+        let windows_limit = windows_limit();
+        let places = (node, offset / WINDOW)..(node, (offset + len as u64).div_ceil(WINDOW));
+        let is_too_much = |held: &Held| {
+            let new = (places.end.1 - places.start.1) as usize - held.dirty.range(places.clone()).count();
+            held.dirty_blocks + more > limit || held.dirty.len() + new > windows_limit
+        };
         let mut held = self.held.borrow_mut();
-        if held.dirty_blocks + more > limit {
+        if is_too_much(&held) {
             held.relieve(client);
-            if held.dirty_blocks + more > limit {
+            if is_too_much(&held) {
                 return false;
             }
         }
