@@ -65,11 +65,17 @@ pub mod slots {
 pub mod pages {
     use super::*;
 
+    /// Calls of `alloc` that succeed; all, at the largest number.
+    pub static LEFT: AtomicUsize = AtomicUsize::new(usize::MAX);
     pub static IN_USE: AtomicUsize = AtomicUsize::new(0);
     const PAGE: usize = dormouse_abi::PAGE as usize;
 
     /// `mmap`, because parts of what it gives can be given back, as from the kernel's pool.
     pub fn alloc(count: usize) -> Option<*mut u8> {
+        let left = LEFT.load(Ordering::Relaxed).checked_sub(1)?;
+        if left < usize::MAX - 1 {
+            LEFT.store(left, Ordering::Relaxed);
+        }
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a fresh anonymous mapping.
         let start = unsafe { libc::mmap(std::ptr::null_mut(), count * PAGE, protection, flags, -1, 0) };

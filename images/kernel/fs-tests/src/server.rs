@@ -66,6 +66,8 @@ pub struct Server {
     pub minor: u32,
     /// Gives room below a file's end when asked.
     pub gives_room: bool,
+    /// Where the room begins that was asked for.
+    pub rooms: Vec<u64>,
     /// Answer the next request with this instead.
     pub garble: Option<Vec<u8>>,
     /// Look at the ring only at every so many doorbells.
@@ -106,6 +108,7 @@ impl Server {
             cut: usize::MAX,
             minor: 38,
             gives_room: false,
+            rooms: Vec::new(),
             garble: None,
             lazy: 1,
             rung: 0,
@@ -435,7 +438,10 @@ impl Server {
                 match mode {
                     0 => {}
                     // Length kept, and nothing of a template.
-                    0x8000_0001 if self.gives_room => return Ok((offset + len).to_le_bytes().to_vec()),
+                    0x8000_0001 if self.gives_room => {
+                        self.rooms.push(offset);
+                        return Ok((offset + len).to_le_bytes().to_vec());
+                    }
                     0x8000_0001 => return Err(EOPNOTSUPP),
                     _ => return Err(EINVAL),
                 }

@@ -175,6 +175,73 @@ fn a_file_that_grows_asks_for_room_ahead() {
 }
 
 #[test]
+fn room_is_asked_for_from_the_first_block_without_it() {
+    let _guard = boot(|server| {
+        server.gives_room = true;
+    });
+    pages::COUNT.store(64 * pages::SMALL, Ordering::Relaxed);
+    let asked = || device::with(|server| server.rooms.iter().map(|at| *at as usize / BLOCK).collect::<Vec<_>>());
+    let file = file_of("f", 8);
+    // With the ninth, room for eight more.
+    (8..16).for_each(|block| write(&*file, block, 2));
+    file.write_at(&[2; 2 * BLOCK], 16 * BLOCK as u64).unwrap();
+    assert_eq!(asked(), [8, 17]);
+    // In a hole, to the end of a window.
+    let hole = open("hole", NEW);
+    hole.truncate(32 * BLOCK as u64).unwrap();
+    write(&*hole, 20, 2);
+    hole.write_at(&[2; 2 * BLOCK], 23 * BLOCK as u64).unwrap();
+    assert_eq!(asked(), [8, 17, 20, 24]);
+    // A flush takes what is past the end, the rest of a half block too.
+    hole.truncate(32 * BLOCK as u64 - 100).unwrap();
+    hole.sync(true).unwrap();
+    hole.truncate(32 * BLOCK as u64).unwrap();
+    write(&*hole, 31, 2);
+    assert_eq!(asked(), [8, 17, 20, 24, 31]);
+}
+
+#[test]
+fn a_write_that_was_kept_in_part_and_then_refused_leaves_nothing_past_the_end() {
+    let _guard = boot(|server| {
+        server.gives_room = true;
+    });
+    pages::COUNT.store(64 * pages::SMALL, Ordering::Relaxed);
+    let file = file_of("f", 16);
+    (16..23).for_each(|block| write(&*file, block, 2));
+    // Memory for one block more of the last window, and for no other.
+    pages::LEFT.store(1, Ordering::Relaxed);
+    device::with(|server| server.fail.insert(server::WRITE, 28));
+    let refused = file.write_at(&[3; 2 * BLOCK], 23 * BLOCK as u64);
+    pages::LEFT.store(usize::MAX, Ordering::Relaxed);
+    assert_eq!((refused, file.len()), (Err(Errno::ENOSPC), Ok(23 * BLOCK as u64)));
+    device::with(|server| server.fail.clear());
+    file.sync(true).unwrap();
+    assert_eq!(device::with(|server| server.content("f").len()), 23 * BLOCK);
+}
+
+#[test]
+fn memory_is_given_back_for_as_long_as_it_is_wanted() {
+    let _guard = boot(|_| {});
+    let before = pages::IN_USE.load(Ordering::Relaxed);
+    let (clean, dirty) = (file_of("clean", 8), file_of("dirty", 8));
+    assert!(clean.read_at(&mut [0; 100], 0).is_ok());
+    write(&*dirty, 1, 7);
+    let taken = fs::or_reclaim(|| (pages::IN_USE.load(Ordering::Relaxed) == before).then_some(()));
+    assert_eq!((taken, on_host("dirty", 1)), (Some(()), 7));
+    assert_eq!(fs::or_reclaim(|| None::<()>), None, "there is an end");
+}
+
+#[test]
+fn scattered_dirty_blocks_count_as_the_windows_they_hold() {
+    let _guard = boot(|_| {});
+    let file = file_of("f", 80);
+    (0..10).for_each(|window| write(&*file, window * 8 + window % 8, 2));
+    // An eighth of 2 MiB is four windows.
+    let dirty = (0..10).filter(|window| on_host("f", window * 8 + window % 8) != 2).count();
+    assert!((1..=4).contains(&dirty), "{dirty}");
+}
+
+#[test]
 fn a_write_that_the_host_refuses_later_is_told_at_every_flush_and_never_dropped() {
     for error in [5, 28] {
         let _guard = boot(|_| {});

@@ -134,23 +134,20 @@ impl Inode {
         if !whole {
             return false;
         }
-        if self.owned.borrow().covers(offset, end) {
+        let missing = self.owned.borrow().first_missing(offset, end);
+        if missing == end {
             return true;
         }
         match end <= size {
-            true => self.get_room(offset, end, end.next_multiple_of(WINDOW).min(size)),
+            true => self.get_room(missing, end, end.next_multiple_of(WINDOW).min(size)),
             // A file that is small may stay so.
-            false => {
-                size >= WINDOW
-                    && self.get_room(offset.max(size), end, end + size.min(AHEAD))
-                    && self.owned.borrow().covers(offset, end)
-            }
+            false => size >= WINDOW && missing >= size && self.get_room(missing, end, end + size.min(AHEAD)),
         }
     }
 
     /// With a flush the host takes back the room that it gave past the end.
     pub(super) fn give_back_room(&self) {
-        self.owned.borrow_mut().cut(self.size.get().next_multiple_of(BLOCK));
+        self.owned.borrow_mut().cut(self.size.get());
     }
 
     /// Asks the host for room from `from` to `end`, `to` at least. To the end of a window, since the log is made as one hole
@@ -211,7 +208,11 @@ impl Inode {
                 at += part.len() as u64;
                 left -= part.len();
             }
-            cache.mistrust(self.id, at, offset + total as u64);
+            if taken < total {
+                cache.mistrust(self.id, at, offset + total as u64);
+                // What the cache had begun to keep of it past the file's end.
+                cache.cut(self.id, self.size.get());
+            }
         }
         result
     }

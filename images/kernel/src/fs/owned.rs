@@ -30,6 +30,11 @@ impl Owned {
             .all(|block| self.words.get((block / 64) as usize).is_some_and(|word| word >> (block % 64) & 1 != 0))
     }
 
+    /// Where the first block of the range that is not in it begins; the range's end if there is none.
+    pub fn first_missing(&self, from: u64, to: u64) -> u64 {
+        (from..to).step_by(BLOCK as usize).find(|&at| !self.covers(at, at + BLOCK)).unwrap_or(to)
+    }
+
     /// Forgets the block at byte `from` and all after it.
     pub fn cut(&mut self, from: u64) {
         let (word, bit) = ((from / BLOCK / 64) as usize, from / BLOCK % 64);
