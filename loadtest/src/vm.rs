@@ -106,12 +106,22 @@ impl Vm {
 
     /// Host memory of the VM's process: what it alone has, and its share of what it has with others. Bytes.
     pub fn proportional_memory(&self) -> Result<u64, VmError> {
+        self.memory("Pss:")
+    }
+
+    /// What of it is no file's: neither the golden memory nor the program, of which its share grows as other VMs end.
+    /// Bytes.
+    pub fn anonymous_memory(&self) -> Result<u64, VmError> {
+        self.memory("Anonymous:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64, VmError> {
         let path = PathBuf::from(format!("/proc/{}/smaps_rollup", self.process()?));
         let text = fs::read_to_string(&path).map_err(|source| VmError::Io {
             path: path.clone(),
             source,
         })?;
-        kib(&text, "Pss:").ok_or_else(|| VmError::Answer(text.clone()))
+        kib(&text, field).ok_or_else(|| VmError::Answer(text.clone()))
     }
 }
 

@@ -287,7 +287,7 @@ fn memory_that_a_query_took_goes_back_to_the_host() {
     };
     let id = created.database.id.as_str();
     let vm = Vm::new(&server.home, id);
-    let resident = || vm.proportional_memory().unwrap();
+    let resident = || vm.anonymous_memory().unwrap();
     client
         .query("create table wide as select n, repeat('x', 500) filler from generate_series(1, 200000) n")
         .unwrap();
