@@ -17,7 +17,7 @@ use harness::{Server, succeed, top};
 fn changed_source(home: &Path) -> PathBuf {
     let (original, source) = (top().join("images"), home.join("changed"));
     fs::create_dir(&source).unwrap();
-    for part in ["abi", "builder", "kernel"] {
+    for part in ["abi", "builder", "kernel", "segment"] {
         symlink(original.join(part), source.join(part)).unwrap();
     }
     for (part, option) in [("postgres", "-a"), (".build", "-al")] {
