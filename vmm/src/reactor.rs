@@ -27,7 +27,7 @@ pub struct Event {
 
 impl Event {
     pub fn readable(&self) -> bool {
-        self.ready & (libc::EPOLLIN | libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR) as u32 != 0
+        self.ready & libc::EPOLLIN as u32 != 0 || self.ending()
     }
     pub fn writable(&self) -> bool {
         self.ready & libc::EPOLLOUT as u32 != 0

@@ -208,17 +208,30 @@ mod tests {
     use super::*;
     use crate::reactor::Events;
 
-    /// A backend waited for ever, and its database never slept again, when a client's last bytes and its end came at once.
-    #[test]
-    fn an_end_that_comes_with_the_last_bytes_is_read() {
-        let (near, mut far) = UnixStream::pair().unwrap();
+    /// The two ends of a stream, the near one watched for input.
+    fn watched() -> (UnixStream, UnixStream, Reactor) {
+        let (near, far) = UnixStream::pair().unwrap();
         near.set_nonblocking(true).unwrap();
-        let (reactor, mut events) = (Reactor::new().unwrap(), Events::default());
+        let reactor = Reactor::new().unwrap();
         reactor.add(&near, 7, INPUT).unwrap();
-        let mut host = HostEnd::new(near, 7);
+        (near, far, reactor)
+    }
+
+    /// A stream whose far end has written and will write no more, and the one event of both.
+    fn spoken_and_ended() -> (UnixStream, UnixStream, Reactor, Events) {
+        let (near, mut far, reactor) = watched();
+        let mut events = Events::default();
         std::io::Write::write_all(&mut far, b"query").unwrap();
         far.shutdown(Shutdown::Write).unwrap();
         reactor.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        (near, far, reactor, events)
+    }
+
+    /// A backend waited for ever, and its database never slept again, when a client's last bytes and its end came at once.
+    #[test]
+    fn an_end_that_comes_with_the_last_bytes_is_read() {
+        let (near, _far, _reactor, events) = spoken_and_ended();
+        let mut host = HostEnd::new(near, 7);
         events.iter().for_each(|event| host.told(event));
 
         let mut buffer = VecDeque::new();
@@ -230,13 +243,7 @@ mod tests {
 
     #[test]
     fn an_end_that_came_before_the_stream_was_joined_is_told_again() {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        near.set_nonblocking(true).unwrap();
-        let (reactor, mut events) = (Reactor::new().unwrap(), Events::default());
-        reactor.add(&near, 7, INPUT).unwrap();
-        std::io::Write::write_all(&mut far, b"query").unwrap();
-        far.shutdown(Shutdown::Write).unwrap();
-        reactor.wait(&mut events, Some(Duration::from_secs(10))).unwrap();
+        let (near, _far, reactor, mut events) = spoken_and_ended();
         let mut host = HostEnd::new(near, 7);
         assert_eq!(host.read_buffered(&mut VecDeque::new(), 4096), Read::Bytes(5));
         assert!(!host.readable);
@@ -248,10 +255,8 @@ mod tests {
 
     #[test]
     fn a_stream_tells_of_room_only_while_it_has_none() {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        near.set_nonblocking(true).unwrap();
-        let (reactor, mut events) = (Reactor::new().unwrap(), Events::default());
-        reactor.add(&near, 7, INPUT).unwrap();
+        let (near, mut far, reactor) = watched();
+        let mut events = Events::default();
         let mut host = HostEnd::new(near, 7);
         let mut found = |within| {
             reactor.wait(&mut events, Some(within)).unwrap();
