@@ -116,26 +116,18 @@ fn roles_made_in_sql_log_in_by_postgresql_s_rules() {
     assert_eq!(elsewhere("nowhere").err().unwrap().code(), Some("3D000"));
 
     // Refused, each as PostgreSQL does.
-    assert_eq!(
-        refused(&created, "reader", "wrong"),
-        wrong_password(&created, "reader")
-    );
-    assert_eq!(
-        refused(&created, "nobody", "first"),
-        wrong_password(&created, "nobody")
-    );
-    assert_eq!(
-        refused(&created, "bare", ""),
-        wrong_password(&created, "bare")
-    );
-    assert_eq!(
-        refused(&created, "past", "first"),
-        wrong_password(&created, "past")
-    );
-    assert_eq!(
-        refused(&created, "postgres", ""),
-        wrong_password(&created, "postgres")
-    );
+    for (role, password) in [
+        ("reader", "wrong"),
+        ("nobody", "first"),
+        ("bare", ""),
+        ("past", "first"),
+        ("postgres", ""),
+    ] {
+        assert_eq!(
+            refused(&created, role, password),
+            wrong_password(&created, role)
+        );
+    }
     let idle = refused(&created, "idle", "first");
     assert_eq!(
         (idle.0.as_str(), idle.1.as_str()),
