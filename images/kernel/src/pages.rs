@@ -9,7 +9,9 @@
 //! a snapshot: the free ones, and *spare* ones, which hold a cache. The VMM reads the first, to give free memory back to the
 //! host, and the third.
 //!
-//! When the pool has run out, the page cache gives back what it holds, bit by bit, and the request is tried again each time.
+//! A mapping is one run of pages, since there are no page tables to change. So that long runs stay free, what holds a cache
+//! is taken from the end, away from what processes and the kernel keep; and when no run is left, the page cache gives back
+//! what it holds, bit by bit, and the request is tried again each time.
 
 use crate::global::Global;
 use crate::shared::shared;
@@ -26,6 +28,8 @@ struct Pool {
     past_slots: usize,
     /// Word at which the search past the slots starts: everything between is in use.
     hint: usize,
+    /// Word at which the search from the end starts: everything after it is in use.
+    top: usize,
 }
 
 /// Pages that only the kernel's own heap may take, of so many: a process that asks for all memory gets an error, the kernel
@@ -57,10 +61,19 @@ pub fn init(slots: u64, past_slots: u64, end: u64) {
     shared().set_free_bitmap_len((words * 8) as u64);
     USED.get().set(own.len());
     shared().set_pages_used(own.len() as u64);
-    *POOL.get().borrow_mut() = Some(Pool { base: slots, count, free, clean, spare, past_slots: first, hint: first / 64 });
+    *POOL.get().borrow_mut() = Some(Pool { base: slots, count, free, clean, spare, past_slots: first, hint: first / 64, top: words - 1 });
 }
 
 impl Pool {
+    /// Whether `count` pages more, at least one, leave `leave`.
+    fn has_left(&self, count: usize, leave: usize) -> bool {
+        count > 0 && count.checked_add(USED.get().get() + leave).is_some_and(|used| used <= self.count)
+    }
+
+    fn address(&self, page: usize) -> *mut u8 {
+        (self.base + page as u64 * abi::PAGE) as *mut u8
+    }
+
     /// First run of `count` free pages whose first page is a multiple of `align`.
     fn find(&self, count: usize, align: usize) -> Option<usize> {
         let halves = [self.past_slots / 2, 0];
@@ -89,6 +102,37 @@ impl Pool {
         None
     }
 
+    /// Last run of `count` free pages.
+    fn find_last(&self, count: usize) -> Option<usize> {
+        let mut end = self.count.min((self.top + 1) * 64);
+        while end >= count {
+            match self.last_used(end - count, end) {
+                None => return Some(end - count),
+                Some(used) => end = used,
+            }
+        }
+        None
+    }
+
+    /// Last page in use of `[from, end)`, or the first of the run in use that it ends.
+    fn last_used(&self, from: usize, end: usize) -> Option<usize> {
+        let mut end = end;
+        while end > from {
+            let (word, bits) = ((end - 1) / 64, (end - 1) % 64 + 1);
+            // The pages below `end` of its word are the highest bits here.
+            let used = !self.free[word] << (64 - bits);
+            if used != 0 {
+                let past = end - used.leading_zeros() as usize;
+                if past <= from {
+                    return None;
+                }
+                return Some(past - (used << used.leading_zeros()).leading_ones() as usize);
+            }
+            end = word * 64;
+        }
+        None
+    }
+
     /// First page in use of `[page, page + count)`.
     fn first_used(&self, page: usize, count: usize) -> Option<usize> {
         let mut at = page;
@@ -110,7 +154,7 @@ impl Pool {
             let bit = 1u64 << (at % 64);
             self.free[at / 64] &= !bit;
             self.spare[at / 64] &= !bit;
-            let address = (self.base + at as u64 * abi::PAGE) as *mut u8;
+            let address = self.address(at);
             if self.clean[at / 64] & bit != 0 {
                 self.clean[at / 64] &= !bit;
                 continue;
@@ -123,6 +167,9 @@ impl Pool {
         }
         while self.hint < self.free.len() && self.free[self.hint] == 0 {
             self.hint += 1;
+        }
+        while self.top > 0 && self.free[self.top] == 0 {
+            self.top -= 1;
         }
         USED.get().set(USED.get().get() + count);
         shared().set_pages_used(USED.get().get() as u64);
@@ -152,13 +199,10 @@ fn try_alloc(count: usize, align: usize) -> Option<*mut u8> {
 
 fn take_run(count: usize, align: usize, leave: fn(usize) -> usize) -> Option<*mut u8> {
     let mut pool = POOL.get().borrow_mut();
-    let pool = pool.as_mut()?;
-    if count == 0 || count.checked_add(USED.get().get() + leave(pool.count))? > pool.count {
-        return None;
-    }
+    let pool = pool.as_mut().filter(|pool| pool.has_left(count, leave(pool.count)))?;
     let page = pool.find(count, align)?;
     pool.take(page, count, true);
-    Some((pool.base + page as u64 * abi::PAGE) as *mut u8)
+    Some(pool.address(page))
 }
 
 /// Takes the lowest free hot page of a slot, of `slots` slots: its index, and whether it was used before. It is not
@@ -170,10 +214,7 @@ pub fn take_slot(slots: usize) -> Option<(usize, bool)> {
 fn try_take_slot(slots: usize) -> Option<(usize, bool)> {
     const PAGES: usize = (abi::LARGE_PAGE / abi::PAGE) as usize;
     let mut pool = POOL.get().borrow_mut();
-    let pool = pool.as_mut()?;
-    if USED.get().get() + PAGES + reserve(pool.count) > pool.count {
-        return None;
-    }
+    let pool = pool.as_mut().filter(|pool| pool.has_left(PAGES, reserve(pool.count)))?;
     let index = (0..slots).find(|&slot| pool.first_used(slot * PAGES, PAGES).is_none())?;
     Some((index, pool.take(index * PAGES, PAGES, false)))
 }
@@ -183,22 +224,25 @@ pub fn alloc_at(start: u64, count: usize) -> bool {
     let mut pool = POOL.get().borrow_mut();
     let Some(pool) = pool.as_mut() else { return false };
     let page = ((start - pool.base) / abi::PAGE) as usize;
-    let over = USED.get().get() + count + reserve(pool.count) > pool.count;
-    if over || page + count > pool.count || pool.first_used(page, count).is_some() {
+    if !pool.has_left(count, reserve(pool.count)) || page + count > pool.count || pool.first_used(page, count).is_some() {
         return false;
     }
     pool.take(page, count, true);
     true
 }
 
-/// Marks pages in use as holding nothing that must outlast a sleep. Whoever has them forgets them after a restore.
-pub fn make_spare(start: *mut u8, count: usize) {
-    let mut pool = POOL.get().borrow_mut();
-    let Some(pool) = pool.as_mut() else { return };
-    let page = ((start as u64 - pool.base) / abi::PAGE) as usize;
-    for at in page..page + count {
-        pool.spare[at / 64] |= 1 << (at % 64);
-    }
+/// `count` contiguous pages for what need not outlast a sleep, not cleared. Whoever has them forgets them after a restore.
+pub fn alloc_spare(count: usize) -> Option<*mut u8> {
+    crate::fs::or_reclaim(|| {
+        let mut pool = POOL.get().borrow_mut();
+        let pool = pool.as_mut().filter(|pool| pool.has_left(count, reserve(pool.count)))?;
+        let page = pool.find_last(count)?;
+        pool.take(page, count, false);
+        for at in page..page + count {
+            pool.spare[at / 64] |= 1 << (at % 64);
+        }
+        Some(pool.address(page))
+    })
 }
 
 /// Gives pages back. They need not be the whole of what one `alloc` gave.
@@ -216,6 +260,7 @@ pub fn free(start: *mut u8, count: usize) {
     if page >= pool.past_slots {
         pool.hint = pool.hint.min(page / 64);
     }
+    pool.top = pool.top.max((page + count - 1) / 64);
     USED.get().set(USED.get().get() - count);
     shared().set_pages_used(USED.get().get() as u64);
 }

@@ -97,5 +97,11 @@ pub mod pages {
         (IN_USE.load(Ordering::Relaxed), COUNT.load(Ordering::Relaxed))
     }
 
-    pub fn make_spare(_start: *mut u8, _count: usize) {}
+    /// Not cleared.
+    pub fn alloc_spare(count: usize) -> Option<*mut u8> {
+        let start = alloc(count)?;
+        // SAFETY: just given.
+        unsafe { start.write_bytes(0xa5, count * PAGE) };
+        Some(start)
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Postgres' shared buffers are small, so that a sleeping database is; a block that has left them would be an exit away.
 //! So reads up to a window's length go through windows of 64 KiB, aligned in the file. The memory is *spare*: no
-//! snapshot holds it (`pages::make_spare`), a wake forgets it all, and the page pool takes it back when it runs out.
+//! snapshot holds it (`pages::alloc_spare`), a wake forgets it all, and the page pool takes it back when it runs out.
 //! So the cache makes nothing larger that sleeps, and costs no one memory.
 //!
 //! A write may stay here as *dirty* blocks (`writeback.rs`); every other goes to the host at once, and coherence is to bring

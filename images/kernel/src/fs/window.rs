@@ -40,10 +40,8 @@ pub struct Window {
 impl Window {
     /// A window with room for so many blocks, none of them valid; `None` without memory for it.
     pub fn new(blocks: usize, sweeps: u64, arrival: u64) -> Option<Self> {
-        let data = pages::alloc(blocks * BLOCK_PAGES)?;
-        pages::make_spare(data, blocks * BLOCK_PAGES);
         Some(Self {
-            data,
+            data: pages::alloc_spare(blocks * BLOCK_PAGES)?,
             blocks,
             valid: 0,
             dirty: 0,
