@@ -199,7 +199,10 @@ dormouse_guest_start:
     jne 76f
     movw $3, 30(%rsi)                                   /* SHUTDOWN of both ways: RST */
     jmp 77f
-76: jmp 78f                                             /* anything else: nothing */
+76: lea -6(%rax), %edx
+    cmp $1, %edx
+    ja 78f                                              /* anything else: nothing */
+    movw $6, 30(%rsi)                                   /* CREDIT_UPDATE and CREDIT_REQUEST: CREDIT_UPDATE */
 77: mov (%rsi), %rax                                    /* swap ends */
     mov 8(%rsi), %rdx
     mov %rdx, (%rsi)
@@ -208,13 +211,8 @@ dormouse_guest_start:
     mov 20(%rsi), %edx
     mov %edx, 16(%rsi)
     mov %eax, 20(%rsi)
-    mov 24(%rsi), %eax
-    mov 20(%rsi), %edx                                  /* bytes taken, by the last digit of the host's port */
-    and $7, %edx
-    add %eax, {scratch} + 0x100(, %rdx, 4)
-    movl $65536, 36(%rsi)
-    mov {scratch} + 0x100(, %rdx, 4), %edx
-    mov %edx, 40(%rsi)
+    movl $65536, 36(%rsi)                               /* of credit, and as taken counts what the host has taken: so */
+    mov 24(%rsi), %eax                                  /* what is on its way to the host is never more than that */
     add $44, %eax
     mov %rsi, {tx}                                      /* transmit descriptor 0: sent before the next is made */
     mov %eax, {tx} + 8
