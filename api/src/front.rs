@@ -77,4 +77,10 @@ impl pooler::Host for Front {
             self.host.client_spoke(&id);
         }
     }
+
+    fn answered(&self, id: pooler::DatabaseId, steps: Vec<pooler::Step>) {
+        if let Ok(id) = ours(id) {
+            self.host.wakes().answered(&id, &steps);
+        }
+    }
 }

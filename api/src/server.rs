@@ -114,6 +114,7 @@ impl Server {
         let has_console = console.built();
         let api = Api::new(ApiParts {
             host: host.clone(),
+            pooler: sessions.metrics().clone(),
             admin_key,
             session_secret,
             session_life: settings.session_life,

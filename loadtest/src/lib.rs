@@ -30,5 +30,6 @@ pub mod smoke;
 pub mod speed;
 pub mod stats;
 pub mod steady;
+pub mod trace;
 pub mod vm;
 pub mod wake;

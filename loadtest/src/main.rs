@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use dormouse_loadtest::report::{Report, print_timings};
+use dormouse_loadtest::report::Report;
 use dormouse_loadtest::rest::Rest;
 use dormouse_loadtest::wake::Counts;
 use dormouse_loadtest::{footprint, smoke, speed, steady, wake};
@@ -100,9 +100,11 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 cold: slow_samples,
                 native: native_samples,
             };
-            finish(json, wake::run(&rest, home, oracle, counts)?, |wakes| {
-                print_timings(&wakes.timings)
-            })
+            finish(
+                json,
+                wake::run(&rest, home, oracle, counts)?,
+                wake::Wakes::print,
+            )
         }
         Command::Speed(plan) => finish(
             json,

@@ -9,9 +9,12 @@ use thiserror::Error;
 use crate::client::{Client, ClientError, Target};
 use crate::http::{self, HttpError, Response};
 use crate::patience::limit;
+use crate::trace::WakeTrace;
 
 /// How long a database may take to fall asleep before the run is given up.
 const SUSPEND_LIMIT: Duration = Duration::from_secs(60);
+/// How long the last part of a wake's trace may be under way.
+const TRACE_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(2);
 
 #[derive(Debug, Error)]
@@ -42,6 +45,8 @@ pub enum RestError {
         path: PathBuf,
         source: std::io::Error,
     },
+    #[error("the trace of the last wake of {0} is not whole")]
+    Incomplete(String),
     #[error("{0} has no snapshot to remove")]
     NoSnapshot(String),
     #[error("connection to {id}: {source}")]
@@ -175,6 +180,23 @@ impl Rest {
     pub fn database(&self, id: &str) -> Result<Database, RestError> {
         let path = format!("/v1/databases/{id}");
         Self::read(&path, &self.expect("GET", &path, "")?)
+    }
+
+    /// Its last wake, once all parts of it are known.
+    pub fn wake_trace(&self, id: &str) -> Result<WakeTrace, RestError> {
+        let path = format!("/v1/databases/{id}/wake-trace");
+        let started = Instant::now();
+        loop {
+            let trace: WakeTrace = Self::read(&path, &self.expect("GET", &path, "")?)?;
+            if trace.complete {
+                return Ok(trace);
+            }
+            if started.elapsed() > limit(TRACE_LIMIT) {
+                return Err(RestError::Incomplete(id.to_owned()));
+            }
+            // The VM tells its part some milliseconds after the answer, and nobody is told that it has.
+            std::thread::sleep(POLL);
+        }
     }
 
     pub fn delete(&self, id: &str) -> Result<(), RestError> {

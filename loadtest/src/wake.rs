@@ -11,9 +11,10 @@ use thiserror::Error;
 
 use crate::client::{Client, ClientError};
 use crate::native::{Native, NativeError, Programs};
-use crate::report::Timing;
+use crate::report::{Timing, print_timings};
 use crate::rest::{self, Created, Rest, RestError};
 use crate::stats::Summary;
+use crate::trace::{self, MedianStep, WakeTrace};
 
 #[derive(Debug, Error)]
 pub enum WakeError {
@@ -44,7 +45,22 @@ pub struct Counts {
 #[derive(Debug, Serialize)]
 pub struct Wakes {
     pub timings: Vec<Timing>,
+    /// Of the series that wakes by a query on a held connection.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_trace: Vec<MedianStep>,
 }
+
+impl Wakes {
+    pub fn print(&self) {
+        print_timings(&self.timings);
+        if !self.held_trace.is_empty() {
+            println!();
+            trace::print(HELD, &self.held_trace);
+        }
+    }
+}
+
+const HELD: &str = "asleep, query on a held connection";
 
 const FIRST_ROW: &str = "select 1";
 /// When PostgreSQL started, by its own word: another value is another start.
@@ -53,9 +69,10 @@ pub const START_TIME: &str = "select extract(epoch from pg_postmaster_start_time
 /// Runs all series, native last.
 pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wakes, WakeError> {
     let mut series: Vec<(&str, Vec<Duration>)> = Vec::new();
+    let mut traces = Vec::new();
     if counts.held + counts.new + counts.cold > 0 {
         let created = rest.create(&name("wake"))?;
-        let measured = sleeping(rest, home, &created, counts);
+        let measured = sleeping(rest, home, &created, counts, &mut traces);
         let deleted = rest.delete(&created.database.id);
         series.extend(measured?);
         deleted?;
@@ -80,7 +97,10 @@ pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wa
     if timings.is_empty() {
         Err(WakeError::NoSamples)
     } else {
-        Ok(Wakes { timings })
+        Ok(Wakes {
+            timings,
+            held_trace: trace::medians(&traces),
+        })
     }
 }
 
@@ -97,13 +117,11 @@ fn sleeping(
     home: &Path,
     created: &Created,
     counts: Counts,
+    traces: &mut Vec<WakeTrace>,
 ) -> Result<Vec<(&'static str, Vec<Duration>)>, WakeError> {
     let id = created.database.id.as_str();
     Ok(vec![
-        (
-            "asleep, query on a held connection",
-            held(rest, created, id, counts.held)?,
-        ),
+        (HELD, held(rest, created, id, counts.held, traces)?),
         (
             "asleep, new connection",
             new(rest, created, id, counts.new)?,
@@ -120,6 +138,7 @@ fn held(
     created: &Created,
     id: &str,
     count: usize,
+    traces: &mut Vec<WakeTrace>,
 ) -> Result<Vec<Duration>, WakeError> {
     let mut client = created.connect()?;
     client.query("create temporary table kept as select 42 as answer")?;
@@ -131,6 +150,7 @@ fn held(
         if client.value("select answer from kept")? != "42" {
             return Err(WakeError::SessionLost);
         }
+        traces.push(rest.wake_trace(id)?);
     }
     client.close()?;
     Ok(sample)

@@ -34,6 +34,70 @@ fn an_unused_database_falls_asleep_and_leaves_no_process() {
     assert_eq!(rest::vm_processes(id).len(), 1);
 }
 
+/// From the client's byte to its answer, through three processes, on one clock.
+#[test]
+fn the_last_wake_is_told_step_by_step_and_counted() {
+    let Some((server, created)) = harness::database() else {
+        return;
+    };
+    let id = created.database.id.as_str();
+    let mut client = created.connect().unwrap();
+    client.query("create table t (n int)").unwrap();
+    server.rest.suspend(id).unwrap();
+    let asked = Instant::now();
+    client.value("select 1").unwrap();
+    let waited = asked.elapsed();
+    let trace = server.rest.wake_trace(id).unwrap();
+    assert_eq!(trace.kind, "resume");
+    let at = |name: &str| {
+        let found = trace.steps.iter().find(|step| step.step == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {trace:?}"))
+            .at_us
+    };
+    let order = [
+        "query_received",
+        "wake_asked",
+        "spawned",
+        "machine",
+        "snapshot",
+        "memory",
+        "run",
+        "bound",
+        "asked",
+        "answered",
+    ];
+    assert!(order.is_sorted_by_key(|name| at(name)), "{trace:?}");
+    assert!(at("spent") > at("memory"), "{trace:?}");
+    assert!(
+        at("first_byte_back") <= waited.as_micros() as u64,
+        "{waited:?}: {trace:?}"
+    );
+    let took: u64 = trace.steps.iter().map(|step| step.took_us).sum();
+    assert_eq!(took, trace.steps.last().unwrap().at_us);
+
+    let metrics = server.rest.call("GET", "/metrics", "").unwrap();
+    let text = String::from_utf8(metrics.body).unwrap();
+    let value = |name: &str| {
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}"))
+            .parse::<f64>()
+            .unwrap()
+    };
+    assert_eq!(value("dormouse_wake_seconds_count{kind=\"resume\"}"), 1.0);
+    assert_eq!(
+        value("dormouse_wake_seconds_bucket{kind=\"resume\",le=\"+Inf\"}"),
+        1.0
+    );
+    assert_eq!(value("dormouse_wake_seconds_count{kind=\"clone\"}"), 1.0);
+    assert_eq!(value("dormouse_suspends_total"), 1.0);
+    assert_eq!(value("dormouse_databases_awake"), 1.0);
+    assert_eq!(value("dormouse_pooler_sessions"), 1.0);
+    assert_eq!(value("dormouse_wake_answer_seconds_count"), 2.0);
+}
+
 /// The state that a session can have, all of it kept through every sleep.
 #[test]
 fn a_held_session_is_the_same_after_200_sleeps() {
@@ -131,7 +195,9 @@ fn what_was_written_and_never_flushed_sleeps_too() {
         .query("create temporary table spilled as select n, repeat('x', 1000) filler from generate_series(1, 8000) n")
         .unwrap();
     for round in 1..=5 {
-        client.query("update spilled set n = n + 1, filler = repeat('y', 1000)").unwrap();
+        client
+            .query("update spilled set n = n + 1, filler = repeat('y', 1000)")
+            .unwrap();
         server.rest.suspend(&created.database.id).unwrap();
         let found = client
             .value("select count(*) || ' ' || sum(n) || ' ' || count(distinct filler) from spilled")

@@ -21,6 +21,7 @@ use crate::host::{Awake, DatabaseId, WakeError};
 use crate::pooler::Shared;
 use crate::registry::{Graves, Starting};
 use crate::session::{End, Session};
+use crate::steps::Steps;
 use crate::wire::hello::{self, Answer, Hello, Status};
 
 /// The longest path that fits a unix socket's address.
@@ -97,7 +98,8 @@ pub(crate) async fn again(
     shared: Arc<Shared>,
     session: Arc<Session>,
     mut awake: Option<Arc<Awake>>,
-) -> Result<UnixStream, Failure> {
+    mut steps: Steps,
+) -> Result<(UnixStream, Steps), Failure> {
     let database = session.database;
     // Only told that it is awake, and with nothing to say: it need not come before those who woke it.
     let nudged = awake.is_some();
@@ -116,11 +118,15 @@ pub(crate) async fn again(
         loop {
             let awake = match awake.take() {
                 Some(awake) => awake,
-                None => Arc::new(wake(&shared, database).await.map_err(|error| Failure {
-                    end: End::new(error.sqlstate(), error.to_string()),
-                    in_snapshot: !matches!(error, WakeError::Deleting),
-                })?),
+                None => {
+                    steps.note("wake_asked");
+                    Arc::new(wake(&shared, database).await.map_err(|error| Failure {
+                        end: End::new(error.sqlstate(), error.to_string()),
+                        in_snapshot: !matches!(error, WakeError::Deleting),
+                    })?)
+                }
             };
+            steps.note("pooler_told");
             if *session.epoch != *awake.epoch {
                 buried(&shared, database, &awake);
                 return Err(lost(&"the database was started anew"));
@@ -130,8 +136,9 @@ pub(crate) async fn again(
             match connect(&awake.socket, hello).await {
                 Ok((stream, _)) => {
                     shared.metrics.bound.add(1);
+                    steps.note("session_bound");
                     buried(&shared, database, &awake);
-                    return Ok(stream);
+                    return Ok((stream, steps));
                 }
                 Err(ConnectError::Unreachable(error)) if !tried => {
                     tracing::debug!(%database, %error, "woken VMM is not there, asking again");

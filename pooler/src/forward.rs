@@ -23,11 +23,15 @@ use crate::host::{Awake, BoxFuture, HostError, PasswordsSet};
 use crate::pooler::{Shared, Slot};
 use crate::registry::Place;
 use crate::session::{End, Order, Phase, Session, State};
+use crate::steps::Steps;
 use crate::track::TrackError;
 use crate::wire::answer;
 
 /// A Terminate message: it is no reason to wake a database.
 const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// The step at which the guest's answer has come.
+const ANSWER_READ: &str = "answer_read";
 
 /// Why a session's task stops forwarding.
 enum Stop {
@@ -48,7 +52,7 @@ enum Step {
 
 enum Stage {
     Forward,
-    Bind(BoxFuture<'static, Result<UnixStream, bind::Failure>>),
+    Bind(BoxFuture<'static, Result<(UnixStream, Steps), bind::Failure>>),
     /// The host notes that a password was set in SQL, before the client learns that it was.
     Note(BoxFuture<'static, Result<(), HostError>>),
     Farewell(BoxFuture<'static, ()>),
@@ -71,6 +75,8 @@ pub(crate) struct Forward {
     /// The TLS layer may hold bytes for the client.
     unflushed: bool,
     counted_as_held: bool,
+    /// Of the wake that this client asked for, until it is answered.
+    steps: Steps,
     place: Option<Place>,
     _slot: Slot,
 }
@@ -100,6 +106,7 @@ impl Forward {
             guest_deaf: false,
             unflushed: false,
             counted_as_held: false,
+            steps: Steps::default(),
             place: Some(place),
             _slot: slot,
         }
@@ -192,6 +199,7 @@ impl Forward {
                         self.to_guest.consume(n);
                         state.sent += n as u64;
                         metrics.bytes_to_guest.add(n as u64);
+                        self.steps.note("query_passed_on");
                         moved = true;
                     }
                     // It may have said why: that is still to be read.
@@ -213,6 +221,7 @@ impl Forward {
                         self.guest_gone = n == 0;
                         state.received += n as u64;
                         metrics.bytes_to_client.add(n as u64);
+                        self.steps.note(ANSWER_READ);
                         moved = true;
                     }
                     Poll::Ready(Err(_)) => (self.guest_gone, moved) = (true, true),
@@ -239,7 +248,14 @@ impl Forward {
             }
             if self.unflushed && self.to_client.is_empty() {
                 match Pin::new(&mut *client).poll_flush(cx) {
-                    Poll::Ready(Ok(())) => self.unflushed = false,
+                    Poll::Ready(Ok(())) => {
+                        self.unflushed = false;
+                        if self.steps.has(ANSWER_READ) {
+                            self.steps.note("first_byte_back");
+                            let steps = self.steps.take().unwrap_or_default();
+                            self.shared.host.answered(self.session.database, steps);
+                        }
+                    }
                     Poll::Ready(Err(_)) => return Err(Stop::Silently),
                     Poll::Pending => {}
                 }
@@ -283,7 +299,10 @@ impl Forward {
         let awake = match state.order.take().map(|order| *order) {
             Some(Order::Bind(awake)) => Some(awake),
             _ if self.to_guest.is_empty() => return Step::Wait,
-            _ => None,
+            _ => {
+                self.steps = Steps::begin("query_received");
+                None
+            }
         };
         state.phase = Phase::Binding;
         Step::Bind(awake)
@@ -293,8 +312,9 @@ impl Forward {
         self.to_guest.filled() == TERMINATE
     }
 
-    fn bound(&mut self, guest: UnixStream) {
+    fn bound(&mut self, guest: UnixStream, steps: Steps) {
         self.guest = guest_end(guest);
+        self.steps = steps;
         self.uncount_held();
         self.session.state().phase = Phase::Open;
         self.stage = Stage::Forward;
@@ -346,7 +366,7 @@ impl Future for Forward {
                     Step::Wait => return Poll::Pending,
                     Step::Stop(stop) => this.stop(stop),
                     Step::Bind(awake) => {
-                        let binding = bind::again(this.shared.clone(), this.session.clone(), awake);
+                        let binding = bind::again(this.shared.clone(), this.session.clone(), awake, std::mem::take(&mut this.steps));
                         this.stage = Stage::Bind(Box::pin(binding));
                     }
                     Step::Note(set) => {
@@ -365,7 +385,7 @@ impl Future for Forward {
                     }
                 },
                 Stage::Bind(binding) => match binding.as_mut().poll(cx) {
-                    Poll::Ready(Ok(guest)) => this.bound(guest),
+                    Poll::Ready(Ok((guest, steps))) => this.bound(guest, steps),
                     Poll::Ready(Err(failure)) => {
                         if failure.in_snapshot {
                             this.shared.registry.bury(&this.session);

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 
+use crate::steps::Step;
+
 /// A boxed future, so that the pooler can hold any host behind one pointer.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -153,4 +155,8 @@ pub trait Host: Send + Sync + 'static {
     /// A client spoke after [`crate::Sessions::quiesce`] and before its end: the suspend had better be called off.
     /// Called from a poll: it must only pass the word on.
     fn client_spoke(&self, database: DatabaseId);
+
+    /// A client that asked for a wake has had the first bytes of its answer; these are the steps to there, whoever's wake it
+    /// was. Must not block.
+    fn answered(&self, _database: DatabaseId, _steps: Vec<Step>) {}
 }

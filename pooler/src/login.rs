@@ -22,6 +22,7 @@ use crate::pooler::{Shared, Slot};
 use crate::registry::Registry;
 use crate::session::{Key, Session};
 use crate::settings::Plain;
+use crate::steps::Steps;
 use crate::wire::startup::{self, First, Request, StartupError};
 use crate::wire::{answer, hello::Status};
 
@@ -226,6 +227,7 @@ async fn log_in(
     slot: Slot,
 ) -> Result<Option<Forward>, LoginError> {
     let deadline = Instant::now() + Duration::from_millis(shared.settings.startup_timeout_ms);
+    let mut steps = Steps::begin("accepted");
     let first = timeout_at(deadline, greet(shared, line, peer)).await.map_err(|_| LoginError::Gone)?;
     let request = match first {
         Ok(Greeted::Startup(request)) => request,
@@ -252,6 +254,7 @@ async fn log_in(
             return Err(error);
         }
     };
+    steps.note("startup_read");
     if slot.is_beyond_limit() {
         shared.metrics.over_limit.add(1);
         return Err(LoginError::TooManyClients);
@@ -270,7 +273,8 @@ async fn log_in(
         Ok((database, route))
     };
     let (database, route) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
-    open(shared, line, &request, database, &route, slot).await.map(Some)
+    steps.note("password_proven");
+    open(shared, line, &request, (database, &route), slot, steps).await.map(Some)
 }
 
 /// What a connection turns out to be.
@@ -343,9 +347,9 @@ async fn open(
     shared: &Arc<Shared>,
     line: &mut Line,
     request: &Request,
-    database: DatabaseId,
-    route: &Route,
+    (database, route): (DatabaseId, &Route),
     slot: Slot,
+    mut steps: Steps,
 ) -> Result<Forward, LoginError> {
     match &route.availability {
         Availability::Usable => {}
@@ -369,7 +373,7 @@ async fn open(
     let queued = registry
         .queue(database, shared.settings.max_waiting)
         .map_err(|_| over(LoginError::TooManyWaiting(database)))?;
-    let begun = timeout(shared.wake_timeout(), begin(shared, database, &packet));
+    let begun = timeout(shared.wake_timeout(), begin(shared, database, &packet, &mut steps));
     let (begun, epoch) = tokio::select! {
         begun = begun => begun.map_err(|_| LoginError::WakeTimeout)??,
         gone = line.gone() => return Err(gone),
@@ -396,6 +400,8 @@ async fn open(
     // While it does not read this, its database cannot sleep.
     let written = timeout(Duration::from_millis(shared.settings.startup_timeout_ms), line.write(&ready)).await;
     written.map_err(|_| LoginError::Gone)??;
+    steps.note("first_byte_back");
+    shared.host.answered(database, steps.take().unwrap_or_default());
     let said = Buffer::holding(&line.buffer)
         .ok_or_else(|| LoginError::Protocol("too much was sent before the server was ready".into()))?;
     let client = line.client.take().ok_or(LoginError::Gone)?;
@@ -411,16 +417,22 @@ pub(crate) async fn begin(
     shared: &Arc<Shared>,
     database: DatabaseId,
     packet: &[u8],
+    steps: &mut Steps,
 ) -> Result<(Begun, String), LoginError> {
     let mut tried = false;
     loop {
+        steps.note("wake_asked");
         let awake = bind::wake(shared, database).await?;
+        steps.note("pooler_told");
         if let Some(burying) = bind::buried(shared, database, &awake) {
             // Only politeness: it goes on when this does not wait for it.
             let _ = timeout(GRAVES_TIMEOUT, burying).await;
         }
         match guest::begin(&awake, packet).await {
-            Ok(begun) => return Ok((begun, awake.epoch)),
+            Ok(begun) => {
+                steps.note("session_begun");
+                return Ok((begun, awake.epoch));
+            }
             Err(BeginError::Connect(ConnectError::Unreachable(error))) if !tried => {
                 tracing::debug!(%database, %error, "woken VMM is not there, asking again");
                 tried = true;

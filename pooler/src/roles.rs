@@ -16,6 +16,7 @@ use crate::host::DatabaseId;
 use crate::login::{self, LoginError};
 use crate::pooler::Shared;
 use crate::service::{self, Row, ServiceError};
+use crate::steps::Steps;
 
 /// A role as far as its password goes.
 pub(crate) struct Role {
@@ -59,7 +60,8 @@ async fn question(shared: Arc<Shared>, database: DatabaseId, sql: String, turn: 
     // Keeps it awake, but not for a backend that is stuck: that one is gone when the guest is.
     let starting = shared.registry.starting(database, true);
     let packet = service::packet();
-    let mut beginning = pin!(login::begin(&shared, database, &packet));
+    let mut steps = Steps::default();
+    let mut beginning = pin!(login::begin(&shared, database, &packet, &mut steps));
     let begun = match timeout(shared.wake_timeout(), &mut beginning).await {
         Ok(begun) => begun,
         Err(_) => {

@@ -226,6 +226,7 @@ impl Place<'_> {
         crash::point("restore-begun");
         snapshot.check(&self.fit(&machine, &self.settings.database))?;
         let state = State::decode(&snapshot.state)?;
+        life.step("snapshot");
         let mut files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
         self.share(&mut files)?;
         life.step("layer");
@@ -233,7 +234,9 @@ impl Place<'_> {
             "" => None,
             name => Some(self.golden_base(&machine, name)?),
         };
-        snapshot.load_memory(&machine.ram, base.as_ref())?;
+        snapshot.lay(&machine.ram, base.as_ref())?;
+        life.step("mapped");
+        snapshot.fill(&machine.ram)?;
         life.step("memory");
         crash::point("restore-loaded");
         let spending = Spending::begin(&self.database_dir)?;
@@ -260,7 +263,7 @@ impl Place<'_> {
         }
         let files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
         life.step("layer");
-        golden.load_memory(&machine.ram, Some(&base))?;
+        golden.lay(&machine.ram, Some(&base))?;
         life.step("memory");
         self.resume(machine, &state, files, Some(base), new_epoch()?, true, life).map(Some)
     }
@@ -320,6 +323,7 @@ impl Place<'_> {
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
         shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
+        life.step("entropy");
         let log = self.database_dir.join("console.log");
         let programs =
             Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
@@ -344,10 +348,12 @@ impl Place<'_> {
         let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, terminate, immediate_exit)
             .map_err(StartError::io("cannot watch sockets"))?;
         monitor.profile.set_programs(programs);
+        monitor.io().spending = sleeper.spending.clone();
         let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
         // A restored guest is ready before it runs.
         monitor.turn(&mut monitor.io());
         let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
+        monitor.io().life.step("run");
         crash::point("restore-entered");
         let end = guest.run(&mut sleeper);
         if let Some(spending) = &sleeper.spending {

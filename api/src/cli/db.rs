@@ -33,7 +33,13 @@ pub enum Command {
         tenant: Option<String>,
     },
     /// Show a database
-    Show(Which),
+    Show {
+        #[command(flatten)]
+        which: Which,
+        /// Show its last wake instead, step by step
+        #[arg(long)]
+        wake_trace: bool,
+    },
     /// Put a database to sleep now
     Suspend(Which),
     /// Wake a database now
@@ -98,7 +104,8 @@ pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitC
             }
         }
         Command::List { tenant } => list(client, args, tenant)?,
-        Command::Show(which) => show(&client.get(&which.path(client)?)?)?,
+        Command::Show { which, wake_trace: true } => wake_trace(client, args, &which)?,
+        Command::Show { which, .. } => show(&client.get(&which.path(client)?)?)?,
         Command::Suspend(which) => show(&client.post(&format!("{}/suspend", which.path(client)?), None)?)?,
         Command::Resume(which) => show(&client.post(&format!("{}/resume", which.path(client)?), None)?)?,
         Command::Restart(which) => show(&client.post(&format!("{}/restart", which.path(client)?), None)?)?,
@@ -131,6 +138,22 @@ pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitC
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn wake_trace(client: &Client, args: &ServerArgs, which: &Which) -> Result<(), CliError> {
+    let trace = client.get(&format!("{}/wake-trace", which.path(client)?))?;
+    if args.json {
+        println!("{trace}");
+        return Ok(());
+    }
+    println!("{} at {}", text(&trace, "kind")?, text(&trace, "at")?);
+    let steps = trace["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let cell = |step: &Value, name: &str| step[name].as_u64().unwrap_or_default().to_string();
+    let rows = steps.iter().map(|step| {
+        [step["step"].as_str().unwrap_or_default().to_owned(), cell(step, "at_us"), cell(step, "took_us")]
+    });
+    print_table(&["step", "at µs", "took µs"], rows);
+    Ok(())
 }
 
 fn events(client: &Client, args: &ServerArgs, which: &Which, last: u32) -> Result<(), CliError> {

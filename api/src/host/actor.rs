@@ -280,6 +280,7 @@ impl Actor {
         match answer {
             Ok(()) => {
                 self.unsaved = Unsaved::default();
+                self.host.metrics.suspends.add(1);
                 Input::Saved(true)
             }
             Err(error) if matches!(error.as_str(), "busy" | "bytes_in_flight" | "cancelled") => {
@@ -300,7 +301,7 @@ impl Actor {
     }
 
     fn event(&self, kind: EventKind, message: Option<String>) {
-        self.host.journal.event(&self.facts.id, kind, message);
+        self.host.event(&self.facts.id, kind, message);
     }
 
     fn exited(&mut self, reason: Option<String>, hung: bool) -> Input {

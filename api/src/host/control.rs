@@ -1,5 +1,6 @@
 //! The wire of `vm.ctl`: JSON, one object a line (`docs/interfaces.md`).
 
+use std::collections::BTreeMap;
 use std::io;
 
 use serde::{Deserialize, Serialize};
@@ -47,8 +48,13 @@ pub enum Event {
         /// The settings of `ALTER SYSTEM` were put aside, since Postgres did not start with them.
         #[serde(default)]
         settings_undone: bool,
-        #[serde(default)]
-        trace: serde_json::Value,
+        #[serde(flatten)]
+        trace: Trace,
+    },
+    /// How the first request of this life was answered.
+    Trace {
+        #[serde(flatten)]
+        trace: Trace,
     },
     Idle {
         #[serde(default)]
@@ -57,6 +63,24 @@ pub enum Event {
     /// A newer VMM's; not for us.
     #[serde(other)]
     Unknown,
+}
+
+/// Steps of a VMM's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Trace {
+    /// On the host's monotonic clock, µs.
+    #[serde(default)]
+    began: u64,
+    /// When each was done, µs since then.
+    #[serde(default, rename = "trace")]
+    done: BTreeMap<String, u64>,
+}
+
+impl Trace {
+    /// Each step with the time at which it was done, µs on the host's monotonic clock.
+    pub fn into_steps(self) -> Vec<(String, u64)> {
+        self.done.into_iter().map(|(name, after)| (name, self.began.saturating_add(after))).collect()
+    }
 }
 
 /// What an answer holds beyond its `ok`.
@@ -207,7 +231,7 @@ mod tests {
             cold: true,
             why: Some("w".into()),
             settings_undone: true,
-            trace: serde_json::json!({"load": 7}),
+            trace: Trace { began: 3, done: BTreeMap::from([("load".to_owned(), 7)]) },
         };
         let counted = Answer { sessions: vec![SessionCounts { session: 1, sent: 2, received: 3 }], report: None };
         let told = Answer { report: Some("r".into()), ..Answer::default() };
@@ -219,7 +243,7 @@ mod tests {
                 Some(Message::Answer(Ok(counted))),
             ),
             (r#"{"ok":false,"error":"busy"}"#, Some(Message::Answer(Err("busy".into())))),
-            (r#"{"event":"ready","epoch":"e","cold":true,"why":"w","settings_undone":true,"trace":{"load":7}}"#, Some(Message::Event(ready))),
+            (r#"{"event":"ready","epoch":"e","cold":true,"why":"w","settings_undone":true,"began":3,"trace":{"load":7}}"#, Some(Message::Event(ready))),
             (r#"{"event":"idle","for_ms":5}"#, Some(Message::Event(Event::Idle { for_ms: 5 }))),
             (r#"{"event":"from-the-future"}"#, None),
             ("", None),

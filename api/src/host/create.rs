@@ -140,7 +140,7 @@ impl Host {
             storage_mib: plan.storage_mib,
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
         };
-        inner.journal.event(&id, super::EventKind::Created, None);
+        inner.event(&id, super::EventKind::Created, None);
         inner.announce(&facts, Some(row.state), None);
         Ok(Created { row, password })
     }

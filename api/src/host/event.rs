@@ -31,6 +31,19 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    pub const ALL: [EventKind; 10] = [
+        EventKind::Created,
+        EventKind::StartedCold,
+        EventKind::SnapshotRefused,
+        EventKind::Hung,
+        EventKind::Died,
+        EventKind::WakeFailed,
+        EventKind::SuspendFailed,
+        EventKind::SettingsUndone,
+        EventKind::ImageAdopted,
+        EventKind::Restarted,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             EventKind::Created => "created",

@@ -39,7 +39,7 @@ impl Inner {
         }
         let version = Manifest::load(&self.home.image(&newest)).map(|m| m.postgres_version).unwrap_or_default();
         tracing::info!(database = %id, from = image, to = newest, "moved to another image");
-        self.journal.event(id, EventKind::ImageAdopted, Some(format!("from image {image} to {newest}, {version}")));
+        self.event(id, EventKind::ImageAdopted, Some(format!("from image {image} to {newest}, {version}")));
         Ok(newest)
     }
 
@@ -67,7 +67,7 @@ impl Host {
     /// newest image. Clients' sessions end, and if that is not wished, a database that has some is left alone.
     pub async fn restart(&self, id: &DatabaseId, end_sessions: bool) -> Result<(), RestartError> {
         self.ask_restart(id, end_sessions).await?;
-        self.inner.journal.event(id, EventKind::Restarted, None);
+        self.inner.event(id, EventKind::Restarted, None);
         Ok(())
     }
 

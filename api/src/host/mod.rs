@@ -19,12 +19,14 @@ mod event;
 mod image;
 pub mod layout;
 pub mod machine;
+pub mod metrics;
 pub mod process;
 mod reconcile;
 mod sessions;
 mod socket;
 mod state;
 mod vm;
+mod wakes;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -38,6 +40,7 @@ use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
 use self::actor::{Actor, Command, Facts};
 use self::layout::Home;
 use self::machine::{Phase, Rest};
+use self::metrics::HostMetrics;
 use self::process::Process;
 use crate::identity::{DatabaseId, TenantId};
 use crate::metadata::{DatabaseRow, EventRow, Metadata, MetadataError, Page, StateJournal};
@@ -48,6 +51,7 @@ pub use self::event::EventKind;
 pub use self::machine::End;
 pub use self::sessions::{NoSessions, Sessions};
 pub use self::state::State;
+pub use self::wakes::{Wake, WakeKind, Wakes};
 
 /// The role and the database that are in every guest.
 pub const GUEST_ROLE: &str = "app";
@@ -199,6 +203,8 @@ pub(crate) struct Inner {
     /// States of databases with an actor; the row's is older.
     live: Mutex<HashMap<DatabaseId, (State, Option<String>)>>,
     changes: broadcast::Sender<Change>,
+    wakes: Wakes,
+    metrics: HostMetrics,
     closing: AtomicBool,
     /// Told whenever an actor ends.
     ended: Notify,
@@ -241,6 +247,8 @@ impl Host {
                 actors: Mutex::default(),
                 live: Mutex::default(),
                 changes: broadcast::Sender::new(CHANGES_KEPT),
+                wakes: Wakes::default(),
+                metrics: HostMetrics::default(),
                 closing: AtomicBool::new(false),
                 ended: Notify::new(),
             }),
@@ -405,6 +413,21 @@ impl Host {
         !matches!(self.inner.lock_live().get(id), Some((State::Running | State::Resuming, _)))
     }
 
+    /// The last wakes and how long they took.
+    pub fn wakes(&self) -> &Wakes {
+        &self.inner.wakes
+    }
+
+    pub fn metrics(&self) -> &HostMetrics {
+        &self.inner.metrics
+    }
+
+    /// Databases that have a running guest.
+    pub fn awake(&self) -> usize {
+        let runs = |state: &State| matches!(state, State::Running | State::Suspending);
+        self.inner.lock_live().values().filter(|(state, _)| runs(state)).count()
+    }
+
     /// Every change of state from now on.
     pub fn changes(&self) -> broadcast::Receiver<Change> {
         self.inner.changes.subscribe()
@@ -565,6 +588,12 @@ impl Inner {
         drop(actors);
         self.ended.notify_waiters();
         true
+    }
+
+    /// Counts an event and has it written.
+    pub(crate) fn event(&self, id: &DatabaseId, kind: EventKind, message: Option<String>) {
+        self.metrics.events[kind as usize].add(1);
+        self.journal.event(id, kind, message);
     }
 
     pub(crate) fn publish(&self, facts: &Facts, state: Option<State>, message: Option<String>) {

@@ -7,11 +7,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
+use dormouse_pooler::monotonic_us;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use super::wakes::WakeKind;
 use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::layout::Home;
@@ -91,9 +93,9 @@ pub fn start(
             permit: None,
             log_mark: 0,
             console_mark: 0,
-            started: Instant::now(),
-            spawned_us: 0,
-            connected_us: 0,
+            asked: monotonic_us(),
+            steps: Vec::new(),
+            adopted: adopted.is_some(),
             old,
             ready: None,
             hung: false,
@@ -114,10 +116,11 @@ struct Life<F> {
     /// Lengths of the VMM's log and of the guest's console when it was started.
     log_mark: u64,
     console_mark: u64,
-    started: Instant,
-    /// Steps of the start on this side, µs since `started`; the VMM's own are in its trace.
-    spawned_us: u64,
-    connected_us: u64,
+    /// When it was decided to start it, and the steps since then, µs on the monotonic clock; the VMM has its own.
+    asked: u64,
+    steps: Vec<(String, u64)>,
+    /// It ran before this server did.
+    adopted: bool,
     /// It may have sessions from before this server.
     old: bool,
     /// The epoch of a VM that is ready, until its sessions are known.
@@ -186,8 +189,8 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
     }
 
-    fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX)
+    fn step(&mut self, name: &str) {
+        self.steps.push((name.to_owned(), monotonic_us()));
     }
 
     fn reason(&mut self, status: Option<std::process::ExitStatus>) -> Option<String> {
@@ -227,6 +230,7 @@ impl<F: Fn(VmEvent)> Life<F> {
             permit = permits.acquire_owned() => self.permit = permit.ok(),
             () = killed(&mut self.commands) => return Ok(None),
         }
+        self.step("turn_taken");
         (self.events)(VmEvent::Starting);
         let home = self.context.home.clone();
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
@@ -260,17 +264,17 @@ impl<F: Fn(VmEvent)> Life<F> {
         if let Some(saved) = home.snapshot_memory_mib(&id) {
             self.context.spec.memory_mib = saved;
         }
-        self.started = Instant::now();
+        self.step("prepared");
         let mut process = Process::spawn(&self.context.program, &home, &self.context.spec)
             .map_err(|e| format!("the VMM {} cannot be started: {e}", self.context.program.display()))?;
-        self.spawned_us = self.elapsed_us();
+        self.step("spawned");
         let folder = home.run_of(&id);
         // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
         tokio::select! {
             biased;
             stream = connect_when_there(&folder, "vm.ctl") => match stream {
                 Ok(stream) => {
-                    self.connected_us = self.elapsed_us();
+                    self.step("connected");
                     Ok(Some((stream, process)))
                 }
                 Err(e) => {
@@ -360,8 +364,20 @@ impl<F: Fn(VmEvent)> Life<F> {
         match message {
             Message::Event(Event::Ready { epoch, cold, why, settings_undone, trace }) => {
                 self.permit = None;
-                let (spawned, connected, ready) = (self.spawned_us, self.connected_us, self.elapsed_us());
-                tracing::info!(database = %self.context.spec.id, epoch, cold, spawned, connected, ready, %trace, "awake (us)");
+                self.step("vm_heard");
+                let ready = monotonic_us();
+                tracing::info!(database = %self.context.spec.id, epoch, cold, us = ready - self.asked, "awake");
+                if !self.adopted {
+                    let kind = match (cold, self.had_snapshot) {
+                        (true, _) => WakeKind::Cold,
+                        (false, true) => WakeKind::Resume,
+                        (false, false) => WakeKind::Clone,
+                    };
+                    self.steps.push(("decided".to_owned(), self.asked));
+                    self.steps.extend(trace.into_steps());
+                    let steps = std::mem::take(&mut self.steps);
+                    self.context.host.wakes.woken(&self.context.spec.id, kind, (self.asked, ready), steps);
+                }
                 if settings_undone {
                     tracing::warn!(database = %self.context.spec.id, "Postgres did not start with the settings of ALTER SYSTEM: they are undone");
                 }
@@ -372,6 +388,11 @@ impl<F: Fn(VmEvent)> Life<F> {
                     self.ready = Some(epoch);
                 } else {
                     (self.events)(VmEvent::Ready { epoch, existing: Vec::new(), cold: cold.then_some(Cold { refused: self.had_snapshot && why.is_some(), settings_undone, why }) });
+                }
+            }
+            Message::Event(Event::Trace { trace }) => {
+                if !self.adopted {
+                    self.context.host.wakes.served(&self.context.spec.id, trace.into_steps());
                 }
             }
             Message::Event(Event::Idle { .. }) => (self.events)(VmEvent::Idle),

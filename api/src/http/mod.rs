@@ -12,6 +12,7 @@ mod document;
 mod events;
 mod health;
 mod images;
+mod metrics;
 mod operations;
 mod page;
 pub mod problem;
@@ -46,6 +47,7 @@ pub struct Api {
 
 pub(crate) struct Shared {
     pub host: Host,
+    pub pooler: Arc<dormouse_pooler::Metrics>,
     pub resets: resets::Resets,
     pub admin_key_hash: [u8; 32],
     pub session: SessionKey,
@@ -62,6 +64,8 @@ pub(crate) struct Shared {
 /// What the API is made from.
 pub struct ApiParts {
     pub host: Host,
+    /// What the pooler counts.
+    pub pooler: Arc<dormouse_pooler::Metrics>,
     pub admin_key: String,
     /// Signs console sessions.
     pub session_secret: String,
@@ -78,6 +82,7 @@ impl Api {
         Api {
             inner: Arc::new(Shared {
                 host: parts.host,
+                pooler: parts.pooler,
                 resets: resets::Resets::default(),
                 admin_key_hash: crate::secret::key_hash(&parts.admin_key),
                 session: SessionKey::new(&parts.session_secret, parts.session_life),
@@ -123,6 +128,7 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(databases::password))
         .routes(routes!(operations::events))
         .routes(routes!(operations::tasks))
+        .routes(routes!(operations::wake_trace))
         .routes(routes!(operations::restart))
         .routes(routes!(operations::adopt))
         .routes(routes!(images::list))
@@ -130,7 +136,8 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(session::show, session::create, session::delete))
         .routes(routes!(events::stream))
-        .routes(routes!(health::health));
+        .routes(routes!(health::health))
+        .routes(routes!(metrics::metrics));
     document::complete(router.get_openapi_mut());
     router
 }

@@ -11,7 +11,7 @@ use super::body::{Body, Search};
 use super::databases::{Database, find, rfc3339, view};
 use super::page::{cut, page};
 use super::problem::{Problem, ProblemBody};
-use crate::host::EventKind;
+use crate::host::{EventKind, WakeKind};
 
 /// Something that happened to a database.
 #[derive(Debug, Serialize, ToSchema)]
@@ -48,6 +48,29 @@ pub struct ListEvents {
 pub struct Tasks {
     /// For people: a line a process, its backtrace below it.
     report: String,
+}
+
+/// A database's last wake.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WakeTrace {
+    /// RFC 3339, UTC: when it was awake.
+    #[schema(example = "2026-11-20T18:00:00.123Z")]
+    at: String,
+    kind: WakeKind,
+    /// In the order of time, not all on one thread: the snapshot's mark lands beside the rest.
+    steps: Vec<WakeStep>,
+    /// False: no client's answer belongs to it, or not yet.
+    complete: bool,
+}
+
+/// What was done (`docs/wake-path.md` tells of each step).
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WakeStep {
+    step: String,
+    /// When it was done, µs since the first.
+    at_us: u64,
+    /// µs since the one before it.
+    took_us: u64,
 }
 
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -107,6 +130,29 @@ pub async fn tasks(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<St
     let shared = api.shared();
     let row = find(shared, &principal, &id).await?;
     Ok(axum::Json(Tasks { report: shared.host.tasks(&row.id).await? }))
+}
+
+/// Takes a database's last wake apart: what was done when, from the first byte of the client that asked for it to the first
+/// byte of its answer. The last 1000 wakes of this server are kept.
+#[utoipa::path(
+    get, path = "/v1/databases/{id}/wake-trace", tag = "databases", params(("id" = String, Path, description = "The database's id")),
+    security(("key" = []), ("session" = [])),
+    responses(
+        (status = 200, description = "The steps", body = WakeTrace),
+        (status = 404, description = "There is no such database, or no trace of it", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn wake_trace(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<String>) -> Result<axum::Json<WakeTrace>, Problem> {
+    let shared = api.shared();
+    let row = find(shared, &principal, &id).await?;
+    let none = "its last wake is not among those kept: it has not been woken since the server started, or 1000 others were";
+    let wake = shared.host.wakes().last(&row.id).ok_or_else(|| Problem::not_found(none))?;
+    let mut before = 0;
+    let steps = wake.steps().into_iter().map(|(step, at_us)| {
+        let took_us = at_us - std::mem::replace(&mut before, at_us);
+        WakeStep { step: step.to_owned(), at_us, took_us }
+    });
+    Ok(axum::Json(WakeTrace { at: rfc3339(wake.at), kind: wake.kind, steps: steps.collect(), complete: wake.is_complete() }))
 }
 
 /// Shuts Postgres down cleanly, or discards the snapshot of a database that sleeps. Sessions end; the next use is a cold

@@ -40,6 +40,7 @@ async fn world(set: &[(&str, &str)]) -> World {
     std::fs::write(console.join("assets/a.js"), "1").unwrap();
     let api = Api::new(ApiParts {
         host: host.clone(),
+        pooler: Arc::default(),
         admin_key: ADMIN.into(),
         session_secret: "secret".repeat(8),
         session_life: settings.session_life,
@@ -503,11 +504,43 @@ async fn events_come_newest_first_in_pages_and_only_to_their_owner() {
     let last = w.call(&own, "GET", &format!("/v1/databases/{id}/events?limit=3&cursor={cursor}"), None).await.body;
     assert_eq!(kinds(&last), ["created"]);
     assert_eq!(last["next_cursor"], Value::Null);
-    for path in ["events", "tasks"] {
+    for path in ["events", "tasks", "wake-trace"] {
         let path = format!("/v1/databases/{id}/{path}");
         w.call(&other, "GET", &path, None).await.is_problem(404, "not-found", &["no such database"]);
     }
     w.call(&own, "GET", &format!("/v1/databases/{id}/tasks"), None).await.is_problem(409, "busy", &["not awake"]);
+    let untraced = w.call(&own, "GET", &format!("/v1/databases/{id}/wake-trace"), None).await;
+    untraced.is_problem(404, "not-found", &["has not been woken"]);
+}
+
+#[tokio::test]
+async fn metrics_are_the_operators_and_as_prometheus_reads_them() {
+    let w = world(&[]).await;
+    let own = w.tenant("own").await;
+    w.create(&own, "a").await;
+    w.call(&own, "GET", "/metrics", None).await.is_problem(403, "forbidden", &[]);
+    w.call_with("GET", "/metrics", &[], None).await.is_problem(401, "unauthenticated", &[]);
+    let answer = w.call(ADMIN, "GET", "/metrics", None).await;
+    assert_eq!((answer.status, answer.header("content-type")), (200, "text/plain; version=0.0.4; charset=utf-8"));
+    let text = answer.body.as_str().unwrap();
+    assert!(text.contains("dormouse_database_events_total{kind=\"created\"} 1\n"), "{text}");
+    assert!(text.contains("# TYPE dormouse_wake_seconds histogram\n"), "{text}");
+    let buckets = text.lines().filter(|line| line.starts_with("dormouse_wake_seconds_bucket{kind=\"cold\",le="));
+    let bounds: Vec<_> = buckets.map(|line| line.split('"').nth(3).unwrap()).collect();
+    assert_eq!((bounds.len(), bounds[0], bounds[12], bounds[13]), (14, "0.001", "4.096", "+Inf"));
+    // Each name has its help and type once, before its values.
+    let mut known = std::collections::HashSet::new();
+    for line in text.lines() {
+        match line.strip_prefix("# TYPE ") {
+            Some(of) => assert!(known.insert(of.split(' ').next().unwrap()), "{of} twice"),
+            None if line.starts_with('#') => {}
+            None => {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+                assert!(known.contains(name) || known.contains(family), "{line} has no type");
+            }
+        }
+    }
 }
 
 #[tokio::test]

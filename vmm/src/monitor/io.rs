@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::{FIRST_TOKEN, Monitor, Order, Phase};
+use crate::clock::monotonic_us;
 use crate::control::{Client, Control, Request, SessionCounts};
 use crate::sessions::Sessions;
+use crate::snapshot::spent::Spending;
 use crate::virtio::vsock::Vsock;
 
 /// How far a suspend has come. Decided by one compare-and-swap, so a cancel and a commit never both win.
@@ -62,13 +64,25 @@ pub struct Life {
 impl Life {
     /// Notes that a step is done.
     pub fn step(&mut self, name: &'static str) {
-        self.trace.push((name, self.started.elapsed().as_micros() as u64));
+        self.step_at(name, Instant::now());
+    }
+
+    fn step_at(&mut self, name: &'static str, at: Instant) {
+        self.trace.push((name, at.saturating_duration_since(self.started).as_micros() as u64));
     }
 
     pub(super) fn ready_event(&self) -> Value {
-        let trace: Map<String, Value> = self.trace.iter().map(|(name, at)| ((*name).to_owned(), json!(at))).collect();
         json!({"event": "ready", "epoch": self.epoch, "cold": self.cold, "why": self.why,
-               "settings_undone": self.settings_undone, "trace": trace})
+               "settings_undone": self.settings_undone, "began": self.began(), "trace": self.trace()})
+    }
+
+    /// `started` on the clock that all processes of the host have, µs.
+    fn began(&self) -> u64 {
+        monotonic_us().saturating_sub(self.started.elapsed().as_micros() as u64)
+    }
+
+    fn trace(&self) -> Map<String, Value> {
+        self.trace.iter().map(|(name, at)| ((*name).to_owned(), json!(at))).collect()
     }
 }
 
@@ -81,6 +95,10 @@ pub struct Io {
     pub sessions: Sessions,
     pub control: Control,
     pub life: Life,
+    /// The mark of the snapshot that this life goes on from; for the trace.
+    pub spending: Option<Spending>,
+    /// The trace has been told to its end.
+    traced: bool,
     pub suspend: Option<Suspend>,
     /// When a suspend that nobody asked for may be tried again, after one that failed.
     retry_at: Option<Instant>,
@@ -102,6 +120,8 @@ impl Io {
             sessions,
             control,
             life,
+            spending: None,
+            traced: false,
             suspend: None,
             retry_at: None,
             terminating: false,
@@ -263,6 +283,29 @@ impl Io {
             "cache_bytes": monitor.shared.get_cache_pages().saturating_mul(dormouse_abi::PAGE),
             "kernel_bytes": monitor.shared.get_heap_used(),
         })
+    }
+
+    /// Tells how the first request of this life was answered, once it was; true if there is nothing more to tell. Not at
+    /// once: whoever waits for the answer comes first.
+    pub(super) fn tell_trace(&mut self) -> bool {
+        let firsts = self.vsock.firsts();
+        let (Some(answered), false) = (firsts.answered, self.traced) else { return self.traced };
+        let landed = match &self.spending {
+            // One that failed never lands, and then nothing is told.
+            Some(spending) => match spending.landed() {
+                Some(at) => Some(at),
+                None => return false,
+            },
+            None => None,
+        };
+        self.traced = true;
+        for (name, at) in [("spent", landed), ("bound", firsts.joined), ("asked", firsts.asked), ("answered", Some(answered))] {
+            if let Some(at) = at {
+                self.life.step_at(name, at);
+            }
+        }
+        self.control.tell_all(&json!({"event": "trace", "began": self.life.began(), "trace": self.life.trace()}));
+        true
     }
 
     /// Postgres accepts connections.

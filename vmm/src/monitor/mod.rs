@@ -363,10 +363,12 @@ impl Monitor {
         let (mut last_runs, mut idle_ticks) = (0, 0);
         let mut watchdog = self.pace.watchdog.map(Watchdog::new).zip(ThreadClock::of(self.vcpu_thread));
         let mut last_look = Instant::now();
+        let mut traced = false;
         loop {
             match self.phase() {
                 Phase::Ended => return,
                 Phase::Halted => {
+                    traced = traced || self.io().tell_trace();
                     let runs = self.runs.load(Ordering::Relaxed);
                     idle_ticks = if runs == last_runs { idle_ticks + 1 } else { 0 };
                     last_runs = runs;
@@ -410,6 +412,7 @@ impl Monitor {
                 continue;
             }
             last_tick = Instant::now();
+            traced = traced || self.io().tell_trace();
             if self.phase() != Phase::Saving {
                 self.refresh_clock();
             }

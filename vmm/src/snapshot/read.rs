@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Instant;
 
 use dormouse_abi::{LARGE_PAGE, PAGE};
 
@@ -141,49 +140,33 @@ impl Snapshot {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    /// Fills new memory.
-    pub fn load_memory(&self, ram: &Ram, base: Option<&Base>) -> Result<(), ReadError> {
-        let began = Instant::now();
-        let mut copied = 0;
-        let regions = (ram.len() / LARGE_PAGE) as usize;
-        let mut changed = vec![0; regions];
+    /// Lays the base's memory under new memory, mapped or copied by [`plan`].
+    pub fn lay(&self, ram: &Ram, base: Option<&Base>) -> Result<(), ReadError> {
+        let Some(base) = base else { return Ok(()) };
+        let mut changed = vec![0; (ram.len() / LARGE_PAGE) as usize];
         for page in self.frames.iter().flat_map(|frame| &frame.pages) {
             changed[page.number as usize / REGION_PAGES] += 1;
         }
-        if let Some(base) = base {
-            let in_base = base.regions()?;
-            let plans: Vec<Plan> = in_base.iter().zip(&changed).map(|(&base, &pages)| plan(base, pages)).collect();
-            let mut region = 0;
-            while region < regions {
-                let same = plans[region..].iter().take_while(|plan| **plan == plans[region]).count();
-                let (at, len) = (region as u64 * LARGE_PAGE, same as u64 * LARGE_PAGE);
-                match plans[region] {
-                    Plan::Nothing => {}
-                    Plan::Map => ram.map_file(&base.file, at, len)?,
-                    Plan::Copy => {
-                        // SAFETY: the guest does not run yet, and nothing else knows this memory.
-                        let into = unsafe { ram.thawing(at, len) }.ok_or(ReadError::State)?;
-                        base.file.read_exact_at(into, at)?;
-                        copied += same;
-                    }
+        let plans: Vec<Plan> = base.regions()?.iter().zip(changed).map(|(&base, pages)| plan(base, pages)).collect();
+        let mut region = 0;
+        for run in plans.chunk_by(|one, next| one == next) {
+            let (at, len) = (region as u64 * LARGE_PAGE, run.len() as u64 * LARGE_PAGE);
+            match run[0] {
+                Plan::Nothing => {}
+                Plan::Map => ram.map_file(&base.file, at, len)?,
+                Plan::Copy => {
+                    // SAFETY: the guest does not run yet, and nothing else knows this memory.
+                    let into = unsafe { ram.thawing(at, len) }.ok_or(ReadError::State)?;
+                    base.file.read_exact_at(into, at)?;
                 }
-                region += same;
             }
+            region += run.len();
         }
-        let laid = began.elapsed();
-        self.apply(ram)?;
-        tracing::debug!(
-            copied_regions = copied,
-            pages = self.frames.iter().map(|frame| frame.pages.len()).sum::<usize>(),
-            lay_us = laid.as_micros() as u64,
-            apply_us = (began.elapsed() - laid).as_micros() as u64,
-            "memory is back"
-        );
         Ok(())
     }
 
-    /// Puts the pages in place, on two threads where there is enough to do.
-    fn apply(&self, ram: &Ram) -> Result<(), ReadError> {
+    /// Puts the pages in place, over what [`Snapshot::lay`] laid, on two threads where there is enough to do.
+    pub fn fill(&self, ram: &Ram) -> Result<(), ReadError> {
         let (first, second) = self.frames.split_at(if self.frames.len() < 4 { 0 } else { self.frames.len() / 2 });
         if first.is_empty() {
             return self.apply_frames(second, ram);

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::write::{NAME, TEMPORARY};
 use crate::crash;
@@ -20,7 +21,7 @@ pub const REFUSED: &str = "snapshot.refused";
 
 #[derive(Debug, Default)]
 struct Mark {
-    done: Mutex<Option<Result<(), io::ErrorKind>>>,
+    done: Mutex<Option<Result<Instant, io::ErrorKind>>>,
     changed: Condvar,
 }
 
@@ -31,17 +32,19 @@ pub struct Spending {
     dir: PathBuf,
 }
 
-fn spend(dir: &Path) -> io::Result<()> {
+/// When it was durable.
+fn spend(dir: &Path) -> io::Result<Instant> {
     crash::point("spend-begun");
     std::fs::rename(dir.join(NAME), dir.join(SPENT))?;
     crash::point("spent-renamed");
     File::open(dir)?.sync_all()?;
+    let landed = Instant::now();
     crash::point("spent");
     // Nothing depends on it any more: should this fail, the next one is renamed over it.
     if let Err(error) = std::fs::remove_file(dir.join(SPENT)) {
         tracing::warn!(%error, "cannot remove a spent snapshot");
     }
-    Ok(())
+    Ok(landed)
 }
 
 impl Spending {
@@ -65,11 +68,17 @@ impl Spending {
         let mut done = self.mark.done.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match *done {
-                Some(Ok(())) => return Ok(()),
+                Some(Ok(_)) => return Ok(()),
                 Some(Err(kind)) => return Err(kind.into()),
                 None => done = self.mark.changed.wait(done).unwrap_or_else(PoisonError::into_inner),
             }
         }
+    }
+
+    /// When it landed; `None` while it has not.
+    pub fn landed(&self) -> Option<Instant> {
+        let done = self.mark.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.as_ref().and_then(|result| result.as_ref().ok().copied())
     }
 }
 

@@ -82,6 +82,18 @@ pub struct Vsock {
     next_port: u32,
     next_session: u64,
     last_byte: Instant,
+    firsts: Firsts,
+}
+
+/// When each happened for the first time in this process: steps of a wake.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Firsts {
+    /// A host end was joined to a session.
+    pub joined: Option<Instant>,
+    /// Bytes of a host were put before the guest.
+    pub asked: Option<Instant>,
+    /// Bytes of the guest were given to a host.
+    pub answered: Option<Instant>,
 }
 
 impl Vsock {
@@ -99,12 +111,17 @@ impl Vsock {
             next_port: FIRST_PORT,
             next_session: 1,
             last_byte: Instant::now(),
+            firsts: Firsts::default(),
         })
     }
 
     /// When a byte last moved.
     pub fn last_byte(&self) -> Instant {
         self.last_byte
+    }
+
+    pub fn firsts(&self) -> Firsts {
+        self.firsts
     }
 
     /// Asks the guest for a connection; [`Vsock::outcomes`] says how it answered. Returns its port.
@@ -179,6 +196,7 @@ impl Vsock {
         self.hosts.insert(port, HostEnd::new(stream, token));
         self.tokens.insert(token, port);
         self.last_byte = Instant::now();
+        self.firsts.joined.get_or_insert(self.last_byte);
     }
 
     /// Epoll said something of the stream with this token.
@@ -283,6 +301,7 @@ impl Vsock {
                 {
                     done = host.write(&payload, len);
                     connection.sent += done as u64;
+                    self.firsts.answered.get_or_insert_with(Instant::now);
                 }
                 connection.taken_from_guest(done);
                 append(&mut connection.to_host, &payload, done, len);
@@ -442,6 +461,7 @@ impl Vsock {
                 place(&chain.writable, &header.encode());
                 give_back(&mut self.rx, &memory, chain.head, HEADER_LEN + len);
                 self.last_byte = Instant::now();
+                self.firsts.asked.get_or_insert(self.last_byte);
                 moved = true;
                 progress = true;
             }
