@@ -100,8 +100,8 @@ test-rust: testing-vmm test-image ## the workspace's tests, with those on real K
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-heavy
-test-heavy: image oracle ## much data: sorts and joins of 3 GB on disk, COPY of 2 GB, 1,000 tables
-	@$(WITH_IMAGES) DORMOUSE_TEST_HEAVY=1 $(STEP) "tests with much data" cargo test --release --package dormouse-loadtest --test heavy -- --test-threads=1 --nocapture
+test-heavy: image oracle ## much data (COPY of 2 GB, 1,000 tables) and many databases (1,000 clones, 1,000 sessions)
+	@$(WITH_IMAGES) DORMOUSE_TEST_HEAVY=1 $(STEP) "tests with much data" cargo test --release --package dormouse-loadtest --test heavy --test crowd -- --test-threads=1 --nocapture
 
 .PHONY: test-kernel
 test-kernel: ## the kernel's unit tests

@@ -12,16 +12,7 @@ use std::time::Instant;
 
 use dormouse_loadtest::client::Client;
 use dormouse_loadtest::rest::Created;
-use harness::{driver, programs};
-
-/// The size for `make test-heavy`, or the smaller one for `make test`.
-fn size(light: u64, heavy: u64) -> u64 {
-    if std::env::var_os("DORMOUSE_TEST_HEAVY").is_some() {
-        heavy
-    } else {
-        light
-    }
-}
+use harness::{driver, programs, size};
 
 const MB: u64 = 1_000_000;
 const STORAGE: (&str, u64) = ("DORMOUSE_PLANS_FREE_STORAGE_MIB", 16 << 10);

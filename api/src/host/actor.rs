@@ -390,10 +390,12 @@ impl Actor {
             return None;
         }
         if due(&mut self.turn_deadline) {
-            self.reason = Some(format!(
-                "other databases kept it waiting {} s for its turn to start (setting host.wakes_at_once); try again",
-                (self.host.limits.wake_timeout * TURNS).as_secs_f64()
-            ));
+            let waited = (self.host.limits.wake_timeout * TURNS).as_secs_f64();
+            self.reason = Some(if self.host.turns.lacks_memory() {
+                format!("the server had too little memory left for {waited} s (setting host.memory_reserve_mib); try again")
+            } else {
+                format!("other databases kept it waiting {waited} s for its turn to start (setting host.wakes_at_once); try again")
+            });
             return Some(Input::WakeFailed);
         }
         if due(&mut self.wake_deadline) {
@@ -486,7 +488,7 @@ impl Actor {
                 console_log_mib: self.host.limits.console_log_mib,
             },
             pg_version: self.facts.pg_version,
-            permits: self.host.permits.clone(),
+            tenant: self.facts.tenant.clone(),
             since: self.host.since,
         };
         if adopted.is_some() {

@@ -25,6 +25,7 @@ mod reconcile;
 mod sessions;
 mod socket;
 mod state;
+mod turns;
 mod vm;
 mod wakes;
 
@@ -35,13 +36,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
-use tokio::sync::{Notify, Semaphore, broadcast, mpsc, oneshot};
+use tokio::sync::{Notify, broadcast, mpsc, oneshot};
 
 use self::actor::{Actor, Command, Facts};
 use self::layout::Home;
 use self::machine::{Phase, Rest};
 use self::metrics::HostMetrics;
 use self::process::Process;
+use self::turns::Turns;
 use crate::identity::{DatabaseId, TenantId};
 use crate::metadata::{DatabaseRow, EventRow, Metadata, MetadataError, Page, StateJournal};
 use crate::settings::{Plan, Settings};
@@ -190,7 +192,7 @@ pub(crate) struct Inner {
     pub home: Home,
     pub vmm_program: PathBuf,
     pub limits: Limits,
-    pub permits: Arc<Semaphore>,
+    pub turns: Turns,
     /// When this host manager was made.
     pub since: std::time::SystemTime,
     /// Major version of Postgres of a database that names none.
@@ -237,7 +239,7 @@ impl Host {
                     console_log_mib: settings.console_log_mib,
                     watchdog_ms: settings.watchdog_ms,
                 },
-                permits: Arc::new(Semaphore::new(settings.wakes_at_once)),
+                turns: Turns::new(settings.wakes_at_once, settings.memory_reserve_mib << 20),
                 since: std::time::SystemTime::now(),
                 pg_version: settings.pg_version,
                 plans: settings.plans.clone(),

@@ -11,14 +11,16 @@ use std::time::{Duration, SystemTime};
 
 use dormouse_pooler::monotonic_us;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 
-use super::wakes::WakeKind;
 use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::layout::Home;
 use super::process::{Process, Spec, last_cry, last_words, rotate, status};
 use super::socket::{connect, connect_when_there};
+use super::turns::Turn;
+use super::wakes::WakeKind;
+use crate::identity::TenantId;
 
 /// What the actor asks of a VM.
 #[derive(Debug)]
@@ -71,8 +73,7 @@ pub struct VmContext {
     pub program: PathBuf,
     pub spec: Spec,
     pub pg_version: u32,
-    /// One permit per VM being started.
-    pub permits: Arc<Semaphore>,
+    pub tenant: TenantId,
     /// When this server started: a snapshot from before may have sessions that nobody holds any more.
     pub since: SystemTime,
 }
@@ -90,7 +91,7 @@ pub fn start(
             context,
             commands,
             events,
-            permit: None,
+            turn: None,
             log_mark: 0,
             console_mark: 0,
             asked: monotonic_us(),
@@ -102,7 +103,7 @@ pub fn start(
             had_snapshot: false,
         };
         let reason = life.run(adopted).await;
-        drop(life.permit.take());
+        drop(life.turn.take());
         (life.events)(VmEvent::Exited { reason, hung: life.hung });
     });
     sender
@@ -112,7 +113,8 @@ struct Life<F> {
     context: VmContext,
     commands: mpsc::UnboundedReceiver<VmCommand>,
     events: F,
-    permit: Option<OwnedSemaphorePermit>,
+    /// While it is being started.
+    turn: Option<Turn>,
     /// Lengths of the VMM's log and of the guest's console when it was started.
     log_mark: u64,
     console_mark: u64,
@@ -168,7 +170,7 @@ impl<F: Fn(VmEvent)> Life<F> {
         };
         let (lines, sender) = split(stream);
         let over = self.converse(lines, sender, &mut process).await;
-        self.permit = None;
+        self.turn = None;
         match over {
             Over::Exited(status) => self.reason(status),
             Over::Left => None,
@@ -224,10 +226,9 @@ impl<F: Fn(VmEvent)> Life<F> {
 
     /// Starts the process and connects to it. `None`: killed meanwhile.
     async fn spawn(&mut self) -> Result<Option<(UnixStream, Process)>, String> {
-        let permits = self.context.permits.clone();
         let id = self.context.spec.id.clone();
         tokio::select! {
-            permit = permits.acquire_owned() => self.permit = permit.ok(),
+            turn = self.context.host.turns.take(&self.context.tenant) => self.turn = Some(turn),
             () = killed(&mut self.commands) => return Ok(None),
         }
         self.step("turn_taken");
@@ -363,7 +364,7 @@ impl<F: Fn(VmEvent)> Life<F> {
     fn heard(&mut self, message: Message, open: &mut VecDeque<Open>) -> bool {
         match message {
             Message::Event(Event::Ready { epoch, cold, why, settings_undone, trace }) => {
-                self.permit = None;
+                self.turn = None;
                 self.step("vm_heard");
                 let ready = monotonic_us();
                 tracing::info!(database = %self.context.spec.id, epoch, cold, us = ready - self.asked, "awake");

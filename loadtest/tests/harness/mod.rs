@@ -39,6 +39,15 @@ pub fn have_kvm() -> bool {
     false
 }
 
+/// The size for `make test-heavy`, or the smaller one for `make test`.
+pub fn size(light: u64, heavy: u64) -> u64 {
+    if std::env::var_os("DORMOUSE_TEST_HEAVY").is_some() {
+        heavy
+    } else {
+        light
+    }
+}
+
 pub fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("..")
