@@ -104,12 +104,14 @@ pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wa
     }
 }
 
-/// A name that no other run has.
+/// A name that no other run has, nor another thread of this one.
 pub fn name(what: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
     let now = std::time::UNIX_EPOCH
         .elapsed()
         .map_or(0, |since| since.as_micros());
-    format!("{what}-{now}")
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    format!("{what}-{now}-{number}")
 }
 
 fn sleeping(
