@@ -4,6 +4,7 @@
 //! is gone. Each sample called cold is checked afterwards: PostgreSQL's own start time has changed.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
