@@ -1,8 +1,10 @@
 //! From the command line to a running guest: which of the three ways a guest begins, and everything around it.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -104,8 +106,13 @@ struct Place<'a> {
     settings: &'a Settings,
     image: &'a Image,
     database_dir: PathBuf,
+    run_dir: PathBuf,
     layer: PathBuf,
+    sockets: OnceCell<Listeners>,
 }
+
+/// `vm.sock` and `vm.ctl`.
+type Listeners = (UnixListener, UnixListener);
 
 /// Runs the VMM that the settings ask for.
 pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
@@ -119,11 +126,11 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         make_dir(dir).map_err(StartError::io(format!("cannot make {}", dir.display())))?;
     }
     let image = image.over(crate::layer::template_of(&layer)?, settings);
-    let place = Place { settings, image: &image, database_dir, layer };
+    let place = Place { settings, image: &image, database_dir, run_dir, layer, sockets: OnceCell::new() };
     // Before any thread is made: all must have SIGTERM blocked.
     let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;
     let begun = place.begin(&mut life)?;
-    place.attend(begun, &run_dir, life, terminate)
+    place.attend(begun, life, terminate)
 }
 
 impl Place<'_> {
@@ -148,6 +155,22 @@ impl Place<'_> {
             identity: &machine.identity,
             memory: machine.ram.len(),
         }
+    }
+
+    /// Replaces what an earlier VMM left there: the layer's lock must be held.
+    fn listen(&self) -> io::Result<Listeners> {
+        let listen = |name| crate::sockets::listen(&self.run_dir, name);
+        Ok((listen("vm.sock")?, listen("vm.ctl")?))
+    }
+
+    /// Listens before memory is filled, so that the server connects meanwhile. Its connection outlasts a restore that
+    /// fails: the cold start takes over what listens.
+    fn listen_early(&self, life: &mut Life) -> io::Result<()> {
+        if self.sockets.get().is_none() {
+            let _ = self.sockets.set(self.listen()?);
+            life.step("listening");
+        }
+        Ok(())
     }
 
     /// The three ways to begin, in order of preference.
@@ -230,6 +253,7 @@ impl Place<'_> {
         let mut files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
         self.share(&mut files)?;
         life.step("layer");
+        self.listen_early(life)?;
         let base = match snapshot.header.base.as_str() {
             "" => None,
             name => Some(self.golden_base(&machine, name)?),
@@ -263,6 +287,7 @@ impl Place<'_> {
         }
         let files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
         life.step("layer");
+        self.listen_early(life)?;
         golden.lay(&machine.ram, Some(&base))?;
         life.step("memory");
         self.resume(machine, &state, files, Some(base), new_epoch()?, true, life).map(Some)
@@ -318,24 +343,27 @@ impl Place<'_> {
     }
 
     /// Opens the sockets and runs the guest to its end.
-    fn attend(&self, begun: Begun, run_dir: &Path, mut life: Life, terminate: Terminate) -> Result<End, StartError> {
+    fn attend(mut self, begun: Begun, mut life: Life, terminate: Terminate) -> Result<End, StartError> {
         let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base, spending } = begun;
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
         shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
-        life.step("entropy");
         let log = self.database_dir.join("console.log");
         let programs =
             Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
         let console = Console::open(&log, self.settings.console_log_mib << 20, self.settings.foreground)
             .map_err(StartError::io(format!("cannot open {}", log.display())))?
             .with_symbols(Symbols::new(programs.clone()));
-        let listen = |name: &str| {
-            crate::sockets::listen(run_dir, name)
-                .map_err(StartError::io(format!("cannot listen at {}", run_dir.join(name).display())))
+        life.step("console");
+        let sockets = match self.sockets.take() {
+            Some(sockets) => sockets,
+            None => {
+                let failed = StartError::io(format!("cannot listen in {}", self.run_dir.display()));
+                let sockets = self.listen().map_err(failed)?;
+                life.step("listening");
+                sockets
+            }
         };
-        let sockets = (listen("vm.sock")?, listen("vm.ctl")?);
-        life.step("listening");
         tracing::info!(database = self.settings.database, epoch = life.epoch, cold, "guest begins");
         let mut sleeper = Sleeper { spending, ..self.sleeper(&machine, &life, base) };
         clock.publish(&shared);

@@ -155,6 +155,15 @@ impl Ram {
         Ok(())
     }
 
+    /// Makes a range this guest's own before it is written: one call for many pages costs less than a fault for each. Where
+    /// it does not work the faults do.
+    pub fn populate(&self, offset: u64, len: u64) {
+        if let Ok(at) = self.host(offset, len) {
+            // SAFETY: within this RAM's own reservation; what is there to be read stays.
+            unsafe { libc::madvise(at, len as usize, libc::MADV_POPULATE_WRITE) };
+        }
+    }
+
     /// Replaces a mapping of the golden file by zeroes. The caller knows that nobody wants what is there.
     pub fn unmap_file(&self, offset: u64, len: u64) -> io::Result<()> {
         let at = self.host(offset, len)?;
@@ -214,6 +223,11 @@ impl Ram {
             Some(end) if end <= self.len => Ok((self.base as u64 + offset) as *mut libc::c_void),
             _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
         }
+    }
+
+    /// Whether any of it is a mapping of the golden file.
+    pub fn has_files(&self) -> bool {
+        self.files.iter().any(|file| file.load(Ordering::Relaxed))
     }
 
     /// Whether large page `region` is a mapping of the golden file.

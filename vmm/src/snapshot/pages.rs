@@ -66,6 +66,19 @@ impl Base {
         unsafe { std::slice::from_raw_parts(self.map.add(at), PAGE as usize) }
     }
 
+    /// Lays all that it holds over new guest memory.
+    pub fn map(&self, ram: &Ram) -> io::Result<()> {
+        let regions = self.regions()?;
+        let mut region = 0;
+        for run in regions.chunk_by(|one, next| one == next) {
+            if run[0] {
+                ram.map_file(&self.file, region as u64 * LARGE_PAGE, run.len() as u64 * LARGE_PAGE)?;
+            }
+            region += run.len();
+        }
+        Ok(())
+    }
+
     /// For each large page, whether the file has any data there.
     pub fn regions(&self) -> io::Result<Vec<bool>> {
         let mut regions = vec![false; self.len / LARGE_PAGE as usize];

@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use dormouse_abi::{LARGE_PAGE, PAGE};
+use dormouse_abi::PAGE;
 
 use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Kind, Unreadable};
-use super::pages::{Base, REGION_PAGES};
+use super::pages::Base;
 use crate::machine::Ram;
 
 /// Why a snapshot cannot be used. Its database starts cold then.
@@ -56,31 +56,6 @@ pub struct Snapshot {
     pub state: Vec<u8>,
     frames: Vec<Frame>,
     file: File,
-}
-
-/// How a large page of memory comes back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Plan {
-    /// Nothing was there: anonymous memory, filled when touched.
-    Nothing,
-    /// The golden file itself, shared with every other guest, copied when written.
-    Map,
-    /// A copy in an anonymous huge page.
-    Copy,
-}
-
-/// Changed pages of a large page from which on it is copied whole.
-const MANY: usize = REGION_PAGES / 2;
-
-/// The policy, by what is known of a large page; its measurements are in `docs/snapshot.md`. Writing a page into a
-/// mapping of the file costs some 3 µs, copying all 512 of them into a huge page some 430 µs, and a guest that
-/// writes another page of a mapping later pays for that one alone.
-fn plan(in_base: bool, changed: usize) -> Plan {
-    match (in_base, changed) {
-        (false, _) => Plan::Nothing,
-        (true, MANY..) => Plan::Copy,
-        (true, _) => Plan::Map,
-    }
 }
 
 fn read(file: &File, extent: Extent, what: &'static str) -> Result<Vec<u8>, ReadError> {
@@ -140,29 +115,12 @@ impl Snapshot {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
-    /// Lays the base's memory under new memory, mapped or copied by [`plan`].
+    /// Lays the base's memory under new memory, unless a VMM that was made ready beforehand has it there already.
     pub fn lay(&self, ram: &Ram, base: Option<&Base>) -> Result<(), ReadError> {
-        let Some(base) = base else { return Ok(()) };
-        let mut changed = vec![0; (ram.len() / LARGE_PAGE) as usize];
-        for page in self.frames.iter().flat_map(|frame| &frame.pages) {
-            changed[page.number as usize / REGION_PAGES] += 1;
+        match base {
+            Some(base) if !ram.has_files() => Ok(base.map(ram)?),
+            _ => Ok(()),
         }
-        let plans: Vec<Plan> = base.regions()?.iter().zip(changed).map(|(&base, pages)| plan(base, pages)).collect();
-        let mut region = 0;
-        for run in plans.chunk_by(|one, next| one == next) {
-            let (at, len) = (region as u64 * LARGE_PAGE, run.len() as u64 * LARGE_PAGE);
-            match run[0] {
-                Plan::Nothing => {}
-                Plan::Map => ram.map_file(&base.file, at, len)?,
-                Plan::Copy => {
-                    // SAFETY: the guest does not run yet, and nothing else knows this memory.
-                    let into = unsafe { ram.thawing(at, len) }.ok_or(ReadError::State)?;
-                    base.file.read_exact_at(into, at)?;
-                }
-            }
-            region += run.len();
-        }
-        Ok(())
     }
 
     /// Puts the pages in place, over what [`Snapshot::lay`] laid, on two threads where there is enough to do.
@@ -191,6 +149,9 @@ impl Snapshot {
             let len = decompressor.decompress_to_buffer(&compressed, &mut content).map_err(|_| damaged())?;
             if len != frame.pages.len() * page_len {
                 return Err(damaged());
+            }
+            for run in frame.pages.chunk_by(|one, next| one.number + 1 == next.number) {
+                ram.populate(u64::from(run[0].number) * PAGE, run.len() as u64 * PAGE);
             }
             for (page, bytes) in frame.pages.iter().zip(content.chunks_exact(page_len)) {
                 // SAFETY: the guest does not run yet; the index names every page once, so no other thread has it.
