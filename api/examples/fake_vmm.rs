@@ -13,6 +13,8 @@
 //! | `deaf` | answers neither stop nor suspend |
 //! | `sessions` | the sessions it has, as JSON |
 //!
+//! With a file `never-ready` in its home it ends with the status in it before it stands by.
+//!
 //! It writes `snapshot` when it suspends, removes it when it wakes (a guest that always writes), and adds a line
 //! to `lives` for each life. `idle` is sent when the file `idle` appears in the database's folder.
 
@@ -27,6 +29,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use dormouse_vmm::standby::{Standby, log_to};
 use serde_json::{Value, json};
 
 struct Vm {
@@ -41,8 +44,15 @@ fn main() {
     let words: Vec<String> = std::env::args().collect();
     let value = |flag: &str| words.windows(2).find(|w| w[0] == flag).map(|w| w[1].clone()).unwrap();
     assert_eq!(words[1], "vmm");
-    let (id, home) = (value("--database"), PathBuf::from(value("--home")));
+    let home = PathBuf::from(value("--home"));
+    if let Ok(status) = fs::read_to_string(home.join("never-ready")) {
+        eprintln!("the test wants no VMM");
+        std::process::exit(status.trim().parse().unwrap());
+    }
+    let Some(claim) = Standby::new(&value("--database")).unwrap().wait().unwrap() else { return };
+    let id = claim.database;
     let folder = home.join("databases").join(&id);
+    log_to(&folder.join("vmm.log")).unwrap();
     if let Ok(status) = fs::read_to_string(folder.join("fail")) {
         eprintln!("the test wants it to fail");
         std::process::exit(status.trim().parse().unwrap());

@@ -7,17 +7,9 @@ mod support;
 use dormouse_api::host::State;
 use dormouse_api::identity::{DatabaseId, TenantId};
 use dormouse_api::metadata::NewDatabase;
-use support::{World, alive, until};
+use support::{World, alive, killed, until};
 
 type Test = std::io::Result<()>;
-
-/// Drops a world as kill -9 drops a server: its runtime ends under it, and nothing is told to anyone.
-fn killed<T>(work: impl AsyncFnOnce() -> T) -> T {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let left = runtime.block_on(work());
-    runtime.shutdown_background();
-    left
-}
 
 #[test]
 fn a_running_vm_is_adopted_with_the_sessions_that_nobody_holds_any_more() -> Test {

@@ -41,6 +41,8 @@ pub enum End {
     Exit(u32),
     /// It made no progress any more and was ended.
     Hung,
+    /// It was never begun: nobody claimed the VMM that stood by.
+    Unclaimed,
 }
 
 /// Positions of the queues that the vCPU thread serves: (next available, next used) of fs, rng, console.

@@ -8,7 +8,7 @@
 //!                                 layer ◀── fs ◀───┘       boot │ snapshot
 //! ```
 //!
-//! - [`settings`], [`image`], [`start`]: from the command line to a running guest;
+//! - [`settings`], [`image`], [`start`], [`standby`]: from the command line to a running guest;
 //! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`] and [`sleep`]: suspend and restore;
 //! - [`guest`]: the vCPU thread; [`monitor`]: what it shares with the I/O thread; [`reactor`]: what both wait on;
 //! - [`watchdog`], [`tasks`]: whether the guest goes on, and what it is doing;
@@ -39,6 +39,7 @@ pub mod shared;
 pub mod sleep;
 pub mod snapshot;
 pub mod sockets;
+pub mod standby;
 pub mod start;
 pub mod symbols;
 pub mod tasks;

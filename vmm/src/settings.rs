@@ -21,6 +21,10 @@ pub struct Settings {
     /// Guest memory in MiB, a multiple of 2.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub memory_mib: u64,
+    /// Make everything ready, say so on standard input (a socket) and wait there to be told the database, whose id takes
+    /// the place of --database's, which must be as long.
+    #[arg(long, conflicts_with_all = ["cold", "golden"])]
+    pub standby: bool,
     /// Boot, whatever snapshot there is.
     #[arg(long)]
     pub cold: bool,

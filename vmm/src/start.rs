@@ -31,6 +31,7 @@ use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
 use crate::snapshot::write::NAME;
 use crate::snapshot::{State, layer_copy};
+use crate::standby::{self, Standby};
 use crate::symbols::{Programs, Symbols};
 use crate::virtio::console::Console;
 use crate::virtio::files::FileServer;
@@ -101,6 +102,27 @@ struct Begun {
     spending: Option<Spending>,
 }
 
+/// A machine, and what it was given of the golden guest before it was known whose it is.
+struct Made {
+    machine: Machine,
+    /// The golden memory, which is mapped already.
+    golden: Option<Base>,
+}
+
+impl Made {
+    fn new(settings: &Settings) -> Result<Self, MachineError> {
+        Ok(Self { machine: Machine::new(Ram::new(settings.memory_mib << 20)?)?, golden: None })
+    }
+
+    /// Itself, unless another golden memory than `base` is mapped: then one made anew. Of none, "" is the name.
+    fn over(self, base: &str, settings: &Settings) -> Result<Self, MachineError> {
+        match &self.golden {
+            Some(golden) if golden.name != base => Self::new(settings),
+            _ => Ok(self),
+        }
+    }
+}
+
 /// Everything a beginning depends on.
 struct Place<'a> {
     settings: &'a Settings,
@@ -117,27 +139,64 @@ type Listeners = (UnixListener, UnixListener);
 /// Runs the VMM that the settings ask for.
 pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     settings.check().map_err(StartError::Usage)?;
-    let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
     let image = Image::find(settings)?;
+    let mut made = Made::new(settings)?;
+    if !settings.standby {
+        return run_as(settings, &image, made, started);
+    }
+    if let Some(dir) = &image.golden_dir {
+        // Without it each that claims this process finds out for itself, and says so.
+        made.golden = map_golden(&made.machine, &image, dir).map_err(|error| tracing::warn!(%error, "no golden memory")).ok();
+    }
+    let unclaimed = |source| StartError::Io { what: "cannot be claimed".to_owned(), source };
+    let claim = Standby::new(&settings.database).and_then(Standby::wait).map_err(unclaimed)?;
+    let Some(claim) = claim else { return Ok(End::Unclaimed) };
+    let started = Instant::now();
+    let settings = Settings { database: claim.database, storage_bytes: claim.storage_bytes, ..settings.clone() };
+    settings.check().map_err(StartError::Usage)?;
+    standby::log_to(&settings.database_dir().join("vmm.log")).map_err(unclaimed)?;
+    run_as(&settings, &image, made, started)
+}
+
+fn run_as(settings: &Settings, image: &Image, made: Made, started: Instant) -> Result<End, StartError> {
+    let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
+    life.step("machine");
     let database_dir = settings.database_dir();
     let run_dir = settings.run_dir();
     let layer = database_dir.join("layer");
     for dir in [&layer, &run_dir] {
         make_dir(dir).map_err(StartError::io(format!("cannot make {}", dir.display())))?;
     }
-    let image = image.over(crate::layer::template_of(&layer)?, settings);
+    let image = image.clone().over(crate::layer::template_of(&layer)?, settings);
     let place = Place { settings, image: &image, database_dir, run_dir, layer, sockets: OnceCell::new() };
     // Before any thread is made: all must have SIGTERM blocked.
     let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;
-    let begun = place.begin(&mut life)?;
+    let begun = place.begin(made, &mut life)?;
     place.attend(begun, life, terminate)
 }
 
-impl Place<'_> {
-    fn machine(&self) -> Result<Machine, StartError> {
-        Ok(Machine::new(Ram::new(self.settings.memory_mib << 20)?)?)
+fn golden_base(image: &Image, machine: &Machine, name: &str) -> Result<Base, ReadError> {
+    let gone = |why: String| ReadError::Base(why);
+    let dir = image.golden_dir.as_ref().ok_or_else(|| gone("no image is named".to_owned()))?;
+    let golden = Snapshot::open(&dir.join(file::STATE))?
+        .ok_or_else(|| gone(format!("there is none in {}", dir.display())))?;
+    if golden.header.base != name {
+        return Err(gone(format!("it is {}, not {name}", golden.header.base)));
     }
+    let memory = File::open(dir.join(file::MEMORY))?;
+    Ok(Base::new(name.to_owned(), memory, machine.ram.len())?)
+}
 
+/// Maps the golden memory, as most that are restored or cloned want it.
+fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<Base, ReadError> {
+    let golden = Snapshot::open(&dir.join(file::STATE))?
+        .ok_or_else(|| ReadError::Base(format!("there is none in {}", dir.display())))?;
+    let base = golden_base(image, machine, &golden.header.base)?;
+    base.map(&machine.ram)?;
+    Ok(base)
+}
+
+impl Place<'_> {
     fn options(&self) -> FsOptions {
         FsOptions { storage_limit: self.settings.storage_bytes, ..FsOptions::new(self.image.template.clone()) }
     }
@@ -174,18 +233,16 @@ impl Place<'_> {
     }
 
     /// The three ways to begin, in order of preference.
-    fn begin(&self, life: &mut Life) -> Result<Begun, StartError> {
-        let machine = self.machine()?;
-        life.step("machine");
+    fn begin(&self, made: Made, life: &mut Life) -> Result<Begun, StartError> {
         if self.settings.cold || self.settings.golden.is_some() {
-            return self.boot(machine, life);
+            return self.boot(made, life);
         }
         let path = self.database_dir.join(NAME);
         match Snapshot::open(&path) {
             Ok(None) => {}
             found => {
                 let result = found.and_then(|snapshot| match snapshot {
-                    Some(snapshot) => self.restore(machine, snapshot, life),
+                    Some(snapshot) => self.restore(made, snapshot, life),
                     None => Err(ReadError::State),
                 });
                 match result {
@@ -196,13 +253,13 @@ impl Place<'_> {
                         life.why = Some(format!("its snapshot cannot be used: {error}"));
                     }
                 }
-                return self.boot(self.machine()?, life);
+                return self.boot(Made::new(self.settings)?, life);
             }
         }
         if let Some(dir) = &self.image.golden_dir
             && crate::layer::is_empty(&self.layer)?
         {
-            match self.clone_golden(machine, dir, life) {
+            match self.clone_golden(made, dir, life) {
                 Ok(Some(begun)) => return Ok(begun),
                 Ok(None) => {}
                 Err(ReadError::Files(locked @ FsError::LayerLocked(_))) => return Err(locked.into()),
@@ -211,13 +268,15 @@ impl Place<'_> {
                     life.why = Some(format!("the golden snapshot cannot be used: {error}"));
                 }
             }
-            return self.boot(self.machine()?, life);
+            return self.boot(Made::new(self.settings)?, life);
         }
-        self.boot(machine, life)
+        self.boot(made, life)
     }
 
     /// Boots the image, after a snapshot that may lie there has been moved out of the way.
-    fn boot(&self, machine: Machine, life: &mut Life) -> Result<Begun, StartError> {
+    fn boot(&self, made: Made, life: &mut Life) -> Result<Begun, StartError> {
+        // A boot wants memory of zeroes.
+        let Made { machine, .. } = made.over("", self.settings)?;
         let aside = "cannot move the snapshot aside";
         {
             let _lock = LayerLock::take(&self.layer)?;
@@ -245,8 +304,9 @@ impl Place<'_> {
     }
 
     /// Goes on from the database's own snapshot.
-    fn restore(&self, machine: Machine, snapshot: Snapshot, life: &mut Life) -> Result<Begun, ReadError> {
+    fn restore(&self, made: Made, snapshot: Snapshot, life: &mut Life) -> Result<Begun, ReadError> {
         crash::point("restore-begun");
+        let Made { machine, golden } = made.over(&snapshot.header.base, self.settings)?;
         snapshot.check(&self.fit(&machine, &self.settings.database))?;
         let state = State::decode(&snapshot.state)?;
         life.step("snapshot");
@@ -254,9 +314,10 @@ impl Place<'_> {
         self.share(&mut files)?;
         life.step("layer");
         self.listen_early(life)?;
-        let base = match snapshot.header.base.as_str() {
-            "" => None,
-            name => Some(self.golden_base(&machine, name)?),
+        let base = match (snapshot.header.base.as_str(), golden) {
+            ("", _) => None,
+            (_, Some(golden)) => Some(golden),
+            (name, None) => Some(golden_base(self.image, &machine, name)?),
         };
         snapshot.lay(&machine.ram, base.as_ref())?;
         life.step("mapped");
@@ -275,11 +336,15 @@ impl Place<'_> {
     }
 
     /// Makes this database a clone of the golden guest; `None` if there is no golden snapshot.
-    fn clone_golden(&self, machine: Machine, dir: &Path, life: &mut Life) -> Result<Option<Begun>, ReadError> {
+    fn clone_golden(&self, made: Made, dir: &Path, life: &mut Life) -> Result<Option<Begun>, ReadError> {
         let Some(golden) = Snapshot::open(&dir.join(file::STATE))? else { return Ok(None) };
+        let Made { machine, golden: mapped } = made.over(&golden.header.base, self.settings)?;
         golden.check(&self.fit(&machine, ""))?;
         let state = State::decode(&golden.state)?;
-        let base = self.golden_base(&machine, &golden.header.base)?;
+        let base = match mapped {
+            Some(base) => base,
+            None => golden_base(self.image, &machine, &golden.header.base)?,
+        };
         let seed = dir.join(layer_copy::NAME);
         if seed.exists() {
             let _lock = LayerLock::take(&self.layer)?;
@@ -291,18 +356,6 @@ impl Place<'_> {
         golden.lay(&machine.ram, Some(&base))?;
         life.step("memory");
         self.resume(machine, &state, files, Some(base), new_epoch()?, true, life).map(Some)
-    }
-
-    fn golden_base(&self, machine: &Machine, name: &str) -> Result<Base, ReadError> {
-        let gone = |why: String| ReadError::Base(why);
-        let dir = self.image.golden_dir.as_ref().ok_or_else(|| gone("no image is named".to_owned()))?;
-        let golden = Snapshot::open(&dir.join(file::STATE))?
-            .ok_or_else(|| gone(format!("there is none in {}", dir.display())))?;
-        if golden.header.base != name {
-            return Err(gone(format!("it is {}, not {name}", golden.header.base)));
-        }
-        let memory = File::open(dir.join(file::MEMORY))?;
-        Ok(Base::new(name.to_owned(), memory, machine.ram.len())?)
     }
 
     /// The end of both kinds of restore: CPU and devices, and what the guest is told of its sleep.
@@ -446,7 +499,7 @@ impl LayerLock {
 /// The exit status of a run.
 pub fn exit_code(result: &Result<End, StartError>) -> ExitCode {
     match result {
-        Ok(End::Suspended | End::Exit(0)) => ExitCode::SUCCESS,
+        Ok(End::Suspended | End::Exit(0) | End::Unclaimed) => ExitCode::SUCCESS,
         Ok(End::Hung) => ExitCode::from(75),
         Ok(End::Exit(code)) => ExitCode::from(10u8.saturating_add(u8::try_from(*code).unwrap_or(u8::MAX))),
         Err(error) => ExitCode::from(error.code()),

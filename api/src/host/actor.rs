@@ -478,14 +478,11 @@ impl Actor {
         let context = VmContext {
             host: self.host.clone(),
             home: self.host.home.clone(),
-            program: self.host.vmm_program.clone(),
             spec: super::process::Spec {
                 id: self.facts.id.clone(),
                 image: self.facts.image.clone(),
                 memory_mib: self.facts.memory_mib,
                 storage_mib: self.facts.storage_mib,
-                watchdog_ms: self.host.limits.watchdog_ms,
-                console_log_mib: self.host.limits.console_log_mib,
             },
             pg_version: self.facts.pg_version,
             tenant: self.facts.tenant.clone(),

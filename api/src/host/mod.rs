@@ -20,6 +20,7 @@ mod image;
 pub mod layout;
 pub mod machine;
 pub mod metrics;
+mod pool;
 pub mod process;
 mod reconcile;
 mod sessions;
@@ -42,6 +43,7 @@ use self::actor::{Actor, Command, Facts};
 use self::layout::Home;
 use self::machine::{Phase, Rest};
 use self::metrics::HostMetrics;
+use self::pool::{Kind, Pool, Start};
 use self::process::Process;
 use self::turns::Turns;
 use crate::identity::{DatabaseId, TenantId};
@@ -184,15 +186,13 @@ pub(crate) struct Limits {
     pub wake_timeout: Duration,
     pub suspend_wait: Duration,
     pub wake_queue: usize,
-    pub console_log_mib: u64,
-    pub watchdog_ms: u64,
 }
 
 pub(crate) struct Inner {
     pub home: Home,
-    pub vmm_program: PathBuf,
     pub limits: Limits,
     pub turns: Turns,
+    pub pool: Pool,
     /// When this host manager was made.
     pub since: std::time::SystemTime,
     /// Major version of Postgres of a database that names none.
@@ -228,16 +228,21 @@ impl Host {
             Some(program) => program.clone(),
             None => std::env::current_exe()?,
         };
+        let home = Home::new(settings.home.clone());
+        let start = Start {
+            program: vmm_program,
+            home: home.clone(),
+            watchdog_ms: settings.watchdog_ms,
+            console_log_mib: settings.console_log_mib,
+        };
         Ok(Host {
             inner: Arc::new(Inner {
-                home: Home::new(settings.home.clone()),
-                vmm_program,
+                pool: Pool::new(start, settings.standby_vms),
+                home,
                 limits: Limits {
                     wake_timeout: settings.wake_timeout,
                     suspend_wait: settings.suspend_wait,
                     wake_queue: settings.wake_queue,
-                    console_log_mib: settings.console_log_mib,
-                    watchdog_ms: settings.watchdog_ms,
                 },
                 turns: Turns::new(settings.wakes_at_once, settings.memory_reserve_mib << 20),
                 since: std::time::SystemTime::now(),
@@ -440,10 +445,16 @@ impl Host {
         self.inner.lock_actors().len()
     }
 
+    /// VMMs that stand by for whoever wakes next.
+    pub fn standing_by(&self) -> usize {
+        self.inner.pool.len()
+    }
+
     /// Suspends everything and waits until nothing is left awake. Statements are waited for as long as the
     /// settings say; what then still runs is shut down cleanly.
     pub async fn shut_down(&self) {
         self.inner.closing.store(true, Ordering::Release);
+        self.inner.pool.close().await;
         let actors: Vec<_> = self.inner.lock_actors().values().cloned().collect();
         for actor in actors {
             // An actor that has just ended is at rest.
@@ -510,6 +521,17 @@ enum Offer {
 }
 
 impl Inner {
+    /// Keeps VMs ready, first for what is most likely woken or created.
+    pub(crate) fn keep_ready(&self) {
+        let (home, major) = (self.home.clone(), self.pg_version);
+        let memory_mib = self.plan_of(crate::settings::DEFAULT_PLAN).memory_mib;
+        let turns = self.turns.clone();
+        self.pool.keep(
+            move || Some(Kind { image: home.current_image(major)?, memory_mib }),
+            move || turns.memory_is_enough(),
+        );
+    }
+
     pub(crate) fn sessions(&self) -> &dyn Sessions {
         match self.sessions.get() {
             Some(sessions) => sessions.as_ref(),

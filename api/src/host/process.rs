@@ -1,19 +1,18 @@
-//! A VMM's process: starting it, knowing when it is gone, killing it, and adopting one left by another server.
+//! A VMM's process: knowing when it is gone, killing it, and adopting one left by another server.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::PathBuf;
-use std::process::Stdio;
+use std::path::Path;
 
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 use super::layout::Home;
 use crate::identity::DatabaseId;
 
-/// What a VMM is started with.
+/// What a VMM is told of its database.
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub id: DatabaseId,
@@ -21,10 +20,6 @@ pub struct Spec {
     pub memory_mib: u64,
     /// Most bytes of the layer, in MiB.
     pub storage_mib: u64,
-    /// vCPU time without progress after which the guest is ended, in ms; 0 for never.
-    pub watchdog_ms: u64,
-    /// Size at which its console log is rotated, in MiB.
-    pub console_log_mib: u64,
 }
 
 /// Exit statuses of a VMM (`docs/interfaces.md`).
@@ -41,29 +36,6 @@ pub enum Process {
 }
 
 impl Process {
-    /// Starts a VMM, in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and the
-    /// VM must outlive a server that crashes.
-    pub fn spawn(program: &PathBuf, home: &Home, spec: &Spec) -> io::Result<Process> {
-        fs::create_dir_all(home.run_of(&spec.id))?;
-        let log = fs::OpenOptions::new().create(true).append(true).open(home.vmm_log(&spec.id))?;
-        let child = Command::new(program)
-            .arg("vmm")
-            .args(["--database", spec.id.as_str()])
-            .arg("--home")
-            .arg(home.root())
-            .args(["--image", &spec.image])
-            .args(["--memory-mib", &spec.memory_mib.to_string()])
-            .args(["--storage-bytes", &(spec.storage_mib << 20).to_string()])
-            .args(["--watchdog-ms", &spec.watchdog_ms.to_string()])
-            .args(["--console-log-mib", &spec.console_log_mib.to_string()])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .process_group(0)
-            .spawn()?;
-        Ok(Process::Child(child))
-    }
-
     /// The process behind a control socket, if it is the VMM of this database.
     pub fn adopt(stream: &UnixStream, id: &DatabaseId) -> io::Result<Process> {
         let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))?;
@@ -160,7 +132,7 @@ pub fn last_cry(home: &Home, id: &DatabaseId, mark: u64) -> Option<String> {
 }
 
 /// The end of a log, at most `most` bytes and nothing before `mark`.
-fn tail(path: &std::path::Path, mark: u64, most: u64) -> Option<Vec<u8>> {
+fn tail(path: &Path, mark: u64, most: u64) -> Option<Vec<u8>> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = fs::File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
@@ -201,7 +173,7 @@ fn words(text: &str, any: bool) -> Option<String> {
 }
 
 /// Starts a log anew when it has grown past its limit, keeping one old file.
-pub fn rotate(path: &std::path::Path, limit: u64) {
+pub fn rotate(path: &Path, limit: u64) {
     if fs::metadata(path).is_ok_and(|m| m.len() > limit) {
         let old = path.with_extension("log.1");
         if let Err(error) = fs::rename(path, &old) {

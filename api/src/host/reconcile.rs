@@ -45,6 +45,7 @@ impl Host {
             self.settle_row(&row, &mut done).await?;
         }
         self.report_strays().await?;
+        self.inner.keep_ready();
         Ok(done)
     }
 

@@ -89,6 +89,11 @@ impl Turns {
         self.lock().looked_after
     }
 
+    /// Whether the host has as much memory as is kept free.
+    pub fn memory_is_enough(&self) -> bool {
+        self.has_memory(&mut self.lock())
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.shared.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }

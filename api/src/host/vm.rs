@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,6 +15,7 @@ use tokio::sync::mpsc;
 use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::layout::Home;
+use super::pool::{MakeError, Waking};
 use super::process::{Process, Spec, last_cry, last_words, rotate, status};
 use super::socket::{connect, connect_when_there};
 use super::turns::Turn;
@@ -70,7 +70,6 @@ const VMM_LOG_LIMIT: u64 = 1 << 20;
 pub struct VmContext {
     pub host: Arc<Inner>,
     pub home: Home,
-    pub program: PathBuf,
     pub spec: Spec,
     pub pg_version: u32,
     pub tenant: TenantId,
@@ -113,8 +112,8 @@ struct Life<F> {
     context: VmContext,
     commands: mpsc::UnboundedReceiver<VmCommand>,
     events: F,
-    /// While it is being started.
-    turn: Option<Turn>,
+    /// While it is being woken: its turn, and word to the pool.
+    turn: Option<(Turn, Waking)>,
     /// Lengths of the VMM's log and of the guest's console when it was started.
     log_mark: u64,
     console_mark: u64,
@@ -228,7 +227,7 @@ impl<F: Fn(VmEvent)> Life<F> {
     async fn spawn(&mut self) -> Result<Option<(UnixStream, Process)>, String> {
         let id = self.context.spec.id.clone();
         tokio::select! {
-            turn = self.context.host.turns.take(&self.context.tenant) => self.turn = Some(turn),
+            turn = self.context.host.turns.take(&self.context.tenant) => self.turn = Some((turn, self.context.host.pool.waking())),
             () = killed(&mut self.commands) => return Ok(None),
         }
         self.step("turn_taken");
@@ -266,9 +265,19 @@ impl<F: Fn(VmEvent)> Life<F> {
             self.context.spec.memory_mib = saved;
         }
         self.step("prepared");
-        let mut process = Process::spawn(&self.context.program, &home, &self.context.spec)
-            .map_err(|e| format!("the VMM {} cannot be started: {e}", self.context.program.display()))?;
-        self.step("spawned");
+        std::fs::create_dir_all(home.run_of(&id)).map_err(|e| format!("{}: {e}", home.run_of(&id).display()))?;
+        let taken = tokio::select! {
+            taken = self.context.host.pool.take(&self.context.spec) => taken,
+            () = killed(&mut self.commands) => return Ok(None),
+        };
+        let mut process = match taken {
+            Ok((process, at)) => {
+                self.steps.push(("spawned".to_owned(), at));
+                process
+            }
+            Err(MakeError::Ended(status)) => return self.ended_early(Some(status)).await,
+            Err(error) => return Err(error.to_string()),
+        };
         let folder = home.run_of(&id);
         // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
         tokio::select! {

@@ -114,6 +114,7 @@ pub struct Settings {
     pub wakes_at_once: usize,
     /// Memory of the host, in MiB, below which no VM is started.
     pub memory_reserve_mib: u64,
+    pub standby_vms: usize,
     pub wake_queue: usize,
     pub console_log_mib: u64,
     pub watchdog_ms: u64,
@@ -171,6 +172,7 @@ impl Settings {
             suspend_wait: get.millis("host.suspend_wait_ms", 0, 3_600_000)?,
             wakes_at_once: get.number("host.wakes_at_once", 1, 4096)? as usize,
             memory_reserve_mib: get.number("host.memory_reserve_mib", 0, 1 << 30)?,
+            standby_vms: get.number("host.standby_vms", 0, 4096)? as usize,
             wake_queue: get.number("host.wake_queue", 1, 1_000_000)? as usize,
             console_log_mib: get.number("host.console_log_mib", 1, 4096)?,
             watchdog_ms: get.number("host.watchdog_ms", 0, 86_400_000)?,

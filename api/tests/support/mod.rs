@@ -226,6 +226,14 @@ pub fn alive(pid: u32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
 }
 
+/// Drops a world as kill -9 drops a server: its runtime ends under it, and nothing is told to anyone.
+pub fn killed<T>(work: impl AsyncFnOnce() -> T) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let left = runtime.block_on(work());
+    runtime.shutdown_background();
+    left
+}
+
 /// Polls for what tells nobody.
 pub async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let started = Instant::now();

@@ -1,0 +1,352 @@
+//! VMMs made ready beforehand, so that a wake finds its VM, with the golden memory mapped, instead of making one.
+//!
+//! ```text
+//!  keeper ─▶ make ─▶ "ready" ─▶ shelf of its kind ─▶ take: {"database":…} ─▶ as any other VMM
+//!    ▲                             │ its end closes         │ none there: made now
+//!    └── taken, gone, asked in vain ◀┘                      ▼
+//! ```
+//!
+//! Promises: none is made beforehand while a wake is under way or was a moment ago; one that ends is replaced; an image
+//! that is replaced takes its VMMs along; whoever stands by ends with the server, however that ends.
+
+mod shelves;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use dormouse_pooler::monotonic_us;
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use self::shelves::Shelves;
+use super::layout::Home;
+use super::process::{Process, Spec, rotate};
+
+pub use self::shelves::Kind;
+
+/// Stands in a command line where the database's id will be written; as long as one, and none.
+const PLACEHOLDER: &str = "db_standing-by---------";
+/// How long a VMM may take to be ready. It needs some milliseconds; this bounds a machine in trouble.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After a failure none is made beforehand for so long.
+const PAUSE: Duration = Duration::from_secs(10);
+/// A wake that has just succeeded still owes its first answer.
+const QUIET: Duration = Duration::from_millis(10);
+/// Size at which the log of those that stand by is rotated, in bytes.
+const LOG_LIMIT: u64 = 1 << 20;
+/// How often it is looked whether a kind is forgotten, or an image replaced, if nobody asks for anything.
+const ROUND: Duration = Duration::from_secs(60);
+
+impl Kind {
+    fn of(spec: &Spec) -> Kind {
+        Kind { image: spec.image.clone(), memory_mib: spec.memory_mib }
+    }
+}
+
+/// How VMMs are started, whatever their kind.
+#[derive(Clone, Debug)]
+pub struct Start {
+    pub program: PathBuf,
+    pub home: Home,
+    /// vCPU time without progress after which a guest is ended, in ms; 0 for never.
+    pub watchdog_ms: u64,
+    /// Size at which a guest's console log is rotated, in MiB.
+    pub console_log_mib: u64,
+}
+
+/// Why a VMM was not made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum MakeError {
+    #[error("the VMM {} cannot be started: {source}", .program.display())]
+    Spawn { program: PathBuf, source: io::Error },
+    #[error("the VMM ended before it was ready ({0})")]
+    Ended(ExitStatus),
+    #[error("the VMM cannot be spoken to: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// One that is ready. Dropped, it ends: its end of the socket is closed.
+struct Standby {
+    child: Child,
+    stream: Arc<UnixStream>,
+}
+
+impl Start {
+    /// Makes a VMM of a kind ready; what it has to say goes to `log`.
+    ///
+    /// It is in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and an awake VM must
+    /// outlive a server that crashes.
+    async fn make(&self, kind: &Kind, name: &str, log: &Path) -> Result<Standby, MakeError> {
+        let (own, theirs) = StdStream::pair()?;
+        let log = File::options().create(true).append(true).open(log)?;
+        let mut command = Command::new(&self.program);
+        command
+            .arg("vmm")
+            .args(["--database", name])
+            .arg("--home")
+            .arg(self.home.root())
+            .args(["--image", &kind.image])
+            .args(["--memory-mib", &kind.memory_mib.to_string()])
+            .args(["--watchdog-ms", &self.watchdog_ms.to_string()])
+            .args(["--console-log-mib", &self.console_log_mib.to_string()])
+            .arg("--standby")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .process_group(0);
+        let spawned = command.spawn();
+        // It holds the other end of the socket, whose closing by the child is to be seen.
+        drop(command);
+        let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
+        own.set_nonblocking(true)?;
+        let mut stream = UnixStream::from_std(own)?;
+        let mut said = [0; dormouse_vmm::standby::READY.len()];
+        match stream.read_exact(&mut said).await {
+            Ok(_) => Ok(Standby { child, stream: Arc::new(stream) }),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Standby {
+    /// Tells it whose it is; with the time before that, from which on it may be at work.
+    fn claim(self, spec: &Spec) -> io::Result<(Process, u64)> {
+        let at = monotonic_us();
+        let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20});
+        let line = format!("{claim}\n");
+        match self.stream.try_write(line.as_bytes())? {
+            sent if sent == line.len() => Ok((Process::Child(self.child), at)),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
+    }
+}
+
+/// One on its shelf.
+struct Shelved {
+    number: u64,
+    standby: Standby,
+    _watch: Watch,
+}
+
+/// A task that ends with what it watches.
+struct Watch(AbortHandle);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The VMMs that stand by.
+pub struct Pool {
+    shared: Arc<Shared>,
+    keeper: OnceLock<Watch>,
+}
+
+struct Shared {
+    start: Start,
+    state: Mutex<State>,
+    /// There may be something to do for the keeper.
+    changed: Notify,
+}
+
+struct State {
+    shelves: Shelves<Shelved>,
+    /// Wakes under way, and how many there have been.
+    wakes: u64,
+    begun: u64,
+    /// VMMs put on a shelf so far.
+    number: u64,
+    closed: bool,
+}
+
+/// A wake under way: while it is held, nothing is made beforehand.
+pub struct Waking(Arc<Shared>);
+
+impl Drop for Waking {
+    fn drop(&mut self) {
+        self.0.lock().wakes -= 1;
+        self.0.changed.notify_one();
+    }
+}
+
+impl Pool {
+    /// `most` stand by at once.
+    pub fn new(start: Start, most: usize) -> Pool {
+        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, closed: false };
+        let shared = Shared { start, state: Mutex::new(state), changed: Notify::new() };
+        Pool { shared: Arc::new(shared), keeper: OnceLock::new() }
+    }
+
+    /// Begins to make VMMs ready: one of the kind that `expected` says, each time the images are others, and those that
+    /// are asked for; while the host is short of memory, none.
+    pub fn keep(
+        &self,
+        expected: impl Fn() -> Option<Kind> + Send + Sync + 'static,
+        has_memory: impl Fn() -> bool + Send + Sync + 'static,
+    ) {
+        let shared = self.shared.clone();
+        self.keeper.get_or_init(|| Watch(tokio::spawn(keep(shared, expected, has_memory)).abort_handle()));
+    }
+
+    /// To be held as long as a wake is under way.
+    pub fn waking(&self) -> Waking {
+        let mut state = self.shared.lock();
+        state.wakes += 1;
+        state.begun += 1;
+        drop(state);
+        Waking(self.shared.clone())
+    }
+
+    /// A VMM for this database: one that stands by, or one made now; and when it was claimed (µs, monotonic). What the
+    /// latter has to say before it is the database's goes to the database's log.
+    pub async fn take(&self, spec: &Spec) -> Result<(Process, u64), MakeError> {
+        let kind = Kind::of(spec);
+        loop {
+            let Some(shelved) = self.shared.lock().shelves.take(&kind, Instant::now()) else { break };
+            match shelved.standby.claim(spec) {
+                Ok(taken) => return Ok(taken),
+                // Why it has ended stands in its log.
+                Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
+            }
+        }
+        let start = &self.shared.start;
+        let made = start.make(&kind, spec.id.as_str(), &start.home.vmm_log(&spec.id)).await?;
+        Ok(made.claim(spec)?)
+    }
+
+    /// How many stand by.
+    pub fn len(&self) -> usize {
+        self.shared.lock().shelves.len()
+    }
+
+    /// Lets all go and waits until they have ended; none is made beforehand any more.
+    pub async fn close(&self) {
+        for shelved in self.shared.close() {
+            let mut child = shelved.end();
+            if tokio::time::timeout(PATIENCE, child.wait()).await.is_err() {
+                tracing::warn!(pid = child.id(), "a VMM that stood by does not end");
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        drop(self.shared.close());
+    }
+}
+
+impl Shelved {
+    /// Closes its socket, at which it ends.
+    fn end(self) -> Child {
+        self.standby.child
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Whole whenever the lock is free, also after a panic elsewhere.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close(&self) -> Vec<Shelved> {
+        let mut state = self.lock();
+        state.closed = true;
+        state.shelves.clear()
+    }
+
+    /// Returns once no wake has been under way for a moment.
+    async fn quiet(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let (wakes, begun) = {
+                let state = self.lock();
+                (state.wakes, state.begun)
+            };
+            if wakes > 0 {
+                changed.await;
+                continue;
+            }
+            tokio::time::sleep(QUIET).await;
+            if self.lock().begun == begun {
+                return;
+            }
+        }
+    }
+
+    fn put(self: &Arc<Self>, kind: &Kind, standby: Standby) {
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        state.number += 1;
+        let (shared, stream, number) = (self.clone(), standby.stream.clone(), state.number);
+        let watch = tokio::spawn(async move {
+            // Whatever is to be read now is its end, or something it should not have said.
+            while stream.readable().await.is_ok() && would_block(stream.try_read(&mut [0])) {}
+            shared.lock().shelves.discard(|shelved| shelved.number == number);
+            shared.changed.notify_one();
+        });
+        state.shelves.put(kind, Shelved { number, standby, _watch: Watch(watch.abort_handle()) });
+    }
+}
+
+fn would_block(read: io::Result<usize>) -> bool {
+    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// The one task that makes VMMs beforehand, one after the other.
+async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memory: impl Fn() -> bool) {
+    let log = shared.start.home.log().join("standby.log");
+    let mut images = None;
+    loop {
+        let now = Some(shared.start.home.current_images());
+        if images != now {
+            images = now;
+            let mut state = shared.lock();
+            drop(state.shelves.clear());
+            if let Some(kind) = expected() {
+                state.shelves.expect(&kind, Instant::now());
+            }
+        }
+        shared.quiet().await;
+        let wanted = shared.lock().shelves.next(Instant::now());
+        let Some(kind) = wanted.filter(|_| has_memory()) else {
+            let _ = tokio::time::timeout(ROUND, shared.changed.notified()).await;
+            continue;
+        };
+        rotate(&log, LOG_LIMIT);
+        let made = tokio::time::timeout(PATIENCE, shared.start.make(&kind, PLACEHOLDER, &log)).await;
+        match made.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
+            Ok(standby) => shared.put(&kind, standby),
+            Err(error) => {
+                tracing::warn!(%error, image = kind.image, log = %log.display(), "no VMM can be made ready beforehand; each is made when it is needed");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::PLACEHOLDER;
+    use crate::identity::DatabaseId;
+
+    #[test]
+    fn the_placeholder_is_as_long_as_an_id_and_none() {
+        assert_eq!(PLACEHOLDER.len(), DatabaseId::random().unwrap().as_str().len());
+        assert!(DatabaseId::parse(PLACEHOLDER).is_none());
+    }
+}

@@ -1,0 +1,128 @@
+//! A VMM made beforehand: it has done all that does not depend on the database, and waits to be told which it is for.
+//!
+//! ```text
+//!  exec ─▶ image, VM, slot, vCPU, golden memory mapped ─▶ "ready" ─▶ {"database":…} ─▶ as any other VMM
+//! ```
+//!
+//! It speaks with whoever started it over its standard input, a stream socket: one line each way. A server that dies
+//! closes it, and the process ends.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use serde::Deserialize;
+
+/// What is said when all is ready.
+pub const READY: &[u8] = b"ready\n";
+
+/// What a VMM is told when it is taken.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    pub database: String,
+    /// The most bytes of disk that its layer may take.
+    #[serde(default)]
+    pub storage_bytes: Option<u64>,
+}
+
+/// A VMM that stands by.
+pub struct Standby {
+    stream: UnixStream,
+    name: Name,
+}
+
+impl Standby {
+    /// `placeholder` is the database's name until it has one.
+    pub fn new(placeholder: &str) -> io::Result<Self> {
+        let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        Ok(Self { stream, name: Name::find(placeholder)? })
+    }
+
+    /// Says "ready" and waits for the claim, from which on the command line names its database. `None`: whoever could
+    /// have claimed it is gone.
+    pub fn wait(self) -> io::Result<Option<Claim>> {
+        (&self.stream).write_all(READY)?;
+        let mut line = String::new();
+        if BufReader::new(&self.stream).read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        let claim: Claim = serde_json::from_str(&line)?;
+        self.name.write(&claim.database)?;
+        Ok(Some(claim))
+    }
+}
+
+/// The database's name in the command line that `ps` and the next server see.
+struct Name {
+    start: usize,
+    len: usize,
+}
+
+impl Name {
+    fn find(placeholder: &str) -> io::Result<Self> {
+        let stat = fs::read_to_string("/proc/self/stat")?;
+        let (start, end) = arguments(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        // SAFETY: what the kernel calls this process' arguments is its own initial stack, mapped for as long as it lives.
+        let bytes = unsafe { std::slice::from_raw_parts(start as *const u8, end - start) };
+        let at = bytes.split(|byte| *byte == 0).find(|word| *word == placeholder.as_bytes());
+        let at = at.ok_or_else(|| io::Error::other("the command line does not name the database as a word of its own"))?;
+        Ok(Self { start: at.as_ptr() as usize, len: at.len() })
+    }
+
+    fn write(&self, database: &str) -> io::Result<()> {
+        if database.len() != self.len {
+            return Err(io::Error::other(format!("the placeholder is {} bytes, {database:?} is not", self.len)));
+        }
+        // SAFETY: as in `find`; writable, and read by the standard library only when arguments are asked for, which
+        // nothing does any more.
+        unsafe { std::ptr::copy_nonoverlapping(database.as_ptr(), self.start as *mut u8, self.len) };
+        Ok(())
+    }
+}
+
+/// Where the arguments lie: fields 48 and 49 of `/proc/self/stat`, of which the second may hold spaces and brackets.
+fn arguments(stat: &str) -> Option<(usize, usize)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace().skip(48 - 3);
+    let (start, end) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    (0 < start && start < end).then_some((start, end))
+}
+
+/// From now on what is written to standard output and error is the database's.
+pub fn log_to(path: &Path) -> io::Result<()> {
+    let log = File::options().create(true).append(true).open(path)?;
+    for descriptor in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: two open descriptors; the second is replaced in one step.
+        if unsafe { libc::dup2(log.as_raw_fd(), descriptor) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_found_behind_any_name() {
+        let mut fields: Vec<String> = (4..=52).map(|n| n.to_string()).collect();
+        fields[48 - 4] = "4096".into();
+        fields[49 - 4] = "8192".into();
+        let stat = format!("17 (a ) b) S {}", fields.join(" "));
+        assert_eq!(arguments(&stat), Some((4096, 8192)));
+        assert_eq!(arguments("17 (x) S 1"), None);
+        let own = fs::read_to_string("/proc/self/stat").unwrap();
+        assert!(arguments(&own).is_some());
+    }
+
+    #[test]
+    fn a_claim_names_a_database_and_nothing_unknown() {
+        let claim: Claim = serde_json::from_str(r#"{"database":"db_x"}"#).unwrap();
+        assert_eq!(claim, Claim { database: "db_x".into(), storage_bytes: None });
+        assert!(serde_json::from_str::<Claim>(r#"{"database":"db_x","image":"y"}"#).is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! A VMM that stands by: claimed, not claimed, claimed by mistake.
+
+#![allow(clippy::unwrap_used)]
+
+mod guest;
+
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
+use guest::{DATABASE, Home, Vmm, has_kvm};
+
+/// One that has said that it is ready, and who may claim it.
+fn ready(home: &Home) -> (Vmm, UnixStream) {
+    std::fs::create_dir_all(home.database_dir()).unwrap();
+    let (mut own, theirs) = UnixStream::pair().unwrap();
+    let mut command = home.command("s");
+    command.args(["--database", &"p".repeat(DATABASE.len()), "--standby"]).stdin(Stdio::from(OwnedFd::from(theirs)));
+    let vmm = Vmm::new(command, home);
+    let mut said = [0; dormouse_vmm::standby::READY.len()];
+    own.read_exact(&mut said).unwrap();
+    assert_eq!(said, dormouse_vmm::standby::READY);
+    (vmm, own)
+}
+
+/// The last database that its command line names: of a repeated flag the last counts.
+fn named(vmm: &Vmm) -> String {
+    let line = std::fs::read_to_string(format!("/proc/{}/cmdline", vmm.pid())).unwrap();
+    let words: Vec<&str> = line.split('\0').collect();
+    words.windows(2).rfind(|words| words[0] == "--database").unwrap()[1].to_owned()
+}
+
+#[test]
+fn a_claimed_one_is_the_databases_in_name_and_log_and_outlives_who_claimed_it() {
+    if !has_kvm("claim") {
+        return;
+    }
+    let home = Home::new();
+    let (vmm, mut owner) = ready(&home);
+    assert_ne!(named(&vmm), DATABASE);
+    assert!(!home.run_dir().join("vm.ctl").exists());
+    writeln!(owner, r#"{{"database":"{DATABASE}","storage_bytes":1000000000}}"#).unwrap();
+    drop(owner);
+    let mut control = vmm.control();
+    control.event("ready");
+    assert_eq!(named(&vmm), DATABASE);
+    assert_eq!(control.ask(r#"{"op":"suspend"}"#), serde_json::json!({"ok": true}));
+    let (status, before) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{before}");
+    let log = std::fs::read_to_string(home.database_dir().join("vmm.log")).unwrap();
+    assert!(log.contains("guest begins") && !before.contains("guest begins"), "{log}\n{before}");
+    // The next one goes on from the snapshot.
+    let (vmm, mut owner) = ready(&home);
+    writeln!(owner, r#"{{"database":"{DATABASE}"}}"#).unwrap();
+    assert_eq!(vmm.control().event("ready")["cold"], false);
+}
+
+#[test]
+fn one_that_nobody_can_claim_any_more_ends_well() {
+    if !has_kvm("unclaimed") {
+        return;
+    }
+    let home = Home::new();
+    let (vmm, owner) = ready(&home);
+    drop(owner);
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!home.run_dir().exists());
+}
+
+#[test]
+fn a_claim_that_makes_no_sense_ends_it_before_it_touches_anything() {
+    if !has_kvm("nonsense") {
+        return;
+    }
+    let climbing = "../".repeat(DATABASE.len()).split_at(DATABASE.len()).0.to_owned();
+    for (claim, why) in [
+        (r#"{"database":"short"}"#.to_owned(), "the placeholder is"),
+        (format!(r#"{{"database":"{climbing}"}}"#), "is not a database id"),
+        (r#"{"image":"x"}"#.to_owned(), "unknown field"),
+    ] {
+        let home = Home::new();
+        let (vmm, mut owner) = ready(&home);
+        writeln!(owner, "{claim}").unwrap();
+        let (status, log) = vmm.end();
+        assert_ne!(status.code(), Some(0));
+        assert!(log.contains(why), "{why}: {log}");
+        assert!(!home.run_dir().exists());
+    }
+}
