@@ -433,8 +433,9 @@ impl Place<'_> {
         let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
         // A restored guest is ready before it runs.
         monitor.turn(&mut monitor.io());
-        let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
+        // Told before the I/O thread is there: it may have bound a session by the time its lock is free for this one.
         monitor.io().life.step("run");
+        let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
         crash::point("restore-entered");
         let end = guest.run(&mut sleeper);
         if let Some(spending) = &sleeper.spending {
