@@ -48,6 +48,26 @@ fn a_computing_guest_is_interrupted() {
 }
 
 #[test]
+fn what_a_guest_sends_is_taken_while_it_runs_on() {
+    if !has_kvm("send") {
+        return;
+    }
+    let home = Home::new();
+    let vmm = home.start("n", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    let (mut stream, _) = vmm.session();
+    for round in 0..200u32 {
+        stream.write_all(&round.to_le_bytes()).unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(u32::from_le_bytes(answer), round);
+    }
+    let exits = &control.ask(r#"{"op":"status"}"#)["exits"];
+    assert_eq!((&exits["halt"], &exits["sockets"]), (&0.into(), &0.into()), "{exits}");
+}
+
+#[test]
 fn a_session_is_echoed_and_its_end_reaches_the_guest() {
     if !has_kvm("echo") {
         return;

@@ -120,6 +120,8 @@ pub mod doorbell {
     pub const EXIT: u64 = 0x08;
     /// Value: one byte for the console, for messages before there is a queue or after a fault.
     pub const PUTCHAR: u64 = 0x0c;
+    /// The transmit queue has packets. Another thread takes them: the store completes before they are served.
+    pub const SEND: u64 = 0x10;
 }
 
 /// Codes written to [`doorbell::EXIT`].

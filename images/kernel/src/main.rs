@@ -28,6 +28,7 @@ mod fs;
 mod futex;
 mod global;
 mod heap;
+mod idle;
 mod memory;
 mod pages;
 mod random;

@@ -12,7 +12,7 @@ use crate::slots::Slot;
 use crate::task::{self, Kind, State, Task, Timer};
 use crate::time;
 use crate::wait::Outcome;
-use crate::{console, fs, heap, resume, vsock};
+use crate::{console, fs, heap, idle, resume, vsock};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
@@ -106,13 +106,18 @@ pub fn start() -> ! {
 
 /// Takes the next runnable task, waiting for one, and switches to it.
 fn run_next() {
+    let mut wait = idle::Wait::default();
     let next = loop {
         poll();
         if let Some(task) = QUEUE.get().borrow_mut().pop_front() {
             break task;
         }
-        halt();
+        if !wait.look(NEXT.get().get()) {
+            halt();
+        }
     };
+    wait.over();
+    vsock::hand_over();
     let now = time::now();
     let last = CURRENT.get().borrow().clone();
     if let Some(last) = &last {

@@ -162,6 +162,12 @@ impl Queue {
         unsafe { (*self.used).index.load(Ordering::Acquire) != self.popped }
     }
 
+    /// Whether the device is done with every chain, taken back or not.
+    pub fn is_served(&self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.used).index.load(Ordering::Acquire) == self.pushed }
+    }
+
     /// Takes back a chain that the device is done with: its head, and how many bytes were written to it.
     pub fn pop(&mut self) -> Option<(u16, u32)> {
         if !self.has_used() {

@@ -1,9 +1,9 @@
 //! virtio-vsock: the only way in or out.
 //!
 //! The VMM asks for connections to `POSTGRES_PORT`; the kernel stands there for Postgres' listening unix-domain
-//! socket. A connection is a stream with credit in both directions. Packets to the host are queued and go out
-//! with the next exit, whatever its reason; a kick of their own is only given when an event finds a task
-//! computing, or when all buffers are full.
+//! socket. A connection is a stream with credit in both directions. Packets to the host are queued. They go out with the
+//! next exit, and at the next switch of tasks by a doorbell that another thread of the VMM hears while this vCPU goes on. A
+//! kick, which waits until they are gone, is only given when an event finds a task computing, or when all buffers are full.
 //!
 //! Nothing here is lost by a suspend: rings, buffers and credit are guest memory.
 
@@ -72,6 +72,8 @@ struct Driver {
     rx_flying: Vec<(u16, u64)>,
     tx_free: Vec<u64>,
     tx_flying: Vec<(u16, u64)>,
+    /// There are packets out that the host has not been told of.
+    tx_new: bool,
 }
 
 static DRIVER: Global<RefCell<Option<Driver>>> = Global::new(RefCell::new(None));
@@ -91,6 +93,7 @@ pub fn init() {
         rx_flying: Vec::new(),
         tx_free: Vec::new(),
         tx_flying: Vec::new(),
+        tx_new: false,
     };
     for _ in 0..RX_BUFFERS {
         driver.offer(Vec::leak(alloc::vec![0u8; RX_LEN]).as_ptr() as u64);
@@ -139,6 +142,7 @@ impl Driver {
         match self.tx.push(&[(buffer, (HEADER_LEN + payload.len()) as u32)], &[]) {
             Some(head) => {
                 self.tx_flying.push((head, buffer));
+                self.tx_new = true;
                 true
             }
             None => {
@@ -155,11 +159,21 @@ fn transmit(header: Header, payload: &[u8]) -> bool {
 
 /// Asks the host to take what is queued now.
 pub fn kick() {
-    if let Some(driver) = DRIVER.get().borrow_mut().as_mut() {
-        driver.reap();
-        if !driver.tx_flying.is_empty() {
-            driver.tx.kick();
-        }
+    if let Some(driver) = DRIVER.get().borrow_mut().as_mut()
+        && !driver.tx.is_served()
+    {
+        driver.tx.kick();
+    }
+}
+
+/// Has another thread of the host take what is queued, and goes on meanwhile: so clients and guest work at the same time,
+/// not by turns.
+pub fn hand_over() {
+    if let Some(driver) = DRIVER.get().borrow_mut().as_mut()
+        && core::mem::take(&mut driver.tx_new)
+        && !driver.tx.is_served()
+    {
+        crate::arch::doorbell(abi::doorbell::SEND, 0);
     }
 }
 

@@ -14,7 +14,9 @@ pub mod raw;
 pub mod state;
 
 use std::io;
+use std::os::fd::AsFd;
 
+use dormouse_abi::{DOORBELL, doorbell};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
@@ -56,7 +58,7 @@ pub struct Machine {
     /// What identifies the CPU and the host's KVM; a snapshot is bound to it.
     pub identity: String,
     // Dropped after the vCPU: the VM lives as long as the memory slot is used.
-    _vm: VmFd,
+    vm: VmFd,
 }
 
 impl Machine {
@@ -86,6 +88,12 @@ impl Machine {
         let tsc_khz = vcpu.get_tsc_khz().map_err(refused("tell the TSC's frequency"))?;
         raw::set_tsc_to_host(&vcpu)?;
         let identity = cpu::identity(&cpuid);
-        Ok(Self { vcpu, ram, tsc_khz, identity, _vm: vm })
+        Ok(Self { vcpu, ram, tsc_khz, identity, vm })
+    }
+
+    /// Has the SEND doorbell wake whoever waits for `counter`.
+    pub fn send_wakes(&self, counter: impl AsFd) -> Result<(), MachineError> {
+        raw::signal_at(&self.vm, DOORBELL + doorbell::SEND, counter)
+            .map_err(|source| MachineError::Kvm { what: "signal a doorbell", source })
     }
 }

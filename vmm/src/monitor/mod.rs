@@ -11,6 +11,7 @@
 
 mod io;
 
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -190,6 +191,11 @@ impl Monitor {
         if self.phase() == Phase::Halted {
             self.waker.wake();
         }
+    }
+
+    /// The counter that wakes whoever waits for the sockets.
+    pub fn waker(&self) -> impl AsFd {
+        &self.waker
     }
 
     /// Asks the vCPU thread to come out of the guest and to inject the event interrupt.

@@ -30,13 +30,14 @@ mod guest;
 #[cfg(feature = "layer")]
 mod layer;
 mod model;
+mod pace;
 mod pool;
 mod rings;
 mod server;
 mod tests;
 mod writeback;
 
-use guest::{pages, random, slots, time, wait};
+use guest::{idle, pages, random, slots, time, wait};
 
 /// The kernel's console line.
 #[macro_export]

@@ -23,6 +23,7 @@
 use super::batch::{BATCH, Batch, Frame};
 use super::wire::{self, Opcode, Wire};
 use crate::errno::{Errno, Result};
+use crate::idle;
 use crate::virtio::Queue;
 use crate::wait::WaitQueue;
 use alloc::boxed::Box;
@@ -383,7 +384,7 @@ impl Channel {
     /// Rings until all of the batch is done, and takes the outcomes.
     fn finish_batch(&mut self, batch: &mut Batch) {
         loop {
-            self.queue.kick();
+            idle::timed(|| self.queue.kick());
             self.collect();
             if self.frames[..self.framed].iter().all(|frame| frame.written.is_some()) {
                 break;
@@ -429,7 +430,7 @@ impl Channel {
     /// Rings until the server gives `head` back; how many bytes it wrote.
     fn wait(&mut self, head: u16) -> u32 {
         loop {
-            self.queue.kick();
+            idle::timed(|| self.queue.kick());
             while let Some((done, written)) = self.queue.pop() {
                 if done == head {
                     return written;
