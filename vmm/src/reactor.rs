@@ -42,6 +42,13 @@ impl Event {
     }
 }
 
+fn timespec(timeout: Duration) -> libc::timespec {
+    libc::timespec {
+        tv_sec: timeout.as_secs().min(1 << 30) as libc::time_t,
+        tv_nsec: timeout.subsec_nanos().into(),
+    }
+}
+
 /// An epoll instance.
 #[derive(Debug)]
 pub struct Reactor(OwnedFd);
@@ -75,10 +82,7 @@ impl Reactor {
 
     /// Waits for events; returns how many of `events` were filled. `None` waits without end.
     pub fn wait(&self, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
-        let limit = timeout.map(|timeout| libc::timespec {
-            tv_sec: timeout.as_secs().min(1 << 30) as libc::time_t,
-            tv_nsec: timeout.subsec_nanos().into(),
-        });
+        let limit = timeout.map(timespec);
         let limit = limit.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
         // SAFETY: the buffer has room for BATCH events; the time-out, if any, outlives the call.
         let count = unsafe {
@@ -135,6 +139,14 @@ impl Waker {
         let one = 1u64;
         // SAFETY: eight bytes from a u64.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), 8) };
+    }
+
+    /// Waits for a wake, without taking it; false if none came in that time.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let mut wanted = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let limit = timespec(timeout);
+        // SAFETY: one descriptor, and a time-out that outlives the call; the signal mask stays as it is.
+        unsafe { libc::ppoll(&raw mut wanted, 1, &raw const limit, std::ptr::null()) > 0 }
     }
 
     /// Takes all wakes so far.

@@ -430,7 +430,7 @@ impl Place<'_> {
             .map_err(StartError::io("cannot watch sockets"))?;
         monitor.profile.set_programs(programs);
         monitor.io().spending = sleeper.spending.clone();
-        machine.send_wakes(monitor.waker())?;
+        machine.send_wakes(monitor.send())?;
         let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
         // A restored guest is ready before it runs.
         monitor.turn(&mut monitor.io());

@@ -12,7 +12,7 @@
 #![no_std]
 
 /// Bumped by every change of this file that an older peer would misread.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The only page size in use, in bytes.
 pub const LARGE_PAGE: u64 = 2 << 20;

@@ -34,7 +34,8 @@ const TOKEN_WAKER: u64 = 0;
 const TOKEN_SESSIONS: u64 = 1;
 const TOKEN_CONTROL: u64 = 2;
 const TOKEN_TERMINATE: u64 = 3;
-const FIRST_TOKEN: u64 = 4;
+const TOKEN_SEND: u64 = 4;
+const FIRST_TOKEN: u64 = 5;
 
 /// How long a suspend waits for the guest to halt before it is answered "busy".
 const HALT_WITHIN: Duration = Duration::from_millis(100);
@@ -83,6 +84,8 @@ pub struct Monitor {
     clock: Mutex<Clock>,
     io: Mutex<Io>,
     waker: Waker,
+    /// Rung by the running guest: it has packets out.
+    send: Waker,
     terminate: Terminate,
     phase: AtomicU8,
     /// Times the guest was entered after a halt.
@@ -113,9 +116,10 @@ impl Monitor {
         immediate_exit: *mut u8,
     ) -> std::io::Result<Arc<Self>> {
         let reactor = Reactor::new()?;
-        let waker = Waker::new()?;
+        let (waker, send) = (Waker::new()?, Waker::new()?);
         reactor.add(&terminate, TOKEN_TERMINATE, READ)?;
         reactor.add(&waker, TOKEN_WAKER, READ)?;
+        reactor.add(&send, TOKEN_SEND, READ)?;
         reactor.add(&sessions, TOKEN_SESSIONS, READ)?;
         reactor.add(&control, TOKEN_CONTROL, READ)?;
         let io = Io::new(vsock, Sessions::new(sessions), Control::new(control), life);
@@ -127,6 +131,7 @@ impl Monitor {
             clock: Mutex::new(clock),
             io: Mutex::new(io),
             waker,
+            send,
             terminate,
             phase: AtomicU8::new(Phase::Running as u8),
             runs: AtomicU64::new(1),
@@ -193,9 +198,9 @@ impl Monitor {
         }
     }
 
-    /// The counter that wakes whoever waits for the sockets.
-    pub fn waker(&self) -> impl AsFd {
-        &self.waker
+    /// What the SEND doorbell adds to.
+    pub fn send(&self) -> impl AsFd {
+        &self.send
     }
 
     /// Asks the vCPU thread to come out of the guest and to inject the event interrupt.
@@ -251,6 +256,7 @@ impl Monitor {
             };
             match event.token {
                 TOKEN_WAKER => self.waker.clear(),
+                TOKEN_SEND => self.send.clear(),
                 TOKEN_TERMINATE if self.terminate.take() => io.terminate(self),
                 TOKEN_TERMINATE => {}
                 // Whoever comes while the guest is saved waits: what is agreed now would be in no snapshot. Either the
@@ -379,7 +385,13 @@ impl Monitor {
                     idle_ticks = if runs == last_runs { idle_ticks + 1 } else { 0 };
                     last_runs = runs;
                     if idle_ticks <= IDLE_TICKS {
-                        std::thread::park_timeout(self.pace.tick);
+                        // The guest may run again and ring before this thread has noticed.
+                        if self.send.wait(self.pace.tick) {
+                            self.send.clear();
+                            if self.phase() == Phase::Running {
+                                self.turn(&mut self.io());
+                            }
+                        }
                         continue;
                     }
                     self.parked.store(true, Ordering::SeqCst);
@@ -478,6 +490,7 @@ impl Drop for IoThread {
         if let Some(handle) = self.handle.take() {
             handle.thread().unpark();
             self.monitor.waker.wake();
+            self.monitor.send.wake();
             let _ = handle.join();
         }
     }
