@@ -400,6 +400,8 @@ fn a_vm_killed_at_each_named_step_loses_nothing() {
             server.rest.suspend(&id).unwrap();
             fs::write(&at, step).unwrap();
             server.rest.resume(&id).unwrap();
+            // A write waits until the snapshot is spent: one that was not would be used again.
+            ledger.add();
             let _ = server.rest.call("POST", &suspend, "").unwrap();
         } else {
             server.rest.suspend(&id).unwrap();
