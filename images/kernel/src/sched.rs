@@ -117,7 +117,6 @@ fn run_next() {
         }
     };
     wait.over();
-    vsock::hand_over();
     let now = time::now();
     let last = CURRENT.get().borrow().clone();
     if let Some(last) = &last {

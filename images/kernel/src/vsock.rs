@@ -2,7 +2,7 @@
 //!
 //! The VMM asks for connections to `POSTGRES_PORT`; the kernel stands there for Postgres' listening unix-domain
 //! socket. A connection is a stream with credit in both directions. Packets to the host are queued. They go out with the
-//! next exit, and at the next switch of tasks by a doorbell that another thread of the VMM hears while this vCPU goes on. A
+//! next exit, or, when nothing can run, by a doorbell that another thread of the VMM hears while this vCPU looks out. A
 //! kick, which waits until they are gone, is only given when an event finds a task computing, or when all buffers are full.
 //!
 //! Nothing here is lost by a suspend: rings, buffers and credit are guest memory.
