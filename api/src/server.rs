@@ -244,7 +244,7 @@ fn pooler_settings(settings: &Settings, home: &Home) -> pooler::Settings {
         password_guesses: settings.pooler_password_guesses,
         cancel_guesses: settings.pooler_cancel_guesses,
         // The host gives up first, and can say why.
-        wake_timeout_ms: ms(settings.wake_timeout) + 5000,
+        wake_timeout_ms: ms(settings.turn_timeout() + settings.wake_timeout) + 5000,
         ..pooler::Settings::default()
     }
 }

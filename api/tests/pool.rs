@@ -84,7 +84,7 @@ async fn what_keeps_a_vmm_from_being_ready_is_told_as_of_any_wake() -> Test {
 #[tokio::test]
 async fn one_that_dies_is_replaced_and_a_wake_does_not_meet_the_dead() -> Test {
     let dir = tempfile::tempdir()?;
-    let w = World::new(dir.path(), &[]).await;
+    let w = World::new(dir.path(), &[("host.standby_vms", "1")]).await;
     let first = one_stands_by(&w).await;
     // SAFETY: kill takes plain numbers; the process is this test's fake VMM.
     unsafe { libc::kill(first as i32, libc::SIGKILL) };

@@ -62,13 +62,15 @@ fn clones_are_not_twins() {
         let created = server.create();
         let began = since_1970();
         // The first query of the clone's life; and one of a session that was forked after it.
-        [(), ()].map(|()| {
+        let drawn = [(), ()].map(|()| {
             let row = created.connect().unwrap().query(DRAW).unwrap().remove(0);
             let [uuid, random, clock] = <[_; 3]>::try_from(row).unwrap().map(Option::unwrap);
             let clock: f64 = clock.parse().unwrap();
             assert!(clock > began - 1.0 && clock < since_1970() + 1.0, "a clone's clock says {clock}, not {began}");
             [uuid, random]
-        })
+        });
+        assert_eq!(server.rest.wake_trace(&created.database.id).unwrap().kind, "clone");
+        drawn
     });
     for (column, what) in ["gen_random_uuid()", "random()"].into_iter().enumerate() {
         let different: HashSet<_> = drawn.iter().flatten().map(|session| &session[column]).collect();

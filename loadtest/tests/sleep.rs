@@ -37,17 +37,20 @@ fn an_unused_database_falls_asleep_and_leaves_no_process() {
 /// From the client's byte to its answer, through three processes, on one clock.
 #[test]
 fn the_last_wake_is_told_step_by_step_and_counted() {
-    let Some((server, created)) = harness::database() else {
+    if !harness::have_kvm() {
         return;
-    };
+    }
+    let server = harness::Server::start();
+    let created = server.rest.create_sleepless("traced", "free").unwrap();
     let id = created.database.id.as_str();
     let mut client = created.connect().unwrap();
     client.query("create table t (n int)").unwrap();
     server.rest.suspend(id).unwrap();
     let asked = Instant::now();
     client.value("select 1").unwrap();
-    let waited = asked.elapsed();
     let trace = server.rest.wake_trace(id).unwrap();
+    // The pooler notes its last step when the client may have gone on already, but before it tells.
+    let waited = asked.elapsed();
     assert_eq!(trace.kind, "resume");
     let at = |name: &str| {
         let found = trace.steps.iter().find(|step| step.step == name);

@@ -117,7 +117,11 @@ impl Made {
     /// Itself, unless another golden memory than `base` is mapped: then one made anew. Of none, "" is the name.
     fn over(self, base: &str, settings: &Settings) -> Result<Self, MachineError> {
         match &self.golden {
-            Some(golden) if golden.name != base => Self::new(settings),
+            Some(golden) if golden.name != base => {
+                // Not both at once: that would take twice the memory's addresses.
+                drop(self);
+                Self::new(settings)
+            }
             _ => Ok(self),
         }
     }
@@ -145,8 +149,15 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         return run_as(settings, &image, made, started);
     }
     if let Some(dir) = &image.golden_dir {
-        // Without it each that claims this process finds out for itself, and says so.
-        made.golden = map_golden(&made.machine, &image, dir).map_err(|error| tracing::warn!(%error, "no golden memory")).ok();
+        match map_golden(&made.machine, &image, dir) {
+            Ok(base) => made.golden = Some(base),
+            Err(error) => {
+                // Whoever claims this process finds out for herself, and says so; with memory of which no part is mapped.
+                tracing::warn!(%error, "no golden memory");
+                drop(made);
+                made = Made::new(settings)?;
+            }
+        }
     }
     let unclaimed = |source| StartError::Io { what: "cannot be claimed".to_owned(), source };
     let claim = Standby::new(&settings.database).and_then(Standby::wait).map_err(unclaimed)?;
@@ -155,6 +166,8 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let settings = Settings { database: claim.database, storage_bytes: claim.storage_bytes, ..settings.clone() };
     settings.check().map_err(StartError::Usage)?;
     standby::log_to(&settings.database_dir().join("vmm.log")).map_err(unclaimed)?;
+    // The host may have slept since, which shifts what the guest would read.
+    made.machine.read_host_tsc()?;
     run_as(&settings, &image, made, started)
 }
 

@@ -48,7 +48,9 @@ impl Client {
             .http_status_as_error(false)
             .timeout_connect(Some(Duration::from_secs(5)))
             // A suspend waits for a statement; the server gives up before this.
-            .timeout_global(Some(settings.suspend_wait + settings.wake_timeout + Duration::from_secs(30)))
+            .timeout_global(Some(
+                settings.suspend_wait + settings.turn_timeout() + settings.wake_timeout + Duration::from_secs(30),
+            ))
             .build();
         Ok(Client { agent: config.into(), url, key: key.trim().to_string() })
     }

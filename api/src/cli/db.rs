@@ -146,7 +146,8 @@ fn wake_trace(client: &Client, args: &ServerArgs, which: &Which) -> Result<(), C
         println!("{trace}");
         return Ok(());
     }
-    println!("{} at {}", text(&trace, "kind")?, text(&trace, "at")?);
+    let whole = if trace["complete"] == true { "" } else { " (without the steps of a client's answer)" };
+    println!("{} at {}{whole}", text(&trace, "kind")?, text(&trace, "at")?);
     let steps = trace["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
     let cell = |step: &Value, name: &str| step[name].as_u64().unwrap_or_default().to_string();
     let rows = steps.iter().map(|step| {

@@ -76,8 +76,6 @@ fn backed_off(pause: Duration, failures: u32) -> Duration {
 const ASKED_AGAIN: Duration = Duration::from_millis(50);
 /// Least pause before the guest is asked again to say when it is idle.
 const IDLE_AGAIN: Duration = Duration::from_millis(100);
-/// How many times the time of a wake one may wait for its turn to start.
-const TURNS: u32 = 4;
 /// Longest pause between attempts of a database whose suspends fail.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// Failures in a row after which nobody who asked for a suspend is kept waiting for another attempt. The first
@@ -390,7 +388,7 @@ impl Actor {
             return None;
         }
         if due(&mut self.turn_deadline) {
-            let waited = (self.host.limits.wake_timeout * TURNS).as_secs_f64();
+            let waited = self.host.limits.turn_timeout.as_secs_f64();
             self.reason = Some(if self.host.turns.lacks_memory() {
                 format!("the server had too little memory left for {waited} s (setting host.memory_reserve_mib); try again")
             } else {
@@ -421,7 +419,7 @@ impl Actor {
         match effect {
             Effect::Spawn => {
                 self.reason = None;
-                self.turn_deadline = Some(Instant::now() + self.host.limits.wake_timeout * TURNS);
+                self.turn_deadline = Some(Instant::now() + self.host.limits.turn_timeout);
                 self.start_vm(None);
             }
             Effect::Kill => self.send_vm(VmCommand::Kill),

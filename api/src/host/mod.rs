@@ -184,6 +184,7 @@ pub struct Change {
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub wake_timeout: Duration,
+    pub turn_timeout: Duration,
     pub suspend_wait: Duration,
     pub wake_queue: usize,
 }
@@ -241,6 +242,7 @@ impl Host {
                 home,
                 limits: Limits {
                     wake_timeout: settings.wake_timeout,
+                    turn_timeout: settings.turn_timeout(),
                     suspend_wait: settings.suspend_wait,
                     wake_queue: settings.wake_queue,
                 },

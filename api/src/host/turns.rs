@@ -3,7 +3,8 @@
 //! When many databases are spoken to at the same moment, starting all of them together would make each slow and take all
 //! of the host's memory. So no more start at once than set, none while the host has less memory left than is kept free,
 //! and the next turn goes to the tenant who has waited longest since its last: a thousand databases of one tenant don't
-//! keep another's waiting. A tenant's own start in the order in which they asked.
+//! keep another's waiting, and no tenant has more than three quarters of the turns, which databases that hang may hold for
+//! long. A tenant's own start in the order in which they asked.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +33,9 @@ struct Shared {
 
 struct Queue {
     free: usize,
+    /// Turns that one tenant may have.
+    most_each: usize,
+    held: HashMap<TenantId, usize>,
     /// Tenants with somebody waiting, in the order of their turns.
     tenants: VecDeque<TenantId>,
     waiting: HashMap<TenantId, VecDeque<oneshot::Sender<Turn>>>,
@@ -44,7 +48,7 @@ struct Queue {
 /// The right to be starting a VM; over when it is dropped.
 pub struct Turn {
     /// Until it is over.
-    turns: Option<Turns>,
+    of: Option<(Turns, TenantId)>,
 }
 
 impl Turns {
@@ -56,6 +60,8 @@ impl Turns {
     fn with(at_once: usize, reserve: u64, available: fn() -> Option<u64>) -> Turns {
         let queue = Queue {
             free: at_once,
+            most_each: at_once - at_once / 4,
+            held: HashMap::new(),
             tenants: VecDeque::new(),
             waiting: HashMap::new(),
             looked_after: false,
@@ -69,11 +75,13 @@ impl Turns {
         let answer = {
             let mut queue = self.lock();
             let (sender, answer) = oneshot::channel();
-            let waiting = queue.waiting.entry(tenant.clone()).or_default();
-            waiting.push_back(sender);
-            if waiting.len() == 1 {
+            if !queue.waiting.contains_key(tenant) {
                 queue.tenants.push_back(tenant.clone());
             }
+            let waiting = queue.waiting.entry(tenant.clone()).or_default();
+            // Those who have left would only pile up while there are no turns.
+            while waiting.pop_front_if(|first| first.is_closed()).is_some() {}
+            waiting.push_back(sender);
             answer
         };
         self.give();
@@ -111,13 +119,15 @@ impl Turns {
                 }
                 return;
             }
-            let Some(next) = queue.next() else { return };
+            let Some((tenant, next)) = queue.next() else { return };
             queue.free -= 1;
+            *queue.held.entry(tenant.clone()).or_default() += 1;
             drop(queue);
-            if let Err(mut unwanted) = next.send(Turn { turns: Some(self.clone()) }) {
+            if let Err(mut unwanted) = next.send(Turn { of: Some((self.clone(), tenant)) })
+                && let Some((_, tenant)) = unwanted.of.take()
+            {
                 // Whoever waited has left just now. Not by dropping it, which would come back here.
-                unwanted.turns = None;
-                self.lock().free += 1;
+                self.lock().take_back(&tenant);
             }
         }
     }
@@ -141,20 +151,32 @@ impl Turns {
 }
 
 impl Queue {
-    /// Who is next, with that tenant's next turn put behind the others'.
-    fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
+    /// Who is next, with that tenant's next turn put behind the others'. Nobody, if all who wait have what they may have.
+    fn next(&mut self) -> Option<(TenantId, oneshot::Sender<Turn>)> {
         loop {
-            let tenant = self.tenants.pop_front()?;
+            let may_have = |tenant: &TenantId| self.held.get(tenant).is_none_or(|held| *held < self.most_each);
+            let at = self.tenants.iter().position(may_have)?;
+            let tenant = self.tenants.remove(at)?;
             let waiting = self.waiting.get_mut(&tenant)?;
             let next = waiting.pop_front();
             if waiting.is_empty() {
                 self.waiting.remove(&tenant);
             } else {
-                self.tenants.push_back(tenant);
+                self.tenants.push_back(tenant.clone());
             }
             // Who has left is passed over.
             if let Some(next) = next.filter(|next| !next.is_closed()) {
-                return Some(next);
+                return Some((tenant, next));
+            }
+        }
+    }
+
+    fn take_back(&mut self, tenant: &TenantId) {
+        self.free += 1;
+        if let Some(held) = self.held.get_mut(tenant) {
+            *held -= 1;
+            if *held == 0 {
+                self.held.remove(tenant);
             }
         }
     }
@@ -162,8 +184,8 @@ impl Queue {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(turns) = self.turns.take() {
-            turns.lock().free += 1;
+        if let Some((turns, tenant)) = self.of.take() {
+            turns.lock().take_back(&tenant);
             turns.give();
         }
     }
@@ -229,6 +251,19 @@ mod tests {
         assert_eq!(order, [false, true, false, true, false, false, false]);
         assert!(turns.lock().waiting.is_empty() && turns.lock().tenants.is_empty());
         assert_eq!(turns.lock().free, 1);
+    }
+
+    #[tokio::test]
+    async fn one_tenant_does_not_hold_all_turns() {
+        let turns = Turns::with(4, 0, plenty);
+        let (many, few) = (tenant(), tenant());
+        let held = [turns.take(&many).await, turns.take(&many).await, turns.take(&many).await];
+        let mut fourth = Box::pin(turns.take(&many));
+        assert!(futures_poll(fourth.as_mut()).await.is_none());
+        drop(tokio::time::timeout(Duration::from_secs(5), turns.take(&few)).await.unwrap());
+        drop(held);
+        drop(tokio::time::timeout(Duration::from_secs(5), fourth).await.unwrap());
+        assert!(turns.lock().held.is_empty() && turns.lock().free == 4);
     }
 
     #[tokio::test]

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::layout::Home;
-use super::pool::{MakeError, Waking};
+use super::pool::{MakeError, Taken, Waking};
 use super::process::{Process, Spec, last_cry, last_words, rotate, status};
 use super::socket::{connect, connect_when_there};
 use super::turns::Turn;
@@ -266,38 +266,46 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
         self.step("prepared");
         std::fs::create_dir_all(home.run_of(&id)).map_err(|e| format!("{}: {e}", home.run_of(&id).display()))?;
-        let taken = tokio::select! {
-            taken = self.context.host.pool.take(&self.context.spec) => taken,
-            () = killed(&mut self.commands) => return Ok(None),
-        };
-        let mut process = match taken {
-            Ok((process, at)) => {
-                self.steps.push(("spawned".to_owned(), at));
-                process
-            }
-            Err(MakeError::Ended(status)) => return self.ended_early(Some(status)).await,
-            Err(error) => return Err(error.to_string()),
-        };
         let folder = home.run_of(&id);
-        // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
-        tokio::select! {
-            biased;
-            stream = connect_when_there(&folder, "vm.ctl") => match stream {
-                Ok(stream) => {
-                    self.step("connected");
-                    Ok(Some((stream, process)))
+        let mut tried = false;
+        loop {
+            let taken = tokio::select! {
+                taken = self.context.host.pool.take(&self.context.spec) => taken,
+                () = killed(&mut self.commands) => return Ok(None),
+            };
+            let Taken { mut process, at, stood_by } = match taken {
+                Ok(taken) => taken,
+                Err(MakeError::Ended(status)) => return self.ended_early(Some(status)).await,
+                Err(error) => return Err(error.to_string()),
+            };
+            self.steps.push(("spawned".to_owned(), at));
+            // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
+            tokio::select! {
+                biased;
+                stream = connect_when_there(&folder, "vm.ctl") => return match stream {
+                    Ok(stream) => {
+                        self.step("connected");
+                        Ok(Some((stream, process)))
+                    }
+                    Err(e) => {
+                        process.kill();
+                        process.gone().await;
+                        Err(format!("the VMM's control socket cannot be reached: {e}"))
+                    }
+                },
+                status = process.gone() => {
+                    // Killed while it stood by, and its end of the socket still took the claim.
+                    if stood_by && !tried && status.is_some_and(|status| status.code().is_none()) {
+                        tried = true;
+                        continue;
+                    }
+                    return self.ended_early(status).await;
                 }
-                Err(e) => {
+                () = killed(&mut self.commands) => {
                     process.kill();
                     process.gone().await;
-                    Err(format!("the VMM's control socket cannot be reached: {e}"))
+                    return Ok(None);
                 }
-            },
-            status = process.gone() => self.ended_early(status).await,
-            () = killed(&mut self.commands) => {
-                process.kill();
-                process.gone().await;
-                Ok(None)
             }
         }
     }

@@ -132,6 +132,11 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Longest that a wake may wait for its turn to start.
+    pub fn turn_timeout(&self) -> Duration {
+        self.wake_timeout * 4
+    }
+
     /// Reads all layers and checks every value.
     pub fn load(sources: &Sources) -> Result<Settings, SettingsError> {
         let (values, plans) = source::resolve(sources)?;

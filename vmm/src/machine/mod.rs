@@ -91,6 +91,11 @@ impl Machine {
         Ok(Self { vcpu, ram, tsc_khz, identity, vm })
     }
 
+    /// Makes the guest read the host's TSC, as it does at first.
+    pub fn read_host_tsc(&self) -> Result<(), MachineError> {
+        raw::set_tsc_to_host(&self.vcpu)
+    }
+
     /// Has the SEND doorbell wake whoever waits for `counter`.
     pub fn send_wakes(&self, counter: impl AsFd) -> Result<(), MachineError> {
         raw::signal_at(&self.vm, DOORBELL + doorbell::SEND, counter)

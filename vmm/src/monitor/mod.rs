@@ -388,8 +388,10 @@ impl Monitor {
                         // The guest may run again and ring before this thread has noticed.
                         if self.send.wait(self.pace.tick) {
                             self.send.clear();
+                            // Looked at with the lock held: nothing may move while a snapshot is written.
+                            let mut io = self.io();
                             if self.phase() == Phase::Running {
-                                self.turn(&mut self.io());
+                                self.turn(&mut io);
                             }
                         }
                         continue;

@@ -40,6 +40,10 @@ const PLACEHOLDER: &str = "db_standing-by---------";
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After a failure none is made beforehand for so long.
 const PAUSE: Duration = Duration::from_secs(10);
+/// After one that stood by has ended, none is made for so long: what ended it may end the next.
+const RESPITE: Duration = Duration::from_secs(1);
+/// How long those that stand by may take to end when they are let go.
+const GOODBYE: Duration = Duration::from_secs(2);
 /// A wake that has just succeeded still owes its first answer.
 const QUIET: Duration = Duration::from_millis(10);
 /// Size at which the log of those that stand by is rotated, in bytes.
@@ -111,16 +115,20 @@ impl Start {
         own.set_nonblocking(true)?;
         let mut stream = UnixStream::from_std(own)?;
         let mut said = [0; dormouse_vmm::standby::READY.len()];
-        match stream.read_exact(&mut said).await {
-            Ok(_) => Ok(Standby { child, stream: Arc::new(stream) }),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
-            Err(error) => Err(error.into()),
+        match tokio::time::timeout(PATIENCE, stream.read_exact(&mut said)).await {
+            Ok(Ok(_)) => Ok(Standby { child, stream: Arc::new(stream) }),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => {
+                child.start_kill()?;
+                Err(io::Error::from(io::ErrorKind::TimedOut).into())
+            }
         }
     }
 }
 
 impl Standby {
-    /// Tells it whose it is; with the time before that, from which on it may be at work.
+    /// Tells it whose it is.
     fn claim(self, spec: &Spec) -> io::Result<(Process, u64)> {
         let at = monotonic_us();
         let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20});
@@ -168,7 +176,18 @@ struct State {
     begun: u64,
     /// VMMs put on a shelf so far.
     number: u64,
+    /// One that stood by has ended by itself.
+    lost: bool,
     closed: bool,
+}
+
+/// A VMM that is a database's now.
+pub struct Taken {
+    pub process: Process,
+    /// Just before it was told so, from when on it may be at work; µs, monotonic.
+    pub at: u64,
+    /// It was made beforehand.
+    pub stood_by: bool,
 }
 
 /// A wake under way: while it is held, nothing is made beforehand.
@@ -184,7 +203,7 @@ impl Drop for Waking {
 impl Pool {
     /// `most` stand by at once.
     pub fn new(start: Start, most: usize) -> Pool {
-        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, closed: false };
+        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, lost: false, closed: false };
         let shared = Shared { start, state: Mutex::new(state), changed: Notify::new() };
         Pool { shared: Arc::new(shared), keeper: OnceLock::new() }
     }
@@ -209,21 +228,22 @@ impl Pool {
         Waking(self.shared.clone())
     }
 
-    /// A VMM for this database: one that stands by, or one made now; and when it was claimed (µs, monotonic). What the
-    /// latter has to say before it is the database's goes to the database's log.
-    pub async fn take(&self, spec: &Spec) -> Result<(Process, u64), MakeError> {
+    /// A VMM for this database: one that stands by, or one made now. What the latter has to say before it is the database's
+    /// goes to the database's log.
+    pub async fn take(&self, spec: &Spec) -> Result<Taken, MakeError> {
         let kind = Kind::of(spec);
         loop {
             let Some(shelved) = self.shared.lock().shelves.take(&kind, Instant::now()) else { break };
             match shelved.standby.claim(spec) {
-                Ok(taken) => return Ok(taken),
+                Ok((process, at)) => return Ok(Taken { process, at, stood_by: true }),
                 // Why it has ended stands in its log.
                 Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
             }
         }
         let start = &self.shared.start;
         let made = start.make(&kind, spec.id.as_str(), &start.home.vmm_log(&spec.id)).await?;
-        Ok(made.claim(spec)?)
+        let (process, at) = made.claim(spec)?;
+        Ok(Taken { process, at, stood_by: false })
     }
 
     /// How many stand by.
@@ -233,11 +253,18 @@ impl Pool {
 
     /// Lets all go and waits until they have ended; none is made beforehand any more.
     pub async fn close(&self) {
-        for shelved in self.shared.close() {
-            let mut child = shelved.end();
-            if tokio::time::timeout(PATIENCE, child.wait()).await.is_err() {
-                tracing::warn!(pid = child.id(), "a VMM that stood by does not end");
+        let mut children: Vec<Child> = self.shared.close().into_iter().map(Shelved::end).collect();
+        let all = async {
+            for child in &mut children {
+                let _ = child.wait().await;
             }
+        };
+        if tokio::time::timeout(GOODBYE, all).await.is_err() {
+            for child in &mut children {
+                // Those that have ended are not found any more.
+                let _ = child.start_kill();
+            }
+            tracing::warn!("VMMs that stood by did not end by themselves and were killed");
         }
     }
 }
@@ -265,6 +292,12 @@ impl Shared {
         let mut state = self.lock();
         state.closed = true;
         state.shelves.clear()
+    }
+
+    /// The kind of which the next is to be made; none once all have been let go.
+    fn next(&self) -> Option<Kind> {
+        let mut state = self.lock();
+        if state.closed { None } else { state.shelves.next(Instant::now()) }
     }
 
     /// Returns once no wake has been under way for a moment.
@@ -296,7 +329,11 @@ impl Shared {
         let watch = tokio::spawn(async move {
             // Whatever is to be read now is its end, or something it should not have said.
             while stream.readable().await.is_ok() && would_block(stream.try_read(&mut [0])) {}
-            shared.lock().shelves.discard(|shelved| shelved.number == number);
+            tracing::warn!("a VMM that stood by has ended");
+            let mut state = shared.lock();
+            state.lost = true;
+            state.shelves.discard(|shelved| shelved.number == number);
+            drop(state);
             shared.changed.notify_one();
         });
         state.shelves.put(kind, Shelved { number, standby, _watch: Watch(watch.abort_handle()) });
@@ -322,14 +359,20 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
             }
         }
         shared.quiet().await;
-        let wanted = shared.lock().shelves.next(Instant::now());
-        let Some(kind) = wanted.filter(|_| has_memory()) else {
+        if std::mem::take(&mut shared.lock().lost) {
+            tokio::time::sleep(RESPITE).await;
+            continue;
+        }
+        let wanted = has_memory().then(|| shared.next()).flatten();
+        let Some(kind) = wanted else {
+            if shared.lock().closed {
+                return;
+            }
             let _ = tokio::time::timeout(ROUND, shared.changed.notified()).await;
             continue;
         };
         rotate(&log, LOG_LIMIT);
-        let made = tokio::time::timeout(PATIENCE, shared.start.make(&kind, PLACEHOLDER, &log)).await;
-        match made.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
+        match shared.start.make(&kind, PLACEHOLDER, &log).await {
             Ok(standby) => shared.put(&kind, standby),
             Err(error) => {
                 tracing::warn!(%error, image = kind.image, log = %log.display(), "no VMM can be made ready beforehand; each is made when it is needed");
