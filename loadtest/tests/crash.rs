@@ -385,8 +385,6 @@ fn a_vm_killed_at_each_named_step_loses_nothing() {
         "DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT",
         at.display()
     ));
-    // Each is started for a wake: one that stood by would have been before the step was named.
-    server.set(&[("DORMOUSE_HOST_STANDBY_VMS", 0)]);
     server.run();
     let mut ledger = Ledger::open(&server);
     for step in dormouse_vmm::crash::STEPS {

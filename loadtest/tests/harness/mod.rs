@@ -214,6 +214,8 @@ impl Server {
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let program = program.into_os_string().into_string().unwrap();
         self.settings.push(("DORMOUSE_HOST_VMM_PROGRAM", program));
+        // Each is started for a wake: one that stood by would have read these lines before, and for no database yet.
+        self.set(&[("DORMOUSE_HOST_STANDBY_VMS", 0)]);
     }
 
     /// `dormouse` with this server's settings.
