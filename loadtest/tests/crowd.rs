@@ -39,13 +39,8 @@ fn together<T: Send>(count: usize, each: impl Fn(usize) -> T + Sync) -> Vec<T> {
 }
 
 fn server(settings: &[(&'static str, u64)]) -> Option<Server> {
-    harness::have_kvm().then(|| {
-        let mut server = Server::prepare();
-        server.set(&[("DORMOUSE_PLANS_FREE_DATABASES", 1 << 20)]);
-        server.set(settings);
-        server.run();
-        server
-    })
+    let many = ("DORMOUSE_PLANS_FREE_DATABASES", 1 << 20);
+    harness::have_kvm().then(|| Server::start_with(&[&[many], settings].concat()))
 }
 
 fn since_1970() -> f64 {

@@ -265,8 +265,8 @@ impl<F: Fn(VmEvent)> Life<F> {
             self.context.spec.memory_mib = saved;
         }
         self.step("prepared");
-        std::fs::create_dir_all(home.run_of(&id)).map_err(|e| format!("{}: {e}", home.run_of(&id).display()))?;
         let folder = home.run_of(&id);
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut tried = false;
         loop {
             let taken = tokio::select! {

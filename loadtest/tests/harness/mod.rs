@@ -129,9 +129,7 @@ pub fn session() -> Option<(Server, Created, Client)> {
 /// The same with settings of the server's own, such as a plan's limits.
 pub fn session_with(settings: &[(&'static str, u64)]) -> Option<(Server, Created, Client)> {
     have_kvm().then(|| {
-        let mut server = Server::prepare();
-        server.set(settings);
-        server.run();
+        let server = Server::start_with(settings);
         let created = server.create();
         with_session((server, created))
     })
@@ -152,7 +150,13 @@ fn free_port() -> u16 {
 
 impl Server {
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// With settings of the server's own, such as a plan's limits.
+    pub fn start_with(settings: &[(&'static str, u64)]) -> Self {
         let mut server = Self::prepare();
+        server.set(settings);
         server.run();
         server
     }
