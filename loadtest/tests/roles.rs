@@ -346,11 +346,15 @@ fn guesses_of_passwords_and_roles_are_limited() {
 #[test]
 fn guesses_of_cancel_keys_are_limited() {
     let limit = [("DORMOUSE_POOLER_CANCEL_GUESSES", 3)];
-    let Some((server, _created, mut client)) = harness::session_with(&limit) else {
+    let Some((server, created, mut client)) = harness::session_with(&limit) else {
         return;
     };
-    let cancel = |client: &mut Client| {
-        client.send("select pg_sleep(2)").unwrap();
+    let mut watcher = created.connect().unwrap();
+    let mut cancel = |client: &mut Client| {
+        client.send("select pg_sleep(5)").unwrap();
+        // A cancel that comes before its query, over another connection, cancels nothing.
+        let running = "select count(*) from pg_stat_activity where state = 'active' and query = 'select pg_sleep(5)'";
+        harness::until("it sleeps", || watcher.value(running).unwrap() == "1");
         client.canceller().cancel().unwrap();
         client
             .finish()
