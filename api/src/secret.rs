@@ -7,12 +7,14 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 
 /// The system's random generator did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -104,12 +106,14 @@ pub fn load_or_create(path: &Path, new: impl FnOnce() -> Result<String, RandomEr
 
 /// HMAC-SHA-256.
 pub fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
-    // HMAC takes a key of any length; the error type is there for other constructions.
+    keyed(key).chain_update(message).finalize().into_bytes().into()
+}
+
+/// HMAC-SHA-256 of a key, to be cloned where many messages have the same: half of the work is in the key.
+fn keyed(key: &[u8]) -> Hmac<Sha256> {
     match Hmac::<Sha256>::new_from_slice(key) {
-        Ok(mut mac) => {
-            mac.update(message);
-            mac.finalize().into_bytes().into()
-        }
+        Ok(mac) => mac,
+        // The error type is there for other constructions.
         Err(_) => unreachable!("HMAC takes a key of any length"),
     }
 }
@@ -118,6 +122,30 @@ pub fn hmac(key: &[u8], message: &[u8]) -> [u8; 32] {
 /// rounds would add cost to every login and nothing to guess against.
 const SCRAM_ITERATIONS: u32 = 4096;
 
+/// Passwords being hashed at once: half a millisecond of a core each, so no more than there are cores to spare from others'
+/// wakes.
+static HASHING: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from)));
+
+/// Why no password was made.
+#[derive(Debug, thiserror::Error)]
+pub enum PasswordError {
+    #[error(transparent)]
+    Random(#[from] RandomError),
+    #[error("the hashing of a password was interrupted")]
+    Interrupted,
+}
+
+/// A random password and its verifier, hashed on a thread that nobody's wake runs on.
+pub async fn password_and_verifier() -> Result<(String, String), PasswordError> {
+    let password = new_password()?;
+    let hashed = password.clone();
+    // It is never closed.
+    let _turn = HASHING.acquire().await.map_err(|_| PasswordError::Interrupted)?;
+    let made = tokio::task::spawn_blocking(move || scram_verifier(&hashed)).await;
+    Ok((password, made.map_err(|_| PasswordError::Interrupted)??))
+}
+
 /// The SCRAM-SHA-256 verifier of a password, in the form of `pg_authid.rolpassword` (RFC 5803). The password is
 /// taken as it is, which is right for ASCII: SASLprep does not change it.
 pub fn scram_verifier(password: &str) -> Result<String, RandomError> {
@@ -125,12 +153,14 @@ pub fn scram_verifier(password: &str) -> Result<String, RandomError> {
 }
 
 fn scram_verifier_with(password: &str, salt: &[u8], iterations: u32) -> String {
+    let keyed = keyed(password.as_bytes());
+    let rounds = |message: &[u8]| -> [u8; 32] { keyed.clone().chain_update(message).finalize().into_bytes().into() };
     let mut block = salt.to_vec();
     block.extend_from_slice(&1u32.to_be_bytes());
-    let mut u = hmac(password.as_bytes(), &block);
+    let mut u = rounds(&block);
     let mut salted = u;
     for _ in 1..iterations {
-        u = hmac(password.as_bytes(), &u);
+        u = rounds(&u);
         salted.iter_mut().zip(u).for_each(|(s, u)| *s ^= u);
     }
     let stored = Sha256::digest(hmac(&salted, b"Client Key"));

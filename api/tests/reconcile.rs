@@ -103,18 +103,19 @@ fn what_was_being_made_is_undone_and_what_was_being_deleted_is_finished() -> Tes
         let id = DatabaseId::random().unwrap();
         let tenant = TenantId::default_tenant();
         let new = NewDatabase {
-            id: &id,
-            tenant: &tenant,
-            name: "made",
-            plan: "free",
+            id: id.clone(),
+            tenant,
+            name: "made".into(),
+            state: State::Creating,
+            plan: "free".into(),
             plan_databases: 10,
             pg_version: 17,
-            image: "0123456789abcdef",
+            image: "0123456789abcdef".into(),
             cool_down_ms: None,
-            role: "app",
-            verifier: "x",
+            role: "app".into(),
+            verifier: "x".into(),
         };
-        w.metadata.create_database(&new).await.unwrap();
+        w.metadata.create_database(new).await.unwrap();
         std::fs::create_dir_all(dir.path().join("databases").join(id.as_str()).join("layer")).unwrap();
         let deleted = w.create("deleted").await;
         deleted.wake().await;
@@ -170,6 +171,79 @@ fn rows_at_work_without_a_vm_rest_as_their_files_say() -> Test {
             states.push(w.database(id).state().await.unwrap());
         }
         assert_eq!(states, [State::Suspended, State::Stopped, State::Suspended]);
+    });
+    Ok(())
+}
+
+#[test]
+fn a_database_that_was_answered_for_is_there_after_a_crash_without_any_file() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (ids, gone) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let mut ids = Vec::new();
+        for name in ["a", "b", "c"] {
+            ids.push(w.create(name).await.id.clone());
+        }
+        let gone = w.create("gone").await.id.clone();
+        w.host.delete(&gone).await.unwrap();
+        (ids, gone)
+    });
+    assert_eq!(std::fs::read_dir(dir.path().join("databases"))?.count(), 0);
+    assert!(ids.iter().all(|id| !dir.path().join("run").join(id.as_str()).exists()));
+    killed(async || {
+        let w = World::unreconciled(dir.path(), &[]).await;
+        assert_eq!(w.host.reconcile().await.unwrap(), Default::default());
+        assert_eq!(w.database(&gone).state().await, None);
+        let [a, b, c] = [0, 1, 2].map(|n| w.database(&ids[n]));
+        assert_eq!(a.state().await, Some(State::Suspended));
+        // Each is used as any other.
+        a.wake().await;
+        assert!(a.has("layer"));
+        assert!(w.metadata.database(&a.id).await.unwrap().unwrap().has_files);
+        w.host.suspend(&b.id).await.unwrap();
+        w.host.restart(&b.id, true).await.unwrap();
+        w.host.delete(&c.id).await.unwrap();
+        assert_eq!(c.state().await, None);
+        w.host.shut_down().await;
+    });
+    Ok(())
+}
+
+#[test]
+fn a_first_wake_that_a_crash_cut_short_is_made_again() -> Test {
+    let dir = tempfile::tempdir()?;
+    killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let db = w.create("a").await;
+        // Of the folders, one; of the row's note, nothing.
+        std::fs::create_dir(db.folder()).unwrap();
+        db.wake().await;
+        assert!(w.metadata.database(&db.id).await.unwrap().unwrap().has_files);
+        w.host.shut_down().await;
+    });
+    Ok(())
+}
+
+/// Such as where the disk with the data was not mounted: it must not come up empty.
+#[test]
+fn a_database_whose_files_are_gone_is_not_taken_for_a_new_one() -> Test {
+    let dir = tempfile::tempdir()?;
+    killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let db = w.create("a").await;
+        db.wake().await;
+        w.host.suspend(&db.id).await.unwrap();
+        until("asleep", async || w.host.at_work() == 0).await;
+        let aside = dir.path().join("aside");
+        std::fs::rename(db.folder(), &aside).unwrap();
+        let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+        assert!(error.contains("its files are gone"), "{error}");
+        assert!(!db.folder().exists());
+        std::fs::rename(&aside, db.folder()).unwrap();
+        db.wake().await;
+        std::fs::remove_dir_all(db.folder()).unwrap();
+        w.host.delete(&db.id).await.unwrap();
+        assert_eq!(db.state().await, None);
     });
     Ok(())
 }

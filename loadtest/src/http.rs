@@ -1,6 +1,7 @@
-//! HTTP/1.1 as far as a JSON API on loopback needs it: one request a connection, the answer read to its end.
+//! HTTP/1.1 as far as a JSON API on loopback needs it: one request a connection, the answer read to its end; or many on a
+//! connection that is kept.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -49,28 +50,71 @@ pub fn request(
     headers: &[(&str, &str)],
     body: &str,
 ) -> Result<Response, HttpError> {
-    let place = base
-        .strip_prefix("http://")
-        .ok_or_else(|| HttpError::Scheme(base.to_owned()))?
-        .trim_end_matches('/');
-    let io = |source| HttpError::Io {
-        place: place.to_owned(),
-        source,
-    };
-    let mut stream = TcpStream::connect(place).map_err(io)?;
-    stream.set_nodelay(true).map_err(io)?;
-    stream
-        .set_read_timeout(Some(limit(READ_TIMEOUT)))
-        .map_err(io)?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nhost: {place}\r\nconnection: close\r\n");
-    for (name, value) in headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    head.push_str(&format!("content-length: {}\r\n\r\n{body}", body.len()));
-    stream.write_all(head.as_bytes()).map_err(io)?;
+    let mut connection = Connection::open(base)?;
+    let headers: Vec<_> = [("connection", "close")].iter().chain(headers).copied().collect();
+    connection.send(method, path, &headers, body)?;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).map_err(io)?;
+    let read = connection.stream.read_to_end(&mut answer);
+    read.map_err(|source| connection.failed(source))?;
     parse(&answer)
+}
+
+/// A connection for many requests, one after another.
+pub struct Connection {
+    place: String,
+    stream: BufReader<TcpStream>,
+}
+
+impl Connection {
+    pub fn open(base: &str) -> Result<Self, HttpError> {
+        let place = base
+            .strip_prefix("http://")
+            .ok_or_else(|| HttpError::Scheme(base.to_owned()))?
+            .trim_end_matches('/');
+        let open = || {
+            let stream = TcpStream::connect(place)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(limit(READ_TIMEOUT)))?;
+            Ok(BufReader::new(stream))
+        };
+        Ok(Self {
+            stream: open().map_err(|source| HttpError::Io { place: place.to_owned(), source })?,
+            place: place.to_owned(),
+        })
+    }
+
+    fn failed(&self, source: std::io::Error) -> HttpError {
+        HttpError::Io { place: self.place.clone(), source }
+    }
+
+    fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Result<(), HttpError> {
+        let mut text = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.place);
+        for (name, value) in headers {
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text.push_str(&format!("content-length: {}\r\n\r\n{body}", body.len()));
+        let sent = self.stream.get_mut().write_all(text.as_bytes());
+        sent.map_err(|source| self.failed(source))
+    }
+
+    /// One request; its answer must tell its length.
+    pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Response, HttpError> {
+        self.send(method, path, headers, body)?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let read = self.stream.read_until(b'\n', &mut answer);
+            if read.map_err(|source| self.failed(source))? == 0 {
+                break;
+            }
+        }
+        let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        let begun = answer.len();
+        answer.resize(begun + length.unwrap_or(0), 0);
+        let read = self.stream.read_exact(&mut answer[begun..]);
+        read.map_err(|source| self.failed(source))?;
+        parse(&answer)
+    }
 }
 
 fn parse(answer: &[u8]) -> Result<Response, HttpError> {

@@ -1,7 +1,7 @@
 //! What makes Dormouse's numbers, and the harness under its integration tests.
 //!
 //! ```text
-//!  wake · speed · steady · footprint · smoke   one file or folder a sub-command
+//!  wake · speed · steady · footprint · smoke · scale   one file or folder a sub-command
 //!        │
 //!  rest ─┼─ client ── message, scram   REST and PostgreSQL's protocol, raw on both sides
 //!   vm ──┼─ native ── pgbouncer        PostgreSQL of `make oracle`, the yardstick, and its pooler
@@ -23,8 +23,10 @@ pub mod native;
 pub mod patience;
 pub mod pgbench;
 pub mod pgbouncer;
+pub mod plot;
 pub mod report;
 pub mod rest;
+pub mod scale;
 pub mod scram;
 pub mod smoke;
 pub mod speed;

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use dormouse_loadtest::report::Report;
 use dormouse_loadtest::rest::Rest;
 use dormouse_loadtest::wake::Counts;
-use dormouse_loadtest::{footprint, smoke, speed, steady, wake};
+use dormouse_loadtest::{footprint, scale, smoke, speed, steady, wake};
 use serde::Serialize;
 
 /// Measures a running Dormouse server, against native PostgreSQL where there is something to compare.
@@ -67,6 +67,8 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         databases: usize,
     },
+    /// Creates, lists, gets, wakes, memory and start of a server of its own with up to a million databases.
+    Scale(scale::Plan),
 }
 
 fn main() -> ExitCode {
@@ -86,8 +88,12 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         oracle,
         json,
     } = &cli.server;
+    if let Command::Scale(plan) = cli.command {
+        return finish(json, scale::run(home, plan)?, scale::Scale::print);
+    }
     let rest = Rest::open(api, &home.join("admin.key"))?;
     match cli.command {
+        Command::Scale(_) => Ok(()),
         Command::Wake {
             samples,
             slow_samples,

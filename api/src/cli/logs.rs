@@ -38,9 +38,6 @@ pub fn run(settings: &Settings, server: &ServerArgs, args: LogsArgs) -> Result<E
     let none = || CliError::Said(format!("there is no database {id} in {}", home.root().display()));
     let id = DatabaseId::parse(&id).ok_or_else(none)?;
     let path = if args.vmm { home.vmm_log(&id) } else { home.console_log(&id) };
-    if !home.database(&id).exists() {
-        return Err(none());
-    }
     if args.follow {
         let error = std::process::Command::new("tail").args(["-n", "+1", "-F", "--"]).arg(&path).exec();
         return Err(CliError::Io { what: "tail".into(), source: error });

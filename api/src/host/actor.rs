@@ -32,6 +32,8 @@ pub struct Facts {
     pub memory_mib: u64,
     pub storage_mib: u64,
     pub cool_down_ms: u64,
+    /// As its row said: its folders must be there.
+    pub has_files: bool,
 }
 
 /// What others ask of an actor.
@@ -484,6 +486,7 @@ impl Actor {
             },
             pg_version: self.facts.pg_version,
             tenant: self.facts.tenant.clone(),
+            has_files: self.facts.has_files,
             since: self.host.since,
         };
         if adopted.is_some() {

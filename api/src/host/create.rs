@@ -1,16 +1,14 @@
-//! Creating a database: a row, a folder, and nothing else.
+//! Creating a database: a row, and nothing else.
 //!
 //! It is a clone of its image's golden snapshot that has not been woken, so it is made `suspended` (or `stopped`
-//! if the image has no golden snapshot of its size), and its first use is an ordinary wake.
-
-use std::fs;
-use std::io;
+//! if the image has no golden snapshot of its size), and its first use is an ordinary wake, which makes its folders
+//! ([`super::folders`]). The row is on disk before the create is answered.
 
 use super::machine::Rest;
 use super::{GUEST_ROLE, Host, State};
 use crate::identity::{DatabaseId, TenantId};
 use crate::metadata::{self, DatabaseRow, MetadataError, NewDatabase};
-use crate::secret::{RandomError, new_password, scram_verifier};
+use crate::secret::{PasswordError, RandomError, password_and_verifier};
 use crate::settings::Plan;
 
 /// What a create asks for; names and numbers have been checked.
@@ -50,10 +48,10 @@ pub enum CreateError {
     DiskFull,
     #[error("the server is shutting down")]
     ShuttingDown,
-    #[error("its folder cannot be made: {0}")]
-    Folder(io::Error),
     #[error(transparent)]
     Random(#[from] RandomError),
+    #[error(transparent)]
+    Password(#[from] PasswordError),
     #[error(transparent)]
     Metadata(MetadataError),
 }
@@ -90,45 +88,26 @@ impl Host {
             }
         };
         let id = DatabaseId::random()?;
-        let password = new_password()?;
-        let verifier = {
-            let password = password.clone();
-            // Milliseconds of hashing: not on a thread that others' wakes run on.
-            let made = tokio::task::spawn_blocking(move || scram_verifier(&password)).await;
-            made.map_err(|e| CreateError::Folder(io::Error::other(e)))??
-        };
+        let (password, verifier) = password_and_verifier().await?;
+        let rest = inner.home.rest(&id, &image, plan.memory_mib);
         let new = NewDatabase {
-            id: &id,
-            tenant: create.tenant,
-            name: create.name,
-            plan: create.plan,
+            id: id.clone(),
+            tenant: create.tenant.clone(),
+            name: create.name.to_owned(),
+            state: if rest == Rest::Suspended { State::Suspended } else { State::Stopped },
+            plan: create.plan.to_owned(),
             plan_databases: plan.databases,
             pg_version,
-            image: &image,
+            image: image.clone(),
             cool_down_ms: create.cool_down_ms,
-            role: GUEST_ROLE,
-            verifier: &verifier,
+            role: GUEST_ROLE.to_owned(),
+            verifier,
         };
-        let mut row = inner.metadata.create_database(&new).await.map_err(|e| match e {
+        let row = inner.metadata.create_database(new).await.map_err(|e| match e {
             metadata::CreateError::NameTaken => CreateError::NameTaken,
             metadata::CreateError::PlanFull => CreateError::PlanFull(plan.databases),
             metadata::CreateError::Metadata(e) => e.into(),
         })?;
-        let made = self.make_folders(&id);
-        let rest = inner.home.rest(&id, &image, plan.memory_mib);
-        row.state = if rest == Rest::Suspended { State::Suspended } else { State::Stopped };
-        let done = match made {
-            Ok(()) => inner.metadata.set_state(&id, row.state, None).await.map_err(CreateError::from),
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => Err(CreateError::DiskFull),
-            Err(e) => Err(CreateError::Folder(e)),
-        };
-        if let Err(error) = done {
-            // Undone here if it can be, else by the reconciler: the row says `creating`.
-            if let Err(left) = inner.remove_database(&id).await {
-                tracing::warn!(database = %id, left, "a create that failed is undone at the next start");
-            }
-            return Err(error);
-        }
         let facts = super::Facts {
             id: id.clone(),
             tenant: row.tenant.clone(),
@@ -139,22 +118,11 @@ impl Host {
             memory_mib: plan.memory_mib,
             storage_mib: plan.storage_mib,
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
+            has_files: false,
         };
-        inner.event(&id, super::EventKind::Created, None);
+        // Written with its row.
+        inner.metrics.events[super::EventKind::Created as usize].add(1);
         inner.announce(&facts, Some(row.state), None);
         Ok(Created { row, password })
-    }
-
-    /// The folders, on disk: a database that was answered for is there after a power cut.
-    fn make_folders(&self, id: &DatabaseId) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        let home = &self.inner.home;
-        let folder = home.database(id);
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder.join("layer"))?;
-        fs::create_dir_all(home.run_of(id))?;
-        for folder in [folder.as_path(), &home.databases()] {
-            fs::File::open(folder)?.sync_all()?;
-        }
-        Ok(())
     }
 }

@@ -16,6 +16,7 @@ mod actor;
 pub mod control;
 mod create;
 mod event;
+mod folders;
 mod image;
 pub mod layout;
 pub mod machine;
@@ -588,6 +589,7 @@ impl Inner {
             memory_mib: plan.memory_mib,
             storage_mib: plan.storage_mib,
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
+            has_files: row.has_files,
         };
         let mut actors = self.lock_actors();
         if let Some(actor) = actors.get(&row.id) {

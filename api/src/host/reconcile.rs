@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a VM that answers on `vm.ctl`, its database known | adopted: it goes on as if nothing had happened, but for the sessions, whose clients are gone |
 //! | a VM that does not answer, or whose database is unknown or being deleted | killed; the data directory is the truth |
-//! | a row `creating` | undone: nobody was told its password |
+//! | a row `creating` (of an older server; now a create is one transaction) | undone: nobody was told its password |
 //! | a row `deleting` | finished |
 //! | a row in any other state of work, without a VM | at rest, as its files say |
 //! | a folder without a row | reported, not touched: it may be a restore under way |
@@ -12,6 +12,7 @@
 use std::fs;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::net::UnixStream;
 
 use super::machine::{Phase, Rest};
@@ -31,6 +32,10 @@ pub struct Reconciled {
     pub rested: usize,
 }
 
+/// Rows that are settled at once.
+const AT_ONCE: usize = 64;
+/// Folders whose rows are looked up at once.
+const LOOKED_UP: usize = 500;
 /// How long a killed VM may take to go. SIGKILL needs no consent; this bounds a machine in trouble.
 const KILL_TIME: Duration = Duration::from_secs(10);
 
@@ -41,10 +46,22 @@ impl Host {
         for (pid, id) in self.vms_left() {
             self.settle_vm(pid, &id, &mut done).await?;
         }
-        for row in self.inner.metadata.databases_at_work().await? {
-            self.settle_row(&row, &mut done).await?;
+        // Many at once: their writes share transactions.
+        let rows = self.inner.metadata.databases_at_work().await?;
+        let mut settled = stream::iter(rows.iter().map(|row| self.settle_row(row))).buffer_unordered(AT_ONCE);
+        while let Some(one) = settled.try_next().await? {
+            done.undone += one.undone;
+            done.deleted += one.deleted;
+            done.rested += one.rested;
         }
-        self.report_strays().await?;
+        drop(settled);
+        // It only reports, and with many folders it takes a while: nobody waits for it.
+        let host = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = host.report_strays().await {
+                tracing::warn!(%error, "folders of no known database could not be looked for");
+            }
+        });
         self.inner.keep_ready();
         Ok(done)
     }
@@ -82,7 +99,8 @@ impl Host {
         (process.pid() == Some(pid)).then_some((stream, process))
     }
 
-    async fn settle_row(&self, row: &DatabaseRow, done: &mut Reconciled) -> Result<(), MetadataError> {
+    async fn settle_row(&self, row: &DatabaseRow) -> Result<Reconciled, MetadataError> {
+        let mut done = Reconciled::default();
         let inner = &self.inner;
         match row.state {
             State::Creating | State::Deleting => {
@@ -94,9 +112,9 @@ impl Host {
                         inner.metadata.set_state(&row.id, State::Deleting, Some(&reason)).await?;
                     }
                 }
-                return Ok(());
+                return Ok(done);
             }
-            _ if inner.lock_actors().contains_key(&row.id) => return Ok(()),
+            _ if inner.lock_actors().contains_key(&row.id) => return Ok(done),
             _ => {}
         }
         let rest = inner.home.rest(&row.id, &row.image, inner.plan_of(&row.plan).memory_mib);
@@ -106,15 +124,23 @@ impl Host {
         };
         inner.metadata.set_state(&row.id, state, message).await?;
         done.rested += 1;
-        Ok(())
+        Ok(done)
     }
 
     async fn report_strays(&self) -> Result<(), MetadataError> {
-        let Ok(entries) = fs::read_dir(self.inner.home.databases()) else { return Ok(()) };
-        for entry in entries.flatten() {
-            let Some(id) = entry.file_name().to_str().and_then(DatabaseId::parse) else { continue };
-            if self.inner.metadata.database(&id).await?.is_none() {
-                tracing::warn!(database = %id, folder = %entry.path().display(), "a folder of no known database; left alone");
+        let folder = self.inner.home.databases();
+        let found = tokio::task::spawn_blocking(move || -> Vec<DatabaseId> {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().to_str().and_then(DatabaseId::parse)).collect()
+        });
+        for ids in found.await.unwrap_or_default().chunks(LOOKED_UP) {
+            let known = self.inner.metadata.known(ids).await?;
+            for id in ids.iter().filter(|id| !known.contains(id)) {
+                let folder = self.inner.home.database(id);
+                // It may be gone since, with its row.
+                if folder.exists() {
+                    tracing::warn!(database = %id, folder = %folder.display(), "a folder of no known database; left alone");
+                }
             }
         }
         Ok(())

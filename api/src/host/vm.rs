@@ -73,6 +73,8 @@ pub struct VmContext {
     pub spec: Spec,
     pub pg_version: u32,
     pub tenant: TenantId,
+    /// As its row said: its folders must be there.
+    pub has_files: bool,
     /// When this server started: a snapshot from before may have sessions that nobody holds any more.
     pub since: SystemTime,
 }
@@ -156,6 +158,12 @@ enum Over {
 impl<F: Fn(VmEvent)> Life<F> {
     /// Returns the reason of the end, `None` for a clean one.
     async fn run(&mut self, adopted: Option<(UnixStream, Process)>) -> Option<String> {
+        let settling = match self.context.host.settle_folders(&self.context.spec.id, self.context.has_files) {
+            Ok(settling) => settling,
+            // Of a VM that runs, the folders are there; if not, it is left to show what it does without them.
+            Err(reason) if adopted.is_none() => return Some(reason),
+            Err(_) => None,
+        };
         let (stream, mut process) = match adopted {
             Some(adopted) => {
                 self.log_mark = length(&self.context.home.vmm_log(&self.context.spec.id));
@@ -167,6 +175,13 @@ impl<F: Fn(VmEvent)> Life<F> {
                 Err(reason) => return Some(reason),
             },
         };
+        if let Some(settling) = settling
+            && let Err(reason) = settling.await.map_err(|e| e.to_string()).flatten()
+        {
+            process.kill();
+            process.gone().await;
+            return Some(reason);
+        }
         let (lines, sender) = split(stream);
         let over = self.converse(lines, sender, &mut process).await;
         self.turn = None;

@@ -17,7 +17,7 @@ use crate::host::{Create, CreateError, GUEST_DATABASE, GUEST_ROLE, Host, State};
 use crate::identity::{DEFAULT_TENANT, DatabaseId, TenantId, check_name};
 use crate::metadata::{DatabaseFilter, DatabaseRow, now_ms};
 use dormouse_pooler::service::literal;
-use crate::secret::{new_password, random_text, scram_verifier};
+use crate::secret::{password_and_verifier, random_text};
 use crate::settings::{DEFAULT_PLAN, MAX_COOL_DOWN_MS, MIN_COOL_DOWN_MS};
 
 /// A database.
@@ -451,14 +451,4 @@ async fn reset_password(host: &Host, id: &DatabaseId, verifier: &str) -> Result<
         host.execute(id, &sql).await?;
     }
     Ok(())
-}
-
-/// A random password and what is kept of it.
-async fn password_and_verifier() -> Result<(String, String), Problem> {
-    let password = new_password()?;
-    let hashed = password.clone();
-    // Milliseconds of hashing: not on a thread that others' wakes run on.
-    let made = tokio::task::spawn_blocking(move || scram_verifier(&hashed)).await;
-    let verifier = made.map_err(|_| Problem::unavailable("the password could not be made; try again"))??;
-    Ok((password, verifier))
 }

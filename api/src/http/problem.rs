@@ -153,6 +153,12 @@ impl From<MetadataError> for Problem {
     }
 }
 
+impl From<crate::secret::PasswordError> for Problem {
+    fn from(error: crate::secret::PasswordError) -> Problem {
+        hidden(&error)
+    }
+}
+
 impl From<crate::secret::RandomError> for Problem {
     fn from(error: crate::secret::RandomError) -> Problem {
         hidden(&error)
@@ -240,7 +246,7 @@ impl From<CreateError> for Problem {
             CreateError::PlanFull(_) => Problem::plan_full(text),
             CreateError::DiskFull => Problem::disk_full(text),
             CreateError::NoImage | CreateError::ShuttingDown => Problem::unavailable(text),
-            CreateError::Folder(_) | CreateError::Random(_) | CreateError::Metadata(_) => hidden(&text),
+            CreateError::Random(_) | CreateError::Password(_) | CreateError::Metadata(_) => hidden(&text),
         }
     }
 }

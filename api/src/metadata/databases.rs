@@ -1,9 +1,12 @@
 //! Databases.
 
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use std::collections::HashSet;
 
-use super::{Metadata, MetadataError, now_ms};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+use super::writer::Failure;
+use super::{Metadata, MetadataError, events, now_ms};
 use crate::host::State;
 use crate::identity::{DatabaseId, TenantId};
 
@@ -24,24 +27,27 @@ pub struct DatabaseRow {
     /// The database's own cool-down, in ms; its plan's otherwise.
     pub cool_down_ms: Option<u64>,
     pub message: Option<String>,
+    /// Its first wake has made its folders: from then on they must be there.
+    pub has_files: bool,
     /// ms since 1970.
     pub created_at: i64,
 }
 
-/// What a create writes, in one transaction, in state `creating`.
+/// What a create writes, in one transaction.
 #[derive(Clone, Debug)]
-pub struct NewDatabase<'a> {
-    pub id: &'a DatabaseId,
-    pub tenant: &'a TenantId,
-    pub name: &'a str,
-    pub plan: &'a str,
+pub struct NewDatabase {
+    pub id: DatabaseId,
+    pub tenant: TenantId,
+    pub name: String,
+    pub state: State,
+    pub plan: String,
     /// Databases of the plan a tenant may have.
     pub plan_databases: u64,
     pub pg_version: u32,
-    pub image: &'a str,
+    pub image: String,
     pub cool_down_ms: Option<u64>,
-    pub role: &'a str,
-    pub verifier: &'a str,
+    pub role: String,
+    pub verifier: String,
 }
 
 /// Why a database was not made.
@@ -55,8 +61,20 @@ pub enum CreateError {
     Metadata(#[from] MetadataError),
 }
 
+impl Failure for CreateError {
+    fn is_refusal(&self) -> bool {
+        matches!(self, CreateError::NameTaken | CreateError::PlanFull)
+    }
+}
+
+impl From<sqlx::Error> for CreateError {
+    fn from(error: sqlx::Error) -> Self {
+        CreateError::Metadata(error.into())
+    }
+}
+
 /// Which databases a list has.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct DatabaseFilter<'a> {
     /// Only this tenant's.
     pub tenant: Option<&'a TenantId>,
@@ -85,58 +103,14 @@ pub struct Page {
 
 /// The columns of a [`DatabaseRow`].
 const SELECT: &str = "SELECT d.seq, d.id, d.tenant_id, t.name AS tenant_name, d.name, d.state, d.plan, d.pg_version, d.image, \
-                             d.cool_down_ms, d.message, d.created_at \
+                             d.cool_down_ms, d.message, d.has_files, d.created_at \
                       FROM databases d JOIN tenants t ON t.id = d.tenant_id ";
 
 impl Metadata {
-    /// Inserts the row in state `creating` and its role. The plan's count is checked in the same transaction,
-    /// so two creates at once cannot both take the last place.
-    pub async fn create_database(&self, new: &NewDatabase<'_>) -> Result<DatabaseRow, CreateError> {
-        let mut write = self.begin().await?;
-        let have: i64 = sqlx::query("SELECT count(*) AS n FROM databases WHERE tenant_id = ? AND plan = ?")
-            .bind(new.tenant.as_str())
-            .bind(new.plan)
-            .fetch_one(write.on())
-            .await
-            .and_then(|row| row.try_get("n"))
-            .map_err(MetadataError::from)?;
-        let sql = "INSERT INTO databases (id, tenant_id, name, state, plan, pg_version, image, cool_down_ms, created_at) \
-                   VALUES (?, ?, ?, 'creating', ?, ?, ?, ?, ?)";
-        let inserted = sqlx::query(sql)
-            .bind(new.id.as_str())
-            .bind(new.tenant.as_str())
-            .bind(new.name)
-            .bind(new.plan)
-            .bind(new.pg_version)
-            .bind(new.image)
-            .bind(new.cool_down_ms.map(|ms| ms as i64))
-            .bind(now_ms())
-            .execute(write.on())
-            .await;
-        match inserted {
-            Ok(_) => {}
-            Err(e) if e.as_database_error().is_some_and(|e| e.is_unique_violation()) => return Err(CreateError::NameTaken),
-            Err(e) => return Err(CreateError::Metadata(e.into())),
-        }
-        // After the insert, so that a taken name is told from a full plan.
-        if have as u64 >= new.plan_databases {
-            return Err(CreateError::PlanFull);
-        }
-        sqlx::query("INSERT INTO roles (database_id, role, verifier) VALUES (?, ?, ?)")
-            .bind(new.id.as_str())
-            .bind(new.role)
-            .bind(new.verifier)
-            .execute(write.on())
-            .await
-            .map_err(MetadataError::from)?;
-        let row = sqlx::query(&format!("{SELECT} WHERE d.id = ?"))
-            .bind(new.id.as_str())
-            .fetch_one(write.on())
-            .await
-            .map_err(MetadataError::from)?;
-        let row = read(&row)?;
-        write.commit().await?;
-        Ok(row)
+    /// Inserts the row, its role and its first event; on disk when this returns. The plan's count is checked in the same
+    /// transaction, so two creates at once cannot both take the last place.
+    pub async fn create_database(&self, new: NewDatabase) -> Result<DatabaseRow, CreateError> {
+        self.write(new, |new, on| Box::pin(insert(new, on))).await
     }
 
     pub async fn database(&self, id: &DatabaseId) -> Result<Option<DatabaseRow>, MetadataError> {
@@ -149,33 +123,61 @@ impl Metadata {
 
     /// Databases after `page.after`, oldest first.
     pub async fn list_databases(&self, filter: DatabaseFilter<'_>, page: Page) -> Result<Vec<DatabaseRow>, MetadataError> {
+        let Some(newest) = filter.not_on else { return self.page_of(filter, None, page).await };
+        // A page of each older image, of which there are few, by its index: among a million that are not, a filter would
+        // look at all.
+        let mut rows = Vec::new();
+        for image in self.images_but(newest).await? {
+            rows.extend(self.page_of(filter, Some(&image), page).await?);
+        }
+        rows.sort_by_key(|row| row.seq);
+        rows.truncate(usize::try_from(page.limit).unwrap_or_default());
+        Ok(rows)
+    }
+
+    async fn page_of(&self, filter: DatabaseFilter<'_>, image: Option<&str>, page: Page) -> Result<Vec<DatabaseRow>, MetadataError> {
         let mut sql = format!("{SELECT} WHERE d.seq > ?");
-        if filter.tenant.is_some() {
-            sql.push_str(" AND d.tenant_id = ?");
-        }
-        if filter.name.is_some() {
-            sql.push_str(" AND d.name = ?");
-        }
-        if let Some(newest) = filter.not_on {
-            let places = vec!["?"; newest.len()].join(", ");
-            sql.push_str(&format!(" AND d.pg_version IN ({places}) AND d.image NOT IN ({places})"));
+        let tenant = filter.tenant.map(TenantId::as_str);
+        let filters = [("d.tenant_id", tenant), ("d.name", filter.name), ("d.image", image)];
+        for (column, _) in filters.iter().filter(|(_, value)| value.is_some()) {
+            sql.push_str(&format!(" AND {column} = ?"));
         }
         sql.push_str(" ORDER BY d.seq LIMIT ?");
         let mut query = sqlx::query(&sql).bind(page.after);
-        if let Some(tenant) = filter.tenant {
-            query = query.bind(tenant.as_str());
-        }
-        if let Some(name) = filter.name {
-            query = query.bind(name);
-        }
-        for (version, _) in filter.not_on.unwrap_or_default() {
-            query = query.bind(version);
-        }
-        for (_, image) in filter.not_on.unwrap_or_default() {
-            query = query.bind(image);
+        for value in filters.iter().filter_map(|(_, value)| *value) {
+            query = query.bind(value);
         }
         let rows = query.bind(page.limit).fetch_all(&self.readers).await?;
         rows.iter().map(read).collect()
+    }
+
+    /// The images of these major versions that databases are on, but for these: the newest of each.
+    async fn images_but(&self, newest: &[(u32, String)]) -> Result<Vec<String>, MetadataError> {
+        let places = vec!["?"; newest.len()].join(", ");
+        let sql = format!(
+            "SELECT DISTINCT image FROM image_use WHERE databases > 0 AND pg_version IN ({places}) AND image NOT IN ({places})"
+        );
+        let mut query = sqlx::query(&sql);
+        for (version, _) in newest {
+            query = query.bind(version);
+        }
+        for (_, image) in newest {
+            query = query.bind(image);
+        }
+        let rows = query.fetch_all(&self.readers).await?;
+        rows.iter().map(|row| Ok(row.try_get("image")?)).collect()
+    }
+
+    /// Of these ids, those that databases have.
+    pub async fn known(&self, ids: &[DatabaseId]) -> Result<HashSet<DatabaseId>, MetadataError> {
+        let sql = format!("SELECT id FROM databases WHERE id IN ({})", vec!["?"; ids.len()].join(", "));
+        let mut query = sqlx::query(&sql);
+        for id in ids {
+            query = query.bind(id.as_str());
+        }
+        let rows = query.fetch_all(&self.readers).await?;
+        let known = rows.iter().map(|row| row.try_get::<String, _>("id").map(|id| DatabaseId::parse(&id)));
+        Ok(known.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
     }
 
     /// The rows that a crash may have left in the middle of something.
@@ -187,42 +189,65 @@ impl Metadata {
 
     /// Writes a state that must be on disk before what it announces begins.
     pub async fn set_state(&self, id: &DatabaseId, state: State, message: Option<&str>) -> Result<(), MetadataError> {
-        let mut write = self.begin().await?;
-        sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ?")
-            .bind(state.as_str())
-            .bind(message)
-            .bind(id.as_str())
-            .execute(write.on())
-            .await?;
-        write.commit().await
+        self.write((id.clone(), state, message.map(str::to_owned)), |(id, state, message), on| {
+            Box::pin(async move {
+                sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ?")
+                    .bind(state.as_str())
+                    .bind(message)
+                    .bind(id.as_str())
+                    .execute(on)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// Notes that its folders are made, and on disk.
+    pub async fn set_has_files(&self, id: &DatabaseId) -> Result<(), MetadataError> {
+        self.write(id.clone(), |id, on| {
+            Box::pin(async move {
+                sqlx::query("UPDATE databases SET has_files = 1 WHERE id = ?").bind(id.as_str()).execute(on).await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Sets or, with none, gives back to the plan the database's cool-down.
     pub async fn set_cool_down(&self, id: &DatabaseId, ms: Option<u64>) -> Result<(), MetadataError> {
-        let mut write = self.begin().await?;
-        sqlx::query("UPDATE databases SET cool_down_ms = ? WHERE id = ?")
-            .bind(ms.map(|ms| ms as i64))
-            .bind(id.as_str())
-            .execute(write.on())
-            .await?;
-        write.commit().await
+        self.write((id.clone(), ms), |(id, ms), on| {
+            Box::pin(async move {
+                sqlx::query("UPDATE databases SET cool_down_ms = ? WHERE id = ?")
+                    .bind(ms.map(|ms| ms as i64))
+                    .bind(id.as_str())
+                    .execute(on)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Moves the database to another image, and notes the template that its layer keeps; on disk when this returns.
     pub async fn set_image(&self, id: &DatabaseId, image: &str, template: Option<&str>) -> Result<(), MetadataError> {
-        let mut write = self.begin().await?;
-        sqlx::query("UPDATE databases SET image = ?, template = ? WHERE id = ?")
-            .bind(image)
-            .bind(template)
-            .bind(id.as_str())
-            .execute(write.on())
-            .await?;
-        write.commit().await
+        self.write((id.clone(), image.to_owned(), template.map(str::to_owned)), |(id, image, template), on| {
+            Box::pin(async move {
+                sqlx::query("UPDATE databases SET image = ?, template = ? WHERE id = ?")
+                    .bind(image)
+                    .bind(template)
+                    .bind(id.as_str())
+                    .execute(on)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Templates that layers of moved databases lie over, beside those of the images in use.
     pub async fn templates_in_use(&self) -> Result<Vec<String>, MetadataError> {
-        let rows = sqlx::query("SELECT DISTINCT template FROM databases WHERE template IS NOT NULL")
+        let rows = sqlx::query("SELECT DISTINCT template FROM image_use WHERE template <> '' AND databases > 0")
             .fetch_all(&self.readers)
             .await?;
         rows.iter().map(|row| Ok(row.try_get("template")?)).collect()
@@ -230,9 +255,9 @@ impl Metadata {
 
     /// How many databases are on each image.
     pub async fn count_by_image(&self) -> Result<Vec<ImageUse>, MetadataError> {
-        let sql = "SELECT image, pg_version, sum(state = 'suspended') AS asleep, \
-                          sum(state IN ('stopped', 'error')) AS stopped, count(*) AS n \
-                   FROM databases GROUP BY image, pg_version ORDER BY image";
+        let sql = "SELECT image, pg_version, sum(databases * (state = 'suspended')) AS asleep, \
+                          sum(databases * (state IN ('stopped', 'error'))) AS stopped, sum(databases) AS n \
+                   FROM image_use GROUP BY image, pg_version HAVING n > 0 ORDER BY image";
         let rows = sqlx::query(sql).fetch_all(&self.readers).await?;
         rows.iter()
             .map(|row| {
@@ -251,20 +276,66 @@ impl Metadata {
 
     /// Removes the row and, with it, its roles.
     pub async fn remove_database(&self, id: &DatabaseId) -> Result<(), MetadataError> {
-        let mut write = self.begin().await?;
-        sqlx::query("DELETE FROM databases WHERE id = ?").bind(id.as_str()).execute(write.on()).await?;
-        write.commit().await
+        self.write(id.clone(), |id, on| {
+            Box::pin(async move {
+                sqlx::query("DELETE FROM databases WHERE id = ?").bind(id.as_str()).execute(on).await?;
+                Ok(())
+            })
+        })
+        .await
     }
+}
 
-    /// How many databases there are in each state, as last written.
-    pub async fn count_by_state(&self) -> Result<Vec<(String, u64)>, MetadataError> {
-        let rows = sqlx::query("SELECT state, count(*) AS n FROM databases GROUP BY state")
-            .fetch_all(&self.readers)
-            .await?;
-        rows.iter()
-            .map(|row| Ok((row.try_get("state")?, row.try_get::<i64, _>("n")? as u64)))
-            .collect()
+async fn insert(new: &NewDatabase, on: &mut SqliteConnection) -> Result<DatabaseRow, CreateError> {
+    let sql = "SELECT t.name, coalesce(u.databases, 0) AS n FROM tenants t \
+                 LEFT JOIN plan_use u ON u.tenant_id = t.id AND u.plan = ? \
+               WHERE t.id = ?";
+    let tenant = sqlx::query(sql).bind(&new.plan).bind(new.tenant.as_str()).fetch_one(&mut *on).await?;
+    let created_at = now_ms();
+    let sql = "INSERT INTO databases (id, tenant_id, name, state, plan, pg_version, image, cool_down_ms, created_at) \
+               VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING seq";
+    let inserted = sqlx::query(sql)
+        .bind(new.id.as_str())
+        .bind(new.tenant.as_str())
+        .bind(&new.name)
+        .bind(new.state.as_str())
+        .bind(&new.plan)
+        .bind(new.pg_version)
+        .bind(&new.image)
+        .bind(new.cool_down_ms.map(|ms| ms as i64))
+        .bind(created_at)
+        .fetch_one(&mut *on)
+        .await;
+    let inserted = match inserted {
+        Err(e) if e.as_database_error().is_some_and(|e| e.is_unique_violation()) => return Err(CreateError::NameTaken),
+        other => other?,
+    };
+    // After the insert, so that a taken name is told from a full plan.
+    if tenant.try_get::<i64, _>("n")? as u64 >= new.plan_databases {
+        return Err(CreateError::PlanFull);
     }
+    sqlx::query("INSERT INTO roles (database_id, role, verifier) VALUES (?, ?, ?)")
+        .bind(new.id.as_str())
+        .bind(&new.role)
+        .bind(&new.verifier)
+        .execute(&mut *on)
+        .await?;
+    events::insert_created(on, &new.id, created_at).await?;
+    Ok(DatabaseRow {
+        seq: inserted.try_get("seq")?,
+        id: new.id.clone(),
+        tenant: new.tenant.clone(),
+        tenant_name: tenant.try_get("name")?,
+        name: new.name.clone(),
+        state: new.state,
+        plan: new.plan.clone(),
+        pg_version: new.pg_version,
+        image: new.image.clone(),
+        cool_down_ms: new.cool_down_ms,
+        message: None,
+        has_files: false,
+        created_at,
+    })
 }
 
 fn read(row: &SqliteRow) -> Result<DatabaseRow, MetadataError> {
@@ -284,6 +355,7 @@ fn read(row: &SqliteRow) -> Result<DatabaseRow, MetadataError> {
         image: row.try_get("image")?,
         cool_down_ms: row.try_get::<Option<i64>, _>("cool_down_ms")?.map(|ms| ms.max(0) as u64),
         message: row.try_get("message")?,
+        has_files: row.try_get("has_files")?,
         created_at: row.try_get("created_at")?,
     })
 }

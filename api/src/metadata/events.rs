@@ -1,6 +1,6 @@
 //! What happened to each database. Written by the journal, many in one transaction.
 
-use sqlx::Row;
+use sqlx::{Row, SqliteConnection};
 
 use super::writer::Write;
 use super::{Metadata, MetadataError, Page};
@@ -44,6 +44,17 @@ impl Metadata {
             })
             .collect()
     }
+}
+
+/// The first event of a new database, in the transaction that makes it.
+pub(super) async fn insert_created(on: &mut SqliteConnection, database: &DatabaseId, at: i64) -> Result<(), sqlx::Error> {
+    sqlx::query("INSERT INTO events (database_id, at, kind) VALUES (?, ?, ?)")
+        .bind(database.as_str())
+        .bind(at)
+        .bind(EventKind::Created.as_str())
+        .execute(on)
+        .await?;
+    Ok(())
 }
 
 /// Writes one, and forgets those of its database past the newest `keep`. One of a database that is gone is nothing.

@@ -1,8 +1,12 @@
 //! Metadata: the only code that speaks SQL.
 //!
 //! SQLite in WAL mode. A create, a delete and a new tenant are on disk before they are answered
-//! (`synchronous=FULL` on the writer); the states in between are hints that the reconciler checks against the
-//! files, so they are written behind the wake, many in one transaction, without a flush.
+//! (`synchronous=FULL` on the writer), all that ask at one time in one transaction ([`writer`]); the states in between are
+//! hints that the reconciler checks against the files, so they are written behind the wake, many in one transaction,
+//! without a flush.
+//!
+//! Nothing here takes longer the more databases there are: every query finds what it wants by an index, and what is asked
+//! about all of them is a sum that triggers keep (`api/tests/queries.rs` looks at the plan of each).
 
 mod databases;
 mod events;
@@ -30,6 +34,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "events images", include_str!("../../../migrations/0002_events_images.sql")),
     (3, "superuser logins", include_str!("../../../migrations/0003_superuser_logins.sql")),
     (4, "sql passwords", include_str!("../../../migrations/0004_sql_passwords.sql")),
+    (5, "use", include_str!("../../../migrations/0005_use.sql")),
 ];
 
 /// Why the metadata cannot be read or written.
@@ -63,8 +68,9 @@ impl From<sqlx::Error> for MetadataError {
 pub struct Metadata {
     /// Readers never wait for the writer (WAL).
     readers: SqlitePool,
-    /// One connection: SQLite has one writer, and a queue for it is better here than busy retries there.
+    /// One connection.
     writer: SqlitePool,
+    writes: writer::Writes,
 }
 
 impl Metadata {
@@ -84,18 +90,22 @@ impl Metadata {
             .pragma("journal_size_limit", "8388608");
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
+            // One that failed is thrown away by whoever had it.
+            .test_before_acquire(false)
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(options.clone().synchronous(SqliteSynchronous::Full))
             .await?;
         migrate(&writer).await?;
+        let writes = writer::start(writer.clone());
         let readers = SqlitePoolOptions::new()
             .min_connections(1)
+            .test_before_acquire(false)
             .max_connections(4)
             .max_lifetime(None)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
-        Ok(Metadata { readers, writer })
+        Ok(Metadata { readers, writer, writes })
     }
 
     /// Writes what the WAL still holds and closes all connections.

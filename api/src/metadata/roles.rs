@@ -52,27 +52,34 @@ impl Metadata {
         if news.is_none() {
             return Ok(());
         }
-        let mut write = self.begin().await?;
-        sqlx::query("UPDATE databases SET sql_owner = sql_owner OR ?, sql_roles = sql_roles OR ? WHERE id = ?")
-            .bind(owner)
-            .bind(roles)
-            .bind(database.as_str())
-            .execute(write.on())
-            .await?;
-        write.commit().await
+        self.write((database.clone(), owner, roles), |(database, owner, roles), on| {
+            Box::pin(async move {
+                sqlx::query("UPDATE databases SET sql_owner = sql_owner OR ?, sql_roles = sql_roles OR ? WHERE id = ?")
+                    .bind(owner)
+                    .bind(roles)
+                    .bind(database.as_str())
+                    .execute(on)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
     }
 
     /// Gives a role another verifier; on disk when this returns. `false`: there is no such role (any more).
     pub async fn set_verifier(&self, database: &DatabaseId, role: &str, verifier: &str) -> Result<bool, MetadataError> {
-        let mut write = self.begin().await?;
-        let done = sqlx::query("UPDATE roles SET verifier = ? WHERE database_id = ? AND role = ?")
-            .bind(verifier)
-            .bind(database.as_str())
-            .bind(role)
-            .execute(write.on())
-            .await?;
-        write.commit().await?;
-        Ok(done.rows_affected() > 0)
+        self.write((database.clone(), role.to_owned(), verifier.to_owned()), |(database, role, verifier), on| {
+            Box::pin(async move {
+                let done = sqlx::query("UPDATE roles SET verifier = ? WHERE database_id = ? AND role = ?")
+                    .bind(verifier)
+                    .bind(database.as_str())
+                    .bind(role)
+                    .execute(on)
+                    .await?;
+                Ok(done.rows_affected() > 0)
+            })
+        })
+        .await
     }
 
     /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired.
@@ -84,20 +91,25 @@ impl Metadata {
         superuser: bool,
         expires_at: i64,
     ) -> Result<(), MetadataError> {
-        let mut write = self.begin().await?;
-        sqlx::query("DELETE FROM roles WHERE database_id = ? AND expires_at <= ?")
-            .bind(database.as_str())
-            .bind(now_ms())
-            .execute(write.on())
-            .await?;
-        sqlx::query("INSERT INTO roles (database_id, role, verifier, superuser, expires_at) VALUES (?, ?, ?, ?, ?)")
-            .bind(database.as_str())
-            .bind(role)
-            .bind(verifier)
-            .bind(superuser)
-            .bind(expires_at)
-            .execute(write.on())
-            .await?;
-        write.commit().await
+        let data = (database.clone(), role.to_owned(), verifier.to_owned(), superuser, expires_at);
+        self.write(data, |(database, role, verifier, superuser, expires_at), on| {
+            Box::pin(async move {
+                sqlx::query("DELETE FROM roles WHERE database_id = ? AND expires_at <= ?")
+                    .bind(database.as_str())
+                    .bind(now_ms())
+                    .execute(&mut *on)
+                    .await?;
+                sqlx::query("INSERT INTO roles (database_id, role, verifier, superuser, expires_at) VALUES (?, ?, ?, ?, ?)")
+                    .bind(database.as_str())
+                    .bind(role)
+                    .bind(verifier)
+                    .bind(superuser)
+                    .bind(expires_at)
+                    .execute(on)
+                    .await?;
+                Ok(())
+            })
+        })
+        .await
     }
 }

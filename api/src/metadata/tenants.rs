@@ -3,6 +3,7 @@
 use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
+use super::writer::Failure;
 use super::{Metadata, MetadataError, Page, now_ms};
 use crate::identity::TenantId;
 
@@ -25,28 +26,34 @@ pub enum NewTenantError {
     Metadata(#[from] MetadataError),
 }
 
+impl Failure for NewTenantError {
+    fn is_refusal(&self) -> bool {
+        matches!(self, NewTenantError::NameTaken)
+    }
+}
+
 impl Metadata {
     /// Makes a tenant whose key has this hash.
     pub async fn create_tenant(&self, id: &TenantId, name: &str, key_hash: &[u8; 32]) -> Result<TenantRow, NewTenantError> {
-        let sql = "INSERT INTO tenants (id, name, key_hash, created_at) VALUES (?, ?, ?, ?) \
-                   RETURNING seq, id, name, created_at";
-        let mut write = self.begin().await?;
-        let row = sqlx::query(sql)
-            .bind(id.as_str())
-            .bind(name)
-            .bind(key_hash.as_slice())
-            .bind(now_ms())
-            .fetch_one(write.on())
-            .await;
-        match row {
-            Ok(row) => {
-                let row = read(&row)?;
-                write.commit().await?;
-                Ok(row)
-            }
-            Err(e) if e.as_database_error().is_some_and(|e| e.is_unique_violation()) => Err(NewTenantError::NameTaken),
-            Err(e) => Err(NewTenantError::Metadata(e.into())),
-        }
+        self.write((id.clone(), name.to_owned(), *key_hash), |(id, name, key_hash), on| {
+            Box::pin(async move {
+                let sql = "INSERT INTO tenants (id, name, key_hash, created_at) VALUES (?, ?, ?, ?) \
+                           RETURNING seq, id, name, created_at";
+                let row = sqlx::query(sql)
+                    .bind(id.as_str())
+                    .bind(name)
+                    .bind(key_hash.as_slice())
+                    .bind(now_ms())
+                    .fetch_one(on)
+                    .await;
+                match row {
+                    Ok(row) => Ok(read(&row)?),
+                    Err(e) if e.as_database_error().is_some_and(|e| e.is_unique_violation()) => Err(NewTenantError::NameTaken),
+                    Err(e) => Err(NewTenantError::Metadata(e.into())),
+                }
+            })
+        })
+        .await
     }
 
     /// The tenant whose key has this hash.

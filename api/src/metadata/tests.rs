@@ -11,18 +11,19 @@ async fn fresh() -> (tempfile::TempDir, Metadata) {
 async fn create(m: &Metadata, tenant: &TenantId, name: &str, limit: u64) -> Result<DatabaseRow, CreateError> {
     let id = DatabaseId::random().unwrap();
     let new = NewDatabase {
-        id: &id,
-        tenant,
-        name,
-        plan: "free",
+        id,
+        tenant: tenant.clone(),
+        name: name.into(),
+        state: State::Creating,
+        plan: "free".into(),
         plan_databases: limit,
         pg_version: 17,
-        image: "0123456789abcdef",
+        image: "0123456789abcdef".into(),
         cool_down_ms: None,
-        role: "app",
-        verifier: "SCRAM-SHA-256$4096:x$y:z",
+        role: "app".into(),
+        verifier: "SCRAM-SHA-256$4096:x$y:z".into(),
     };
-    m.create_database(&new).await
+    m.create_database(new).await
 }
 
 #[test]
@@ -181,14 +182,15 @@ async fn the_newest_events_of_each_database_are_kept_and_go_with_it() {
         journal.event(&a.id, EventKind::Died, Some(n.to_string()));
         journal.events_written(&a.id).await;
     }
-    journal.event(&b.id, EventKind::Created, None);
+    journal.event(&b.id, EventKind::Restarted, None);
     // Of one that is gone, nothing, and nothing else fails for it.
     journal.event(&DatabaseId::random().unwrap(), EventKind::Hung, None);
     journal.events_written(&b.id).await;
     let page = Page { after: 0, limit: 10 };
     let kept: Vec<String> = m.list_events(&a.id, page).await.unwrap().into_iter().filter_map(|e| e.message).collect();
     assert_eq!(kept, ["4", "3", "2"]);
-    assert_eq!(m.list_events(&b.id, page).await.unwrap().len(), 1);
+    // Its create was the first.
+    assert_eq!(m.list_events(&b.id, page).await.unwrap().len(), 2);
     m.remove_database(&a.id).await.unwrap();
     assert_eq!(m.list_events(&a.id, page).await.unwrap(), []);
     journal.close();
@@ -217,4 +219,122 @@ async fn a_moved_database_keeps_its_template_and_is_counted_on_its_new_image() {
     assert_eq!(outdated().await, [] as [&str; 0]);
     m.set_image(&a.id, "older", None).await.unwrap();
     assert_eq!(outdated().await, ["a"]);
+}
+
+/// Of creates that share a transaction, one that is refused is alone in that, and the plan's last place is given once.
+#[tokio::test]
+async fn of_many_creates_at_once_only_those_that_must_fail_do() {
+    let (_dir, m) = fresh().await;
+    let one = TenantId::default_tenant();
+    let two = m.create_tenant(&TenantId::random().unwrap(), "two", &[2; 32]).await.unwrap().id;
+    create(&m, &one, "taken", 50).await.unwrap();
+    let names: Vec<String> = (0..60).map(|n| if n % 3 == 0 { "taken".into() } else { format!("n{n}") }).collect();
+    // Forty names that are free, for thirty-nine places.
+    let ones = futures_util::future::join_all(names.iter().map(|name| create(&m, &one, name, 40)));
+    let twos = futures_util::future::join_all(names.iter().map(|name| create(&m, &two, name, 100)));
+    let (ones, twos) = tokio::join!(ones, twos);
+    let count = |made: &[Result<DatabaseRow, CreateError>], is: fn(&Result<DatabaseRow, CreateError>) -> bool| made.iter().filter(|r| is(r)).count();
+    let taken = |made| count(made, |r| matches!(r, Err(CreateError::NameTaken)));
+    let full = |made| count(made, |r| matches!(r, Err(CreateError::PlanFull)));
+    let done = |made| count(made, Result::is_ok);
+    assert_eq!((done(&ones), taken(&ones), full(&ones)), (39, 20, 1));
+    assert_eq!((done(&twos), taken(&twos), full(&twos)), (41, 19, 0));
+    let page = Page { after: 0, limit: 1000 };
+    for (tenant, made) in [(&one, 40), (&two, 41)] {
+        let filter = DatabaseFilter { tenant: Some(tenant), ..DatabaseFilter::default() };
+        let rows = m.list_databases(filter, page).await.unwrap();
+        assert_eq!(rows.len(), made);
+        // Nothing is left of those that were refused, and the roles of the others are there.
+        let sql = "SELECT count(*) FROM roles r JOIN databases d ON d.id = r.database_id WHERE d.tenant_id = ?";
+        let roles = sqlx::query(sql).bind(tenant.as_str()).fetch_one(&m.readers).await.unwrap();
+        let roles: i64 = sqlx::Row::get(&roles, 0);
+        assert_eq!(roles, made as i64);
+    }
+}
+
+/// Pages in the order of their making, each database once, whoever else is made and deleted meanwhile.
+#[tokio::test]
+async fn pages_follow_each_other_while_databases_come_and_go() {
+    let (_dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let mut made = Vec::new();
+    for n in 0..25 {
+        made.push(create(&m, &tenant, &format!("n{n}"), 99).await.unwrap());
+    }
+    let older = |n: usize| if n.is_multiple_of(2) { "even" } else { "odd" };
+    for (n, row) in made.iter().enumerate() {
+        m.set_image(&row.id, older(n), None).await.unwrap();
+    }
+    let newest = [(17, "new".to_string())];
+    for not_on in [None, Some(&newest[..])] {
+        for tenant in [None, Some(&tenant)] {
+            let filter = DatabaseFilter { tenant, not_on, ..DatabaseFilter::default() };
+            let (mut after, mut seen) = (0, Vec::new());
+            loop {
+                let rows = m.list_databases(filter, Page { after, limit: 4 }).await.unwrap();
+                let Some(last) = rows.last() else { break };
+                after = last.seq;
+                seen.extend(rows.into_iter().map(|row| row.id));
+            }
+            assert_eq!(seen, made.iter().map(|row| row.id.clone()).collect::<Vec<_>>());
+        }
+    }
+    let filter = DatabaseFilter::default();
+    let first = m.list_databases(filter, Page { after: 0, limit: 10 }).await.unwrap();
+    m.remove_database(&made[3].id).await.unwrap();
+    m.remove_database(&made[12].id).await.unwrap();
+    let new = create(&m, &tenant, "late", 99).await.unwrap();
+    let rest = m.list_databases(filter, Page { after: first[9].seq, limit: 100 }).await.unwrap();
+    let expected = made[10..].iter().filter(|row| row.id != made[12].id).map(|row| &row.id).chain([&new.id]);
+    assert_eq!(rest.iter().map(|row| &row.id).collect::<Vec<_>>(), expected.collect::<Vec<_>>());
+}
+
+/// The sums are what a count of the rows says, whatever was done to them.
+#[tokio::test]
+async fn the_sums_agree_with_the_rows() {
+    use sqlx::Row;
+    let (_dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let mut rows = Vec::new();
+    for n in 0..6 {
+        rows.push(create(&m, &tenant, &format!("n{n}"), 99).await.unwrap().id);
+    }
+    m.set_state(&rows[0], State::Running, None).await.unwrap();
+    m.set_state(&rows[0], State::Running, Some("again")).await.unwrap();
+    m.set_image(&rows[1], "new", Some("t")).await.unwrap();
+    m.set_image(&rows[2], "new", None).await.unwrap();
+    m.set_state(&rows[2], State::Error, None).await.unwrap();
+    m.remove_database(&rows[1]).await.unwrap();
+    m.remove_database(&rows[3]).await.unwrap();
+    let read = async |sql: &str| {
+        let rows = sqlx::query(sql).fetch_all(&m.readers).await.unwrap();
+        rows.iter().map(|row| (0..4).map(|n| row.get::<String, _>(n)).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    let kept = read("SELECT image, template, state, CAST(databases AS TEXT) FROM image_use WHERE databases <> 0 ORDER BY 1, 2, 3").await;
+    let counted = read("SELECT image, coalesce(template, ''), state, CAST(count(*) AS TEXT) FROM databases GROUP BY 1, 2, 3 ORDER BY 1, 2, 3").await;
+    assert_eq!(kept, counted);
+    let kept = read("SELECT tenant_id, plan, '', CAST(databases AS TEXT) FROM plan_use").await;
+    assert_eq!(kept, read("SELECT tenant_id, plan, '', CAST(count(*) AS TEXT) FROM databases GROUP BY 1, 2").await);
+    assert_eq!(m.templates_in_use().await.unwrap(), [] as [&str; 0]);
+}
+
+/// A server before this one made folders at a create: its databases have theirs, and the sums count them.
+#[tokio::test]
+async fn databases_of_an_older_server_have_files_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("dormouse.db");
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+    let before = MIGRATIONS[..4].iter().map(|(number, name, sql)| {
+        Migration::new(*number, (*name).into(), MigrationType::Simple, (*sql).into(), false)
+    });
+    Migrator { migrations: before.collect(), ..Migrator::DEFAULT }.run(&pool).await.unwrap();
+    let id = DatabaseId::random().unwrap();
+    let sql = "INSERT INTO databases (id, tenant_id, name, state, plan, image, created_at) VALUES (?, 'tn_default', 'a', 'suspended', 'free', 'i', 0)";
+    sqlx::query(sql).bind(id.as_str()).execute(&pool).await.unwrap();
+    pool.close().await;
+    let m = Metadata::open(&path).await.unwrap();
+    assert!(m.database(&id).await.unwrap().unwrap().has_files);
+    assert_eq!(m.count_by_image().await.unwrap()[0].asleep, 1);
+    assert!(matches!(create(&m, &TenantId::default_tenant(), "b", 1).await, Err(CreateError::PlanFull)));
 }

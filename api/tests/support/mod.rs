@@ -170,6 +170,8 @@ impl Database<'_> {
 
     /// Gives the fake VMM an order.
     pub fn order(&self, name: &str, content: &str) {
+        // One that was never woken has none.
+        std::fs::create_dir_all(self.folder()).unwrap();
         std::fs::write(self.folder().join(name), content).unwrap();
     }
 

@@ -37,8 +37,11 @@ pub fn merge(layer: &Path, template: &Path, template_hash: &str, out: &Path) -> 
     layer.merge_to(out)
 }
 
-/// Whether nothing was ever changed in a layer. It takes no lock.
+/// Whether nothing was ever changed in a layer; one that is not there was not begun. It takes no lock.
 pub fn is_empty(layer: &Path) -> Result<bool, LayerError> {
+    if is_absent(layer) {
+        return Ok(true);
+    }
     let io = |e| LayerError::io(format!("cannot open the layer {}", layer.display()))(e);
     let Some(host) = Host::open(layer, false).map_err(io)? else {
         return Err(LayerError::LayerLocked(layer.to_owned()));
@@ -48,10 +51,18 @@ pub fn is_empty(layer: &Path) -> Result<bool, LayerError> {
     Ok(journal.position().0 == 1)
 }
 
-/// The template that a layer lies over, by its content hash; `None` of one that was never opened. It takes no lock.
+/// The template that a layer lies over, by its content hash; `None` of one that was never opened or is not there. It takes
+/// no lock.
 pub fn template_of(layer: &Path) -> Result<Option<String>, LayerError> {
+    if is_absent(layer) {
+        return Ok(None);
+    }
     let host = Host::open(layer, false).map_err(LayerError::io(format!("cannot open the layer {}", layer.display())))?;
     host.map_or(Ok(None), |host| Journal::template_of(&host))
+}
+
+fn is_absent(layer: &Path) -> bool {
+    fs::symlink_metadata(layer).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
 }
 
 impl Layer {
