@@ -237,8 +237,8 @@ fn a_ctrl_c_with_nothing_awake_ends_at_once_also_with_an_event_stream_open() -> 
 #[test]
 fn the_pooler_asks_for_a_password_and_wakes_nothing() -> Test {
     let up = Up::start();
-    done(up.run(&["db", "create", "a"]));
-    let id = std::fs::read_dir(up.home.join("databases"))?.next().unwrap()?.file_name().into_string().unwrap();
+    let uri = done(up.run(&["db", "create", "a"]));
+    let id = uri.split(['.', ':']).find(|part| part.starts_with("db_")).unwrap();
     let mut stream = TcpStream::connect(&up.pooler)?;
     let startup = format!("user\0app.{id}\0database\0app\0\0");
     stream.write_all(&((startup.len() + 8) as u32).to_be_bytes())?;

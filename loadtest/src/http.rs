@@ -51,7 +51,11 @@ pub fn request(
     body: &str,
 ) -> Result<Response, HttpError> {
     let mut connection = Connection::open(base)?;
-    let headers: Vec<_> = [("connection", "close")].iter().chain(headers).copied().collect();
+    let headers: Vec<_> = [("connection", "close")]
+        .iter()
+        .chain(headers)
+        .copied()
+        .collect();
     connection.send(method, path, &headers, body)?;
     let mut answer = Vec::new();
     let read = connection.stream.read_to_end(&mut answer);
@@ -78,16 +82,28 @@ impl Connection {
             Ok(BufReader::new(stream))
         };
         Ok(Self {
-            stream: open().map_err(|source| HttpError::Io { place: place.to_owned(), source })?,
+            stream: open().map_err(|source| HttpError::Io {
+                place: place.to_owned(),
+                source,
+            })?,
             place: place.to_owned(),
         })
     }
 
     fn failed(&self, source: std::io::Error) -> HttpError {
-        HttpError::Io { place: self.place.clone(), source }
+        HttpError::Io {
+            place: self.place.clone(),
+            source,
+        }
     }
 
-    fn send(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Result<(), HttpError> {
+    fn send(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<(), HttpError> {
         let mut text = format!("{method} {path} HTTP/1.1\r\nhost: {}\r\n", self.place);
         for (name, value) in headers {
             text.push_str(&format!("{name}: {value}\r\n"));
@@ -98,7 +114,13 @@ impl Connection {
     }
 
     /// One request; its answer must tell its length.
-    pub fn request(&mut self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Result<Response, HttpError> {
+    pub fn request(
+        &mut self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<Response, HttpError> {
         self.send(method, path, headers, body)?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\r\n\r\n") {
@@ -108,7 +130,12 @@ impl Connection {
             }
         }
         let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+        let length = head.lines().find_map(|line| {
+            line.strip_prefix("content-length:")?
+                .trim()
+                .parse::<usize>()
+                .ok()
+        });
         let begun = answer.len();
         answer.resize(begun + length.unwrap_or(0), 0);
         let read = self.stream.read_exact(&mut answer[begun..]);

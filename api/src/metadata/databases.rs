@@ -138,7 +138,9 @@ impl Metadata {
     async fn page_of(&self, filter: DatabaseFilter<'_>, image: Option<&str>, page: Page) -> Result<Vec<DatabaseRow>, MetadataError> {
         let mut sql = format!("{SELECT} WHERE d.seq > ?");
         let tenant = filter.tenant.map(TenantId::as_str);
-        let filters = [("d.tenant_id", tenant), ("d.name", filter.name), ("d.image", image)];
+        // "+" keeps a tenant's page from going by the image, which may be everybody's.
+        let by_image = if tenant.or(filter.name).is_some() { "+d.image" } else { "d.image" };
+        let filters = [("d.tenant_id", tenant), ("d.name", filter.name), (by_image, image)];
         for (column, _) in filters.iter().filter(|(_, value)| value.is_some()) {
             sql.push_str(&format!(" AND {column} = ?"));
         }

@@ -24,7 +24,10 @@ pub struct Caller {
 
 impl Caller {
     pub fn open(rest: &Rest) -> Result<Self, ScaleError> {
-        Ok(Self { connection: Connection::open(&rest.base)?, authorization: format!("Bearer {}", rest.key) })
+        Ok(Self {
+            connection: Connection::open(&rest.base)?,
+            authorization: format!("Bearer {}", rest.key),
+        })
     }
 
     fn call(&mut self, method: &str, path: &str, body: Option<Value>) -> Result<Value, ScaleError> {
@@ -47,28 +50,41 @@ impl Caller {
     }
 
     pub fn create_tenant(&mut self, name: &str) -> Result<(), ScaleError> {
-        self.call("POST", "/v1/tenants", Some(json!({ "name": name }))).map(drop)
+        self.call("POST", "/v1/tenants", Some(json!({ "name": name })))
+            .map(drop)
     }
 
     /// Gives the id and the password.
     pub fn create(&mut self, name: &str, tenant: &str) -> Result<(String, String), ScaleError> {
-        let made = self.call("POST", "/v1/databases", Some(json!({ "name": name, "tenant": tenant })))?;
+        let made = self.call(
+            "POST",
+            "/v1/databases",
+            Some(json!({ "name": name, "tenant": tenant })),
+        )?;
         let id = made["id"].as_str().unwrap_or_default().to_owned();
         let target = Target::parse(made["connection_uri"].as_str().unwrap_or_default())?;
         Ok((id, target.password))
     }
 
     pub fn get(&mut self, id: &str) -> Result<(), ScaleError> {
-        self.call("GET", &format!("/v1/databases/{id}"), None).map(drop)
+        self.call("GET", &format!("/v1/databases/{id}"), None)
+            .map(drop)
     }
 
     pub fn delete(&mut self, id: &str) -> Result<(), ScaleError> {
-        self.call("DELETE", &format!("/v1/databases/{id}"), None).map(drop)
+        self.call("DELETE", &format!("/v1/databases/{id}"), None)
+            .map(drop)
     }
 
     /// A page of a list: how many it has, and where the next begins.
-    pub fn page(&mut self, query: &str, cursor: Option<&str>) -> Result<(usize, Option<String>), ScaleError> {
-        let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+    pub fn page(
+        &mut self,
+        query: &str,
+        cursor: Option<&str>,
+    ) -> Result<(usize, Option<String>), ScaleError> {
+        let cursor = cursor
+            .map(|cursor| format!("&cursor={cursor}"))
+            .unwrap_or_default();
         let page = self.call("GET", &format!("/v1/databases?{query}{cursor}"), None)?;
         let count = page["databases"].as_array().map_or(0, Vec::len);
         Ok((count, page["next_cursor"].as_str().map(str::to_owned)))
@@ -80,7 +96,10 @@ impl Caller {
 }
 
 /// The time of each of so many calls.
-pub fn timed(count: usize, mut call: impl FnMut(usize) -> Result<(), ScaleError>) -> Result<Vec<Duration>, ScaleError> {
+pub fn timed(
+    count: usize,
+    mut call: impl FnMut(usize) -> Result<(), ScaleError>,
+) -> Result<Vec<Duration>, ScaleError> {
     let mut times = Vec::with_capacity(count);
     for n in 0..count {
         let asked = Instant::now();

@@ -39,7 +39,10 @@ impl Made {
     }
 
     pub fn known(&self) -> impl Iterator<Item = Known> {
-        self.known.iter().map(|(id, password)| Known { id: id.clone(), password: password.as_str().into() })
+        self.known.iter().map(|(id, password)| Known {
+            id: id.clone(),
+            password: password.as_str().into(),
+        })
     }
 }
 
@@ -51,7 +54,13 @@ pub enum Until {
 }
 
 /// Creates by so many clients at once, each the next as soon as it has its answer. `say` is told how far it is.
-pub fn by_api(rest: &Rest, clients: usize, first: u64, until: Until, say: &(dyn Fn(u64) + Sync)) -> Result<Made, ScaleError> {
+pub fn by_api(
+    rest: &Rest,
+    clients: usize,
+    first: u64,
+    until: Until,
+    say: &(dyn Fn(u64) + Sync),
+) -> Result<Made, ScaleError> {
     let next = AtomicU64::new(0);
     let begun = Instant::now();
     let client = || -> Result<Vec<(String, String, Duration)>, ScaleError> {
@@ -67,7 +76,8 @@ pub fn by_api(rest: &Rest, clients: usize, first: u64, until: Until, say: &(dyn 
                 return Ok(made);
             }
             let asked = Instant::now();
-            let (id, password) = caller.create(&format!("scale-{}", first + n), &tenant(first + n))?;
+            let (id, password) =
+                caller.create(&format!("scale-{}", first + n), &tenant(first + n))?;
             made.push((id, password, asked.elapsed()));
             if n.is_multiple_of(10_000) {
                 say(n);
@@ -76,7 +86,10 @@ pub fn by_api(rest: &Rest, clients: usize, first: u64, until: Until, say: &(dyn 
     };
     let made: Result<Vec<_>, _> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap_or(Err(ScaleError::Panic))).collect()
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
+            .collect()
     });
     let took = begun.elapsed();
     let (mut known, mut times) = (Vec::new(), Vec::new());
@@ -91,20 +104,37 @@ pub fn by_api(rest: &Rest, clients: usize, first: u64, until: Until, say: &(dyn 
 const AT_ONCE: usize = 256;
 
 /// Rows from number `first` on, `count` of them, written while no server runs.
-pub fn in_bulk(home: &Path, first: u64, count: u64, say: &dyn Fn(u64)) -> Result<Vec<Known>, ScaleError> {
+pub fn in_bulk(
+    home: &Path,
+    first: u64,
+    count: u64,
+    say: &dyn Fn(u64),
+) -> Result<Vec<Known>, ScaleError> {
     let failed = |e: &dyn std::fmt::Display| ScaleError::Bulk(e.to_string());
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|e| failed(&e))?;
     let layout = dormouse_api::host::layout::Home::new(home.to_owned());
-    let (pg_version, image) = layout.current_images().into_iter().next().ok_or_else(|| ScaleError::NoImage(layout.images()))?;
+    let (pg_version, image) = layout
+        .current_images()
+        .into_iter()
+        .next()
+        .ok_or_else(|| ScaleError::NoImage(layout.images()))?;
     let password = new_password().map_err(|e| failed(&e))?;
     let verifier = scram_verifier(&password).map_err(|e| failed(&e))?;
     let password: Rc<str> = password.into();
     runtime.block_on(async {
-        let metadata = Metadata::open(&layout.metadata()).await.map_err(|e| failed(&e))?;
+        let metadata = Metadata::open(&layout.metadata())
+            .await
+            .map_err(|e| failed(&e))?;
         let mut tenants = Vec::new();
         for n in 0..super::calls::TENANTS {
-            let found = metadata.tenant_by_name(&tenant(n)).await.map_err(|e| failed(&e))?;
+            let found = metadata
+                .tenant_by_name(&tenant(n))
+                .await
+                .map_err(|e| failed(&e))?;
             tenants.push(found.ok_or_else(|| failed(&"a tenant is missing"))?.id);
         }
         let creates = stream::iter(0..count).map(|n| {
@@ -127,12 +157,21 @@ pub fn in_bulk(home: &Path, first: u64, count: u64, say: &dyn Fn(u64)) -> Result
                     role: GUEST_ROLE.into(),
                     verifier: verifier.clone(),
                 };
-                metadata.create_database(new).await.map_err(|e| failed(&e))?;
+                metadata
+                    .create_database(new)
+                    .await
+                    .map_err(|e| failed(&e))?;
                 Ok::<_, ScaleError>(id.to_string())
             }
         });
         let ids: Vec<String> = creates.buffer_unordered(AT_ONCE).try_collect().await?;
         metadata.close().await;
-        Ok(ids.into_iter().map(|id| Known { id, password: password.clone() }).collect())
+        Ok(ids
+            .into_iter()
+            .map(|id| Known {
+                id,
+                password: password.clone(),
+            })
+            .collect())
     })
 }

@@ -4,6 +4,7 @@
 //!  server ── a server of the run's own, started and stopped at each step
 //!    fill ── databases through the REST API, then in bulk
 //!   calls ── REST on kept connections
+//!  report ── what was found, as a table
 //!    plot ── the steps over the number of databases, as SVG
 //! ```
 //!
@@ -14,6 +15,7 @@
 mod calls;
 mod fill;
 mod plot;
+mod report;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +31,11 @@ use crate::rest::{Rest, RestError};
 use crate::stats::Summary;
 use calls::{Caller, TENANTS, tenant, timed};
 use fill::{Known, Until};
+use report::short;
+use report::{
+    CREATE, CREATES, GET, IMAGES, LIST, PAGES, TENANT_LIST, WAKE_FRESH, WAKE_NEW, WAKE_USED,
+};
+pub use report::{Growth, Scale, Step};
 use server::{Place, Running};
 
 #[derive(Debug, Error)]
@@ -40,7 +47,10 @@ pub enum ScaleError {
     #[error("{0}")]
     Http(#[from] HttpError),
     #[error("{path}: {source}")]
-    Io { path: String, source: std::io::Error },
+    Io {
+        path: String,
+        source: std::io::Error,
+    },
     #[error("{0} has no image to make databases from: run `make image` first")]
     NoImage(PathBuf),
     #[error("the server did not start; {0} says why")]
@@ -48,20 +58,33 @@ pub enum ScaleError {
     #[error("the server did not stop")]
     NoStop,
     #[error("{call}: {status}: {body}")]
-    Refused { call: String, status: u16, body: String },
+    Refused {
+        call: String,
+        status: u16,
+        body: String,
+    },
     #[error("the metadata could not be filled: {0}")]
     Bulk(String),
     #[error("a client panicked")]
     Panic,
     #[error("the list of all has {listed} databases and not {made}")]
     Miscounted { listed: u64, made: u64 },
-    #[error("{free} MiB are free under {path}, and this takes up to {needed} MiB: choose a smaller --largest or another --work")]
-    NoRoom { path: PathBuf, free: u64, needed: u64 },
+    #[error(
+        "{free} MiB are free under {path}, and this takes up to {needed} MiB: choose a smaller --largest or another --work"
+    )]
+    NoRoom {
+        path: PathBuf,
+        free: u64,
+        needed: u64,
+    },
 }
 
 impl ScaleError {
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        move |source| Self::Io { path: path.display().to_string(), source }
+        move |source| Self::Io {
+            path: path.display().to_string(),
+            source,
+        }
     }
 }
 
@@ -104,63 +127,19 @@ const WOKEN: u64 = 4 << 20;
 const SPARE: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;
 
-const CREATE: &str = "create, one after another";
-const CREATES: &str = "create, many clients at once";
-const GET: &str = "get";
-const LIST: &str = "list, first 100";
-const TENANT_LIST: &str = "list of a tenant, first 100";
-const PAGES: &str = "list of all, pages of 1,000";
-const IMAGES: &str = "images, with counts";
-const WAKE_FRESH: &str = "never used: new connection to first row";
-const WAKE_USED: &str = "used: new connection to first row";
-const WAKE_NEW: &str = "just created: new connection to first row";
-const KINDS: [&str; 10] = [CREATE, CREATES, GET, LIST, TENANT_LIST, PAGES, IMAGES, WAKE_FRESH, WAKE_USED, WAKE_NEW];
-
-/// What was measured with so many databases.
-#[derive(Debug, Serialize)]
-pub struct Step {
-    pub databases: u64,
-    /// How the last of them were made.
-    pub filled: &'static str,
-    pub creates_a_second: f64,
-    pub deletes_a_second: f64,
-    pub timings: Vec<(&'static str, Summary)>,
-    pub start_ms: f64,
-    /// Of the server, after all that.
-    pub resident_bytes: u64,
-    pub anonymous_bytes: u64,
-    pub metadata_bytes: u64,
-}
-
-impl Step {
-    fn timing(&self, what: &str) -> Option<&Summary> {
-        self.timings.iter().find(|(name, _)| *name == what).map(|(_, summary)| summary)
-    }
-}
-
-/// What the server's memory grew by while it made databases.
-#[derive(Debug, Serialize)]
-pub struct Growth {
-    pub databases: u64,
-    pub resident_bytes: i64,
-    pub anonymous_bytes: i64,
-}
-
-#[derive(Debug, Serialize)]
-pub struct Scale {
-    #[serde(flatten)]
-    pub plan: Plan,
-    pub steps: Vec<Step>,
-    pub growth: Vec<Growth>,
-}
-
 pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
     std::fs::create_dir_all(&plan.work).map_err(ScaleError::io(&plan.work))?;
     check_room(&plan)?;
     let begun = Instant::now();
     let say = |what: String| eprintln!("{:>7.1} s  {what}", begun.elapsed().as_secs_f64());
     let place = Place::make(&plan.work, images, &plan.program)?;
-    let mut world = World { plan: &plan, place: &place, known: Vec::new(), made: 0, numbers: Numbers::new() };
+    let mut world = World {
+        plan: &plan,
+        place: &place,
+        known: Vec::new(),
+        made: 0,
+        numbers: Numbers::new(),
+    };
     let (server, _) = place.start()?;
     let mut caller = Caller::open(&server.rest)?;
     for n in 0..TENANTS {
@@ -168,19 +147,30 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
     }
     server.stop()?;
     let (mut steps, mut growth) = (Vec::new(), Vec::new());
-    let sizes = STEPS.into_iter().filter(|size| *size < plan.largest).chain([plan.largest]);
+    let sizes = STEPS
+        .into_iter()
+        .filter(|size| *size < plan.largest)
+        .chain([plan.largest]);
     for size in sizes {
         say(format!("{} databases: filling", short(size)));
         let filled = world.fill(size, &mut growth, &say)?;
         let step = world.measure(filled, &say)?;
-        say(format!("{} databases: {:.0} creates a second", short(size), step.creates_a_second));
+        say(format!(
+            "{} databases: {:.0} creates a second",
+            short(size),
+            step.creates_a_second
+        ));
         steps.push(step);
         if let Some(file) = &plan.svg {
             std::fs::write(file, plot::draw(&steps)).map_err(ScaleError::io(file))?;
         }
     }
     drop(place);
-    Ok(Scale { plan, steps, growth })
+    Ok(Scale {
+        plan,
+        steps,
+        growth,
+    })
 }
 
 fn check_room(plan: &Plan) -> Result<(), ScaleError> {
@@ -195,7 +185,11 @@ fn check_room(plan: &Plan) -> Result<(), ScaleError> {
     let free = found.f_bavail * found.f_frsize;
     let needed = plan.largest * ROW + 2 * plan.wakes as u64 * WOKEN + SPARE;
     if free < needed {
-        return Err(ScaleError::NoRoom { path: plan.work.clone(), free: free / MIB, needed: needed / MIB });
+        return Err(ScaleError::NoRoom {
+            path: plan.work.clone(),
+            free: free / MIB,
+            needed: needed / MIB,
+        });
     }
     Ok(())
 }
@@ -211,7 +205,12 @@ struct World<'a> {
 
 impl World<'_> {
     /// Brings the databases to that number.
-    fn fill(&mut self, size: u64, growth: &mut Vec<Growth>, say: &(dyn Fn(String) + Sync)) -> Result<&'static str, ScaleError> {
+    fn fill(
+        &mut self,
+        size: u64,
+        growth: &mut Vec<Growth>,
+        say: &(dyn Fn(String) + Sync),
+    ) -> Result<&'static str, ScaleError> {
         let missing = size.saturating_sub(self.known.len() as u64);
         let progress = |n: u64| say(format!("  {n} of {missing}"));
         if size <= self.plan.through_api {
@@ -219,7 +218,13 @@ impl World<'_> {
             // Its caches and threads first.
             self.churn(&server)?;
             let before = server.memory();
-            let made = fill::by_api(&server.rest, self.plan.clients, self.made, Until::Count(missing), &progress)?;
+            let made = fill::by_api(
+                &server.rest,
+                self.plan.clients,
+                self.made,
+                Until::Count(missing),
+                &progress,
+            )?;
             let after = server.memory();
             say(format!("  {:.0} a second through the API", made.a_second()));
             growth.push(Growth {
@@ -233,17 +238,35 @@ impl World<'_> {
             return Ok("through the API");
         }
         let begun = Instant::now();
-        self.known.extend(fill::in_bulk(&self.place.home, self.made, missing, &progress)?);
-        say(format!("  {:.0} a second in bulk", missing as f64 / begun.elapsed().as_secs_f64()));
+        self.known.extend(fill::in_bulk(
+            &self.place.home,
+            self.made,
+            missing,
+            &progress,
+        )?);
+        say(format!(
+            "  {:.0} a second in bulk",
+            missing as f64 / begun.elapsed().as_secs_f64()
+        ));
         self.made += missing;
         Ok("in bulk")
     }
 
     /// Makes and deletes some.
     fn churn(&mut self, server: &Running) -> Result<(), ScaleError> {
-        let made = fill::by_api(&server.rest, self.plan.clients, self.made, Until::Count(500), &|_| {})?;
+        let made = fill::by_api(
+            &server.rest,
+            self.plan.clients,
+            self.made,
+            Until::Count(500),
+            &|_| {},
+        )?;
         self.made += made.known.len() as u64;
-        self.delete(&server.rest, made.known.iter().map(|(id, _)| id.clone()).collect()).map(drop)
+        self.delete(
+            &server.rest,
+            made.known.iter().map(|(id, _)| id.clone()).collect(),
+        )
+        .map(drop)
     }
 
     fn measure(&mut self, filled: &'static str, say: &dyn Fn(String)) -> Result<Step, ScaleError> {
@@ -252,23 +275,50 @@ impl World<'_> {
         let mut caller = Caller::open(&server.rest)?;
         let mut timings = Vec::new();
         let count = self.plan.calls;
-        let mut add = |what, sample: Vec<Duration>| timings.extend(Summary::of(&sample).map(|summary| (what, summary)));
-        let known: Vec<&Known> = (0..count).map(|_| &self.known[self.numbers.below(self.known.len())]).collect();
+        let mut add = |what, sample: Vec<Duration>| {
+            timings.extend(Summary::of(&sample).map(|summary| (what, summary)))
+        };
+        let known: Vec<&Known> = (0..count)
+            .map(|_| &self.known[self.numbers.below(self.known.len())])
+            .collect();
         add(GET, timed(count, |n| caller.get(&known[n].id))?);
-        add(LIST, timed(count, |_| caller.page("limit=100", None).map(drop))?);
-        add(TENANT_LIST, timed(count, |n| caller.page(&format!("limit=100&tenant={}", tenant(n as u64)), None).map(drop))?);
+        add(
+            LIST,
+            timed(count, |_| caller.page("limit=100", None).map(drop))?,
+        );
+        add(
+            TENANT_LIST,
+            timed(count, |n| {
+                caller
+                    .page(&format!("limit=100&tenant={}", tenant(n as u64)), None)
+                    .map(drop)
+            })?,
+        );
         add(IMAGES, timed(count, |_| caller.images())?);
         add(PAGES, all_pages(&mut caller, databases)?);
         say("  created, one after another".into());
         let mut new = Vec::new();
-        add(CREATE, timed(count, |_| {
-            let (id, password) = caller.create(&format!("scale-{}", self.made), &tenant(self.made))?;
-            self.made += 1;
-            new.push(Known { id, password: password.as_str().into() });
-            Ok(())
-        })?);
+        add(
+            CREATE,
+            timed(count, |_| {
+                let (id, password) =
+                    caller.create(&format!("scale-{}", self.made), &tenant(self.made))?;
+                self.made += 1;
+                new.push(Known {
+                    id,
+                    password: password.as_str().into(),
+                });
+                Ok(())
+            })?,
+        );
         let sustained = Until::Time(Duration::from_secs(self.plan.sustain));
-        let made = fill::by_api(&server.rest, self.plan.clients, self.made, sustained, &|_| {})?;
+        let made = fill::by_api(
+            &server.rest,
+            self.plan.clients,
+            self.made,
+            sustained,
+            &|_| {},
+        )?;
         self.made += made.known.len() as u64 + self.plan.clients as u64;
         add(CREATES, made.times.clone());
         new.extend(made.known());
@@ -285,7 +335,10 @@ impl World<'_> {
         }
         add(WAKE_NEW, sample);
         say("  deleted".into());
-        let deletes_a_second = self.delete(&server.rest, new.into_iter().map(|database| database.id).collect())?;
+        let deletes_a_second = self.delete(
+            &server.rest,
+            new.into_iter().map(|database| database.id).collect(),
+        )?;
         let (resident_bytes, anonymous_bytes) = server.memory();
         server.stop()?;
         Ok(Step {
@@ -337,7 +390,9 @@ impl World<'_> {
                     })
                 })
                 .collect();
-            threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
         })?;
         Ok(count as f64 / begun.elapsed().as_secs_f64())
     }
@@ -366,7 +421,10 @@ fn all_pages(caller: &mut Caller, databases: u64) -> Result<Vec<Duration>, Scale
         }
     }
     if listed != databases {
-        return Err(ScaleError::Miscounted { listed, made: databases });
+        return Err(ScaleError::Miscounted {
+            listed,
+            made: databases,
+        });
     }
     Ok(times)
 }
@@ -388,55 +446,9 @@ impl Numbers {
     }
 }
 
-/// 300000 as "300 k".
-fn short(databases: u64) -> String {
-    match databases {
-        n if n >= 1_000_000 && n.is_multiple_of(100_000) => format!("{} M", n as f64 / 1e6),
-        n if n >= 1_000 && n.is_multiple_of(100) => format!("{} k", n as f64 / 1e3),
-        n => n.to_string(),
-    }
-}
-
-impl Scale {
-    /// As a table of Markdown.
-    pub fn print(&self) {
-        let row = |what: &str, cells: &mut dyn Iterator<Item = String>| {
-            println!("| {what} | {} |", cells.collect::<Vec<_>>().join(" | "));
-        };
-        let steps = &self.steps;
-        row("databases", &mut steps.iter().map(|step| short(step.databases)));
-        println!("|---|{}", "---|".repeat(steps.len()));
-        row("filled", &mut steps.iter().map(|step| step.filled.to_owned()));
-        for kind in KINDS {
-            let cell = |step: &Step| step.timing(kind).map_or("–".into(), |t| format!("{:.2} / {:.2}", t.p50_ms, t.p99_ms));
-            row(&format!("{kind}, p50 / p99 ms"), &mut steps.iter().map(cell));
-        }
-        row("creates a second, sustained", &mut steps.iter().map(|step| format!("{:.0}", step.creates_a_second)));
-        row("deletes a second", &mut steps.iter().map(|step| format!("{:.0}", step.deletes_a_second)));
-        row("start of the server, ms", &mut steps.iter().map(|step| format!("{:.0}", step.start_ms)));
-        let mib = |bytes: u64| (bytes as f64 / MIB as f64).round().to_string();
-        row("memory of the server, resident, MiB", &mut steps.iter().map(|step| mib(step.resident_bytes)));
-        row("of it no file's, MiB", &mut steps.iter().map(|step| mib(step.anonymous_bytes)));
-        row("metadata on disk, MiB", &mut steps.iter().map(|step| mib(step.metadata_bytes)));
-        for Growth { databases, resident_bytes, anonymous_bytes } in &self.growth {
-            let each = |bytes: i64| bytes as f64 / *databases as f64;
-            println!(
-                "while it made {databases} databases, the server grew by {:.0} bytes each, resident; {:.0} of them no file's",
-                each(*resident_bytes),
-                each(*anonymous_bytes)
-            );
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_short() {
-        assert_eq!([100, 1_000, 1_500, 300_000, 1_000_000].map(short), ["100", "1 k", "1.5 k", "300 k", "1 M"]);
-    }
 
     #[test]
     fn a_disk_without_room_is_refused_before_anything_is_made() {
@@ -452,24 +464,5 @@ mod tests {
             svg: None,
         };
         assert!(matches!(check_room(&plan), Err(ScaleError::NoRoom { .. })));
-    }
-
-    #[test]
-    fn every_step_is_a_point_of_the_picture() {
-        let step = |databases| Step {
-            databases,
-            filled: "in bulk",
-            creates_a_second: 500.0,
-            deletes_a_second: 1.0,
-            timings: vec![(CREATE, Summary::of(&[Duration::from_millis(2)]).unwrap())],
-            start_ms: 20.0,
-            resident_bytes: 1,
-            anonymous_bytes: 1,
-            metadata_bytes: 1,
-        };
-        let svg = plot::draw(&[step(100), step(1_000), step(1_000_000)]);
-        let line = svg.lines().find(|line| line.contains("#b45309") && line.starts_with("<path")).unwrap();
-        assert_eq!(line.matches('L').count() + 1, 3);
-        assert!(svg.contains(">1 M<") && svg.contains(">databases<"));
     }
 }

@@ -1,6 +1,6 @@
 //! The steps over the number of databases, as a picture.
 
-use super::{Step, short};
+use super::report::{self, Step, short};
 use crate::plot::{self, Axis, Line, Panel};
 
 /// Panels with a common logarithmic axis.
@@ -9,7 +9,10 @@ pub fn draw(steps: &[Step]) -> String {
     let line = |name, colour, value: &dyn Fn(&Step) -> Option<f64>| Line {
         name,
         colour,
-        points: steps.iter().filter_map(|step| Some((at(step), value(step)?))).collect(),
+        points: steps
+            .iter()
+            .filter_map(|step| Some((at(step), value(step)?)))
+            .collect(),
     };
     let p99 = |what: &'static str| move |step: &Step| step.timing(what).map(|timing| timing.p99_ms);
     let p50 = |what: &'static str| move |step: &Step| step.timing(what).map(|timing| timing.p50_ms);
@@ -17,41 +20,59 @@ pub fn draw(steps: &[Step]) -> String {
     let panels = [
         Panel {
             title: "POST /v1/databases, one after another, ms",
-            lines: vec![line("p50", "#2563eb", &p50(super::CREATE)), line("p99", "#b45309", &p99(super::CREATE))],
+            lines: vec![
+                line("p50", "#2563eb", &p50(report::CREATE)),
+                line("p99", "#b45309", &p99(report::CREATE)),
+            ],
         },
         Panel {
             title: "creates a second, many clients",
-            lines: vec![line("sustained", "#2563eb", &|step| Some(step.creates_a_second))],
+            lines: vec![line("sustained", "#2563eb", &|step| {
+                Some(step.creates_a_second)
+            })],
         },
         Panel {
             title: "p99, ms",
             lines: vec![
-                line("GET of one", "#2563eb", &p99(super::GET)),
-                line("first page", "#15803d", &p99(super::LIST)),
-                line("a tenant's first page", "#b45309", &p99(super::TENANT_LIST)),
+                line("GET of one", "#2563eb", &p99(report::GET)),
+                line("first page", "#15803d", &p99(report::LIST)),
+                line(
+                    "a tenant's first page",
+                    "#b45309",
+                    &p99(report::TENANT_LIST),
+                ),
             ],
         },
         Panel {
             title: "new connection to first row, p99, ms",
             lines: vec![
-                line("never used", "#2563eb", &p99(super::WAKE_FRESH)),
-                line("used", "#15803d", &p99(super::WAKE_USED)),
-                line("just created", "#b45309", &p99(super::WAKE_NEW)),
+                line("never used", "#2563eb", &p99(report::WAKE_FRESH)),
+                line("used", "#15803d", &p99(report::WAKE_USED)),
+                line("just created", "#b45309", &p99(report::WAKE_NEW)),
             ],
         },
         Panel {
             title: "MiB",
             lines: vec![
-                line("server, resident", "#2563eb", &|step| mib(step.resident_bytes)),
-                line("metadata on disk", "#7c3aed", &|step| mib(step.metadata_bytes)),
+                line("server, resident", "#2563eb", &|step| {
+                    mib(step.resident_bytes)
+                }),
+                line("metadata on disk", "#7c3aed", &|step| {
+                    mib(step.metadata_bytes)
+                }),
             ],
         },
         Panel {
             title: "start of the server, ms",
-            lines: vec![line("to its first answer", "#2563eb", &|step| Some(step.start_ms))],
+            lines: vec![line("to its first answer", "#2563eb", &|step| {
+                Some(step.start_ms)
+            })],
         },
     ];
-    let ticks: Vec<_> = steps.iter().map(|step| (at(step), short(step.databases))).collect();
+    let ticks: Vec<_> = steps
+        .iter()
+        .map(|step| (at(step), short(step.databases)))
+        .collect();
     let axis = Axis {
         label: "databases",
         from: ticks.first().map_or(0.0, |(at, _)| *at),

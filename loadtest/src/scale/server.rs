@@ -36,11 +36,16 @@ impl Place {
         for part in ["images", "templates"] {
             let from = images.join(part);
             // Links cost nothing, and nothing of an image is ever changed; on another file system it is copied.
-            let copied = [["-al"].as_slice(), &["-a", "--sparse=always"]].into_iter().any(|options| {
-                let mut copy = Command::new("cp");
-                copy.args(options).arg(&from).arg(&place.home).stderr(Stdio::null());
-                copy.status().is_ok_and(|status| status.success())
-            });
+            let copied = [["-al"].as_slice(), &["-a", "--sparse=always"]]
+                .into_iter()
+                .any(|options| {
+                    let mut copy = Command::new("cp");
+                    copy.args(options)
+                        .arg(&from)
+                        .arg(&place.home)
+                        .stderr(Stdio::null());
+                    copy.status().is_ok_and(|status| status.success())
+                });
             if !copied {
                 return Err(ScaleError::NoImage(from));
             }
@@ -51,7 +56,11 @@ impl Place {
     /// Starts the server; it answers when this returns. Gives the time that took.
     pub fn start(&self) -> Result<(Running, Duration), ScaleError> {
         let output = self.home.join("server.out");
-        let output = File::options().create(true).append(true).open(&output).map_err(ScaleError::io(&output))?;
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(&output)
+            .map_err(ScaleError::io(&output))?;
         let addresses = self.home.join("run/server.json");
         let _ = fs::remove_file(&addresses);
         let begun = Instant::now();
@@ -67,11 +76,20 @@ impl Place {
             .stderr(output)
             .spawn()
             .map_err(ScaleError::io(&self.program))?;
-        let rest = Rest { base: String::new(), key: String::new() };
-        let mut running = Running { child, rest, pooler: String::new() };
+        let rest = Rest {
+            base: String::new(),
+            key: String::new(),
+        };
+        let mut running = Running {
+            child,
+            rest,
+            pooler: String::new(),
+        };
         loop {
-            if let Some((base, pooler)) = fs::read(&addresses).ok().and_then(|text| listening(&text))
-                && http::request(&base, "GET", "/healthz", &[], "").is_ok_and(|answer| answer.status == 200)
+            if let Some((base, pooler)) =
+                fs::read(&addresses).ok().and_then(|text| listening(&text))
+                && http::request(&base, "GET", "/healthz", &[], "")
+                    .is_ok_and(|answer| answer.status == 200)
             {
                 let took = begun.elapsed();
                 running.pooler = pooler;
@@ -119,12 +137,16 @@ impl Running {
     /// Where a database is connected to.
     pub fn target(&self, database: &Known) -> Result<Target, ScaleError> {
         let Known { id, password } = database;
-        Ok(Target::parse(&format!("postgresql://app.{id}:{password}@{}/app", self.pooler))?)
+        Ok(Target::parse(&format!(
+            "postgresql://app.{id}:{password}@{}/app",
+            self.pooler
+        ))?)
     }
 
     /// Memory of the server's process, in bytes: all that is resident, and what of it is no file's.
     pub fn memory(&self) -> (u64, u64) {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name))?;
             line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()

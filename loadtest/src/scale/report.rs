@@ -1,0 +1,188 @@
+//! What the run found, and how it is printed.
+
+use serde::Serialize;
+
+use super::{MIB, Plan};
+use crate::stats::Summary;
+
+pub const CREATE: &str = "create, one after another";
+pub const CREATES: &str = "create, many clients at once";
+pub const GET: &str = "get";
+pub const LIST: &str = "list, first 100";
+pub const TENANT_LIST: &str = "list of a tenant, first 100";
+pub const PAGES: &str = "list of all, pages of 1,000";
+pub const IMAGES: &str = "images, with counts";
+pub const WAKE_FRESH: &str = "never used: new connection to first row";
+pub const WAKE_USED: &str = "used: new connection to first row";
+pub const WAKE_NEW: &str = "just created: new connection to first row";
+pub const KINDS: [&str; 10] = [
+    CREATE,
+    CREATES,
+    GET,
+    LIST,
+    TENANT_LIST,
+    PAGES,
+    IMAGES,
+    WAKE_FRESH,
+    WAKE_USED,
+    WAKE_NEW,
+];
+
+/// What was measured with so many databases.
+#[derive(Debug, Serialize)]
+pub struct Step {
+    pub databases: u64,
+    /// How the last of them were made.
+    pub filled: &'static str,
+    pub creates_a_second: f64,
+    pub deletes_a_second: f64,
+    pub timings: Vec<(&'static str, Summary)>,
+    pub start_ms: f64,
+    /// Of the server, after all that.
+    pub resident_bytes: u64,
+    pub anonymous_bytes: u64,
+    pub metadata_bytes: u64,
+}
+
+impl Step {
+    pub fn timing(&self, what: &str) -> Option<&Summary> {
+        self.timings
+            .iter()
+            .find(|(name, _)| *name == what)
+            .map(|(_, summary)| summary)
+    }
+}
+
+/// What the server's memory grew by while it made databases.
+#[derive(Debug, Serialize)]
+pub struct Growth {
+    pub databases: u64,
+    pub resident_bytes: i64,
+    pub anonymous_bytes: i64,
+}
+
+#[derive(Debug, Serialize)]
+pub struct Scale {
+    #[serde(flatten)]
+    pub plan: Plan,
+    pub steps: Vec<Step>,
+    pub growth: Vec<Growth>,
+}
+
+/// 300000 as "300 k".
+pub fn short(databases: u64) -> String {
+    match databases {
+        n if n >= 1_000_000 && n.is_multiple_of(100_000) => format!("{} M", n as f64 / 1e6),
+        n if n >= 1_000 && n.is_multiple_of(100) => format!("{} k", n as f64 / 1e3),
+        n => n.to_string(),
+    }
+}
+
+impl Scale {
+    /// As a table of Markdown.
+    pub fn print(&self) {
+        let row = |what: &str, cells: &mut dyn Iterator<Item = String>| {
+            println!("| {what} | {} |", cells.collect::<Vec<_>>().join(" | "));
+        };
+        let steps = &self.steps;
+        row(
+            "databases",
+            &mut steps.iter().map(|step| short(step.databases)),
+        );
+        println!("|---|{}", "---|".repeat(steps.len()));
+        row(
+            "filled",
+            &mut steps.iter().map(|step| step.filled.to_owned()),
+        );
+        for kind in KINDS {
+            let cell = |step: &Step| {
+                step.timing(kind).map_or("–".into(), |t| {
+                    format!("{:.2} / {:.2}", t.p50_ms, t.p99_ms)
+                })
+            };
+            row(
+                &format!("{kind}, p50 / p99 ms"),
+                &mut steps.iter().map(cell),
+            );
+        }
+        row(
+            "creates a second, sustained",
+            &mut steps
+                .iter()
+                .map(|step| format!("{:.0}", step.creates_a_second)),
+        );
+        row(
+            "deletes a second",
+            &mut steps
+                .iter()
+                .map(|step| format!("{:.0}", step.deletes_a_second)),
+        );
+        row(
+            "start of the server, ms",
+            &mut steps.iter().map(|step| format!("{:.0}", step.start_ms)),
+        );
+        let mib = |bytes: u64| (bytes as f64 / MIB as f64).round().to_string();
+        row(
+            "memory of the server, resident, MiB",
+            &mut steps.iter().map(|step| mib(step.resident_bytes)),
+        );
+        row(
+            "of it no file's, MiB",
+            &mut steps.iter().map(|step| mib(step.anonymous_bytes)),
+        );
+        row(
+            "metadata on disk, MiB",
+            &mut steps.iter().map(|step| mib(step.metadata_bytes)),
+        );
+        for Growth {
+            databases,
+            resident_bytes,
+            anonymous_bytes,
+        } in &self.growth
+        {
+            let each = |bytes: i64| bytes as f64 / *databases as f64;
+            println!(
+                "while it made {databases} databases, the server grew by {:.0} bytes each, resident; {:.0} of them no file's",
+                each(*resident_bytes),
+                each(*anonymous_bytes)
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plot;
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(
+            [100, 1_000, 1_500, 300_000, 1_000_000].map(short),
+            ["100", "1 k", "1.5 k", "300 k", "1 M"]
+        );
+    }
+
+    #[test]
+    fn every_step_is_a_point_of_the_picture() {
+        let step = |databases| Step {
+            databases,
+            filled: "in bulk",
+            creates_a_second: 500.0,
+            deletes_a_second: 1.0,
+            timings: vec![(CREATE, Summary::of(&[Duration::from_millis(2)]).unwrap())],
+            start_ms: 20.0,
+            resident_bytes: 1,
+            anonymous_bytes: 1,
+            metadata_bytes: 1,
+        };
+        let svg = plot::draw(&[step(100), step(1_000), step(1_000_000)]);
+        let line = svg
+            .lines()
+            .find(|line| line.contains("#b45309") && line.starts_with("<path"))
+            .unwrap();
+        assert_eq!(line.matches('L').count() + 1, 3);
+        assert!(svg.contains(">1 M<") && svg.contains(">databases<"));
+    }
+}
