@@ -184,7 +184,8 @@ impl Metadata {
 
     /// The rows that a crash may have left in the middle of something.
     pub async fn databases_at_work(&self) -> Result<Vec<DatabaseRow>, MetadataError> {
-        let sql = format!("{SELECT} WHERE d.state NOT IN ('suspended', 'stopped', 'error') ORDER BY d.seq");
+        // "+" keeps it from going by rowid, through all that are at rest, to have them in order.
+        let sql = format!("{SELECT} WHERE d.state NOT IN ('suspended', 'stopped', 'error') ORDER BY +d.seq");
         let rows = sqlx::query(&sql).fetch_all(&self.readers).await?;
         rows.iter().map(read).collect()
     }

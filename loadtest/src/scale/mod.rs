@@ -165,7 +165,7 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
             std::fs::write(file, plot::draw(&steps)).map_err(ScaleError::io(file))?;
         }
     }
-    drop(place);
+    place.remove()?;
     Ok(Scale {
         plan,
         steps,

@@ -70,7 +70,7 @@ impl Place {
             .env("DORMOUSE_HOME", &self.home)
             .env("DORMOUSE_API_LISTEN", "127.0.0.1:0")
             .env("DORMOUSE_POOLER_LISTEN", "127.0.0.1:0")
-            .env("DORMOUSE_PLANS_FREE_DATABASES", "1000000000")
+            .env("DORMOUSE_PLANS_FREE_DATABASES", "10000000")
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(ScaleError::io(&self.home))?)
             .stderr(output)
@@ -104,19 +104,15 @@ impl Place {
         }
     }
 
+    /// What a failed run leaves is for whoever looks into it.
+    pub fn remove(&self) -> Result<(), ScaleError> {
+        fs::remove_dir_all(&self.home).map_err(ScaleError::io(&self.home))
+    }
+
     /// The metadata's files, in bytes.
     pub fn metadata_bytes(&self) -> u64 {
         let length = |name: &str| fs::metadata(self.home.join(name)).map_or(0, |file| file.len());
         length("dormouse.db") + length("dormouse.db-wal")
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // What a failed run leaves is for whoever looks into it.
-        if !std::thread::panicking() {
-            let _ = fs::remove_dir_all(&self.home);
-        }
     }
 }
 
