@@ -80,7 +80,9 @@ impl Turns {
             }
             let waiting = queue.waiting.entry(tenant.clone()).or_default();
             // Those who have left would only pile up while there are no turns.
-            while waiting.pop_front_if(|first| first.is_closed()).is_some() {}
+            while waiting.front().is_some_and(|first| first.is_closed()) {
+                waiting.pop_front();
+            }
             waiting.push_back(sender);
             answer
         };
