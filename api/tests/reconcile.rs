@@ -7,6 +7,7 @@ mod support;
 use dormouse_api::host::State;
 use dormouse_api::identity::{DatabaseId, TenantId};
 use dormouse_api::metadata::NewDatabase;
+use sqlx::Connection;
 use support::{World, alive, killed, until};
 
 type Test = std::io::Result<()>;
@@ -238,12 +239,64 @@ fn a_database_whose_files_are_gone_is_not_taken_for_a_new_one() -> Test {
         std::fs::rename(db.folder(), &aside).unwrap();
         let error = w.host.wake(&db.id).await.unwrap_err().to_string();
         assert!(error.contains("its files are gone"), "{error}");
+        // Nor is it moved to a newer image: its layer, once it is back, lies over the template of this one.
+        let error = w.host.restart(&db.id, true).await.unwrap_err().to_string();
+        assert!(error.contains("its files are gone"), "{error}");
         assert!(!db.folder().exists());
         std::fs::rename(&aside, db.folder()).unwrap();
         db.wake().await;
         std::fs::remove_dir_all(db.folder()).unwrap();
         w.host.delete(&db.id).await.unwrap();
         assert_eq!(db.state().await, None);
+    });
+    Ok(())
+}
+
+/// Else its data would be there and its row not know, and with its disk not mounted it would come up empty.
+#[test]
+fn a_first_wake_that_cannot_be_noted_is_refused_and_made_again_later() -> Test {
+    let dir = tempfile::tempdir()?;
+    killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let db = w.create("a").await;
+        let mut sql = sqlx::SqliteConnection::connect(dir.path().join("dormouse.db").to_str().unwrap()).await.unwrap();
+        let full = "CREATE TRIGGER full BEFORE UPDATE OF has_files ON databases BEGIN SELECT RAISE(ABORT, 'full'); END";
+        sqlx::query(full).execute(&mut sql).await.unwrap();
+        let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+        assert!(error.contains("cannot be noted"), "{error}");
+        until("at rest", async || w.host.at_work() == 0).await;
+        sqlx::query("DROP TRIGGER full").execute(&mut sql).await.unwrap();
+        db.wake().await;
+        assert!(w.metadata.database(&db.id).await.unwrap().unwrap().has_files);
+        w.host.shut_down().await;
+    });
+    Ok(())
+}
+
+/// Its row was read by the wake and is gone when that comes to note something in it.
+#[test]
+fn a_first_wake_of_a_database_that_is_deleted_meanwhile_leaves_nothing() -> Test {
+    let dir = tempfile::tempdir()?;
+    killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let db = w.create("a").await;
+        let mut sql = sqlx::SqliteConnection::connect(dir.path().join("dormouse.db").to_str().unwrap()).await.unwrap();
+        let gone = "CREATE TRIGGER gone BEFORE UPDATE OF has_files ON databases BEGIN SELECT RAISE(IGNORE); END";
+        sqlx::query(gone).execute(&mut sql).await.unwrap();
+        let error = w.host.wake(&db.id).await.unwrap_err().to_string();
+        assert!(error.contains("was deleted"), "{error}");
+        assert!(!db.folder().exists());
+        sqlx::query("DROP TRIGGER gone").execute(&mut sql).await.unwrap();
+        // And with both at once, in whichever order they come.
+        for n in 0..20 {
+            let db = w.create(&format!("b{n}")).await;
+            let (_, deleted) = tokio::join!(w.host.wake(&db.id), w.host.delete(&db.id));
+            deleted.unwrap();
+            until("at rest", async || w.host.at_work() == 0).await;
+            assert_eq!(db.state().await, None);
+            assert!(!db.folder().exists());
+        }
+        w.host.shut_down().await;
     });
     Ok(())
 }

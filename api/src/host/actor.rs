@@ -229,6 +229,7 @@ impl Actor {
             }
             Note::Vm(_, VmEvent::Ready { epoch, existing, cold }) => {
                 self.wake_deadline = None;
+                self.facts.has_files = true;
                 if let Some(cold) = cold {
                     let kind = if cold.refused { EventKind::SnapshotRefused } else { EventKind::StartedCold };
                     self.event(kind, cold.why);
@@ -514,7 +515,11 @@ impl Actor {
     fn discard(&self) {
         let (host, facts, note) = (self.host.clone(), self.facts.clone(), self.note.clone());
         tokio::spawn(async move {
-            let result = host.discard_snapshot(&facts.id, &facts.image, facts.pg_version).await;
+            let result = match host.check_files(&facts.id, facts.has_files) {
+                Ok(()) => host.discard_snapshot(&facts.id, &facts.image, facts.pg_version).await,
+                // Without its layer it would be taken for one without a template, and the row would forget it.
+                Err(reason) => Err(reason),
+            };
             let _ = note.send(Note::Discarded(result));
         });
     }

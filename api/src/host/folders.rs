@@ -1,14 +1,14 @@
 //! A database's folders, made by its first wake.
 //!
-//! Until then it is a row and nothing else. They are made before its VM is started and put on disk while that starts; no
-//! client hears of the wake before, so nothing is acknowledged that could vanish with its folder. Then the row notes that
-//! it has files, and from then on one whose folder is gone (a disk not mounted, a restore half done) is not woken: it
-//! would come up empty.
+//! Until then it is a row and nothing else. They are made before its VM is started, put on disk while that starts, and then
+//! noted in the row. No client hears of the wake before all three are done, so nothing is acknowledged that could vanish with
+//! its folder, and one whose row says that it has files and whose folder is gone (a disk not mounted, a restore half done)
+//! has lost them: it is not woken, for it would come up empty.
 //!
 //! | the power goes | left |
 //! |---|---|
 //! | before the folders are on disk | a row that was never woken |
-//! | before the row says so | folders that the next wake finds, and notes |
+//! | before the row says so | folders without data that anybody was told of, which the next wake finds, and notes |
 
 use std::fs::{self, File};
 use std::io;
@@ -20,35 +20,51 @@ use tokio::task::JoinHandle;
 use super::Inner;
 use crate::identity::DatabaseId;
 
-/// Folders on their way to the disk: the reason, if that failed.
-pub(crate) type Settling = JoinHandle<Result<(), String>>;
+/// Folders on their way to the disk.
+pub(crate) type Settling = JoinHandle<Result<(), Unsettled>>;
+
+/// Why a wake may not go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unsettled {
+    /// It was deleted after its row was read; what was made for it has to go.
+    #[error("the database was deleted")]
+    Deleted,
+    #[error("{0}")]
+    Failed(String),
+}
 
 impl Inner {
+    /// An error where a database's row says that it has files, and they are not there.
+    pub(crate) fn check_files(&self, id: &DatabaseId, has_files: bool) -> Result<(), String> {
+        let layer = self.home.database(id).join("layer");
+        if !has_files || layer.is_dir() {
+            return Ok(());
+        }
+        let layer = layer.display();
+        Err(format!("its files are gone: {layer} is not there. Put it back (is its disk mounted?), or delete the database"))
+    }
+
     /// Makes sure of a database's folders before it is woken. What is given has to be waited for before anyone hears of the
     /// wake; nothing is where the row says that they are there (`has_files`).
     pub(crate) fn settle_folders(self: &Arc<Self>, id: &DatabaseId, has_files: bool) -> Result<Option<Settling>, String> {
-        let folder = self.home.database(id);
+        self.check_files(id, has_files)?;
         if has_files {
-            return match folder.join("layer").is_dir() {
-                true => Ok(None),
-                false => Err(format!(
-                    "its files are gone: {} is not there. Put it back (is its disk mounted?), or delete the database",
-                    folder.join("layer").display()
-                )),
-            };
+            return Ok(None);
         }
-        let failed = |e: io::Error| format!("its folder cannot be made: {e}");
-        make(&folder).map_err(failed)?;
+        let folder = self.home.database(id);
+        make(&folder).map_err(|e| format!("its folder cannot be made: {e}"))?;
         let (host, id) = (self.clone(), id.clone());
         Ok(Some(tokio::spawn(async move {
             let folders = [folder, host.home.databases()];
             let flush = move || folders.iter().try_for_each(|folder| File::open(folder)?.sync_all());
-            tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).flatten().map_err(failed)?;
-            // A full disk is no reason not to start; only the guard is missing, until a wake can note it.
-            if let Err(error) = host.metadata.set_has_files(&id).await {
-                tracing::warn!(database = %id, %error, "that it has files is not noted");
+            let flushed = tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).flatten();
+            flushed.map_err(|e| Unsettled::Failed(format!("its folder cannot be put on disk: {e}")))?;
+            match host.metadata.set_has_files(&id).await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Unsettled::Deleted),
+                // It has nothing to lose yet; with data that its row does not know of it could be taken for a new one.
+                Err(error) => Err(Unsettled::Failed(format!("that it has files cannot be noted: {error}"))),
             }
-            Ok(())
         })))
     }
 }

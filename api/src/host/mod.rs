@@ -654,6 +654,12 @@ impl Inner {
     /// Removes a database's files, then its row. The row says `deleting` already, so a crash in between leaves
     /// something that the reconciler finishes.
     pub(crate) async fn remove_database(&self, id: &DatabaseId) -> Result<(), String> {
+        self.remove_folders(id).await?;
+        self.metadata.remove_database(id).await.map_err(|e| e.to_string())
+    }
+
+    /// Removes a database's files.
+    pub(crate) async fn remove_folders(&self, id: &DatabaseId) -> Result<(), String> {
         let folders = [self.home.database(id), self.home.run_of(id)];
         let removed = tokio::task::spawn_blocking(move || {
             folders.iter().try_for_each(|folder| match std::fs::remove_dir_all(folder) {
@@ -662,8 +668,7 @@ impl Inner {
             })
         })
         .await;
-        removed.map_err(|e| e.to_string())??;
-        self.metadata.remove_database(id).await.map_err(|e| e.to_string())
+        removed.map_err(|e| e.to_string())?
     }
 }
 

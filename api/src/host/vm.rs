@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
+use super::folders::Unsettled;
 use super::layout::Home;
 use super::pool::{MakeError, Taken, Waking};
 use super::process::{Process, Spec, last_cry, last_words, rotate, status};
@@ -158,30 +159,45 @@ enum Over {
 impl<F: Fn(VmEvent)> Life<F> {
     /// Returns the reason of the end, `None` for a clean one.
     async fn run(&mut self, adopted: Option<(UnixStream, Process)>) -> Option<String> {
-        let settling = match self.context.host.settle_folders(&self.context.spec.id, self.context.has_files) {
+        let host = self.context.host.clone();
+        let settling = match host.settle_folders(&self.context.spec.id, self.context.has_files) {
             Ok(settling) => settling,
             // Of a VM that runs, the folders are there; if not, it is left to show what it does without them.
             Err(reason) if adopted.is_none() => return Some(reason),
             Err(_) => None,
         };
-        let (stream, mut process) = match adopted {
+        let started = match adopted {
             Some(adopted) => {
                 self.log_mark = length(&self.context.home.vmm_log(&self.context.spec.id));
-                adopted
+                Ok(Some(adopted))
             }
-            None => match self.spawn().await {
-                Ok(Some(both)) => both,
-                Ok(None) => return Some("called off before it was started".into()),
-                Err(reason) => return Some(reason),
-            },
+            None => self.spawn().await,
         };
-        if let Some(settling) = settling
-            && let Err(reason) = settling.await.map_err(|e| e.to_string()).flatten()
-        {
-            process.kill();
-            process.gone().await;
-            return Some(reason);
-        }
+        // Also of one that was not started: once its end is told, nothing of it is under way.
+        let unsettled = match settling {
+            Some(settling) => settling.await.unwrap_or_else(|e| Err(Unsettled::Failed(e.to_string()))).err(),
+            None => None,
+        };
+        let (stream, mut process) = match started {
+            Ok(Some(both)) if unsettled.is_none() => both,
+            started => {
+                let reason = match started {
+                    Ok(Some((_, mut process))) => {
+                        process.kill();
+                        process.gone().await;
+                        None
+                    }
+                    Ok(None) => Some("called off before it was started".into()),
+                    Err(reason) => Some(reason),
+                };
+                if let Some(Unsettled::Deleted) = unsettled
+                    && let Err(left) = host.remove_folders(&self.context.spec.id).await
+                {
+                    tracing::warn!(database = %self.context.spec.id, left, "what was made for a database that was deleted is left");
+                }
+                return unsettled.map(|u| u.to_string()).or(reason);
+            }
+        };
         let (lines, sender) = split(stream);
         let over = self.converse(lines, sender, &mut process).await;
         self.turn = None;
