@@ -21,7 +21,7 @@ fn a_short_run_gives_every_figure_and_leaves_nothing() {
     let output = server
         .loadtest(&json)
         .args(["scale", "--largest", "300", "--through-api", "100"])
-        .args(["--wakes", "3", "--calls", "5", "--sustain", "1"])
+        .args(["--used", "2", "--wakes", "3", "--first-wakes", "2", "--calls", "5", "--sustain", "1"])
         .arg("--program")
         .arg(harness::dormouse())
         .arg("--work")
@@ -41,6 +41,7 @@ fn a_short_run_gives_every_figure_and_leaves_nothing() {
     assert_eq!(filled, ["through the API", "in bulk"]);
     for step in steps {
         assert_eq!(step["timings"].as_array().unwrap().len(), 10, "{step}");
+        assert_eq!(step["used"], 2);
         assert!(step["creates_a_second"].as_f64().unwrap() > 0.0);
     }
     assert!(text.contains("creates a second, sustained"), "{text}");

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dormouse_api::host::{GUEST_ROLE, State};
@@ -16,6 +16,7 @@ use dormouse_api::secret::{new_password, scram_verifier};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::ScaleError;
+use crate::client::{Client, Target};
 use super::calls::{Caller, tenant};
 use crate::rest::Rest;
 
@@ -98,6 +99,44 @@ pub fn by_api(
         times.push(time);
     }
     Ok(Made { known, times, took })
+}
+
+/// Rows of a used one's table.
+pub const ROWS: u32 = 1000;
+/// Used at one time.
+const USERS: usize = 4;
+
+/// Uses each as an application would begin to, a table with some rows, and has it suspended.
+pub fn by_use(
+    rest: &Rest,
+    databases: &[(Target, &str)],
+    say: &(dyn Fn(usize) + Sync),
+) -> Result<(), ScaleError> {
+    let sql = format!(
+        "create table used (n int primary key, t text); insert into used select n, md5(n::text) from generate_series(1, {ROWS}) n"
+    );
+    let next = AtomicUsize::new(0);
+    let user = || -> Result<(), ScaleError> {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some((target, id)) = databases.get(n) else {
+                return Ok(());
+            };
+            let mut client = Client::connect(target)?;
+            client.query(&sql)?;
+            client.close()?;
+            rest.suspend(id)?;
+            if n.is_multiple_of(500) {
+                say(n);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..USERS).map(|_| scope.spawn(user)).collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
+    })
 }
 
 /// Writes of the bulk way that wait for one commit at most.

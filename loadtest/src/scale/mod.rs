@@ -8,9 +8,9 @@
 //!    plot ── the steps over the number of databases, as SVG
 //! ```
 //!
-//! At each step there are so many databases that nobody uses; all figures are taken in one order, after a start of the
-//! server with that many rows. Databases that the measurement makes or wakes are deleted after it, so the disk that is
-//! needed is bounded.
+//! At each step there are so many databases; some of them have been used and sleep, with a table of their own, and the others
+//! are rows alone. All figures are taken in one order, after a start of the server with that many rows. Databases that the
+//! measurement makes, or wakes for the first time, are deleted after it, so the disk that is needed is bounded.
 
 mod calls;
 mod fill;
@@ -30,7 +30,7 @@ use crate::http::HttpError;
 use crate::rest::{Rest, RestError};
 use crate::stats::Summary;
 use calls::{Caller, TENANTS, tenant, timed};
-use fill::{Known, Until};
+use fill::{Known, ROWS, Until};
 use report::short;
 use report::{
     CREATE, CREATES, GET, IMAGES, LIST, PAGES, TENANT_LIST, WAKE_FRESH, WAKE_NEW, WAKE_USED,
@@ -67,6 +67,8 @@ pub enum ScaleError {
     Bulk(String),
     #[error("a client panicked")]
     Panic,
+    #[error("{0} has not the rows it had before it slept")]
+    Lost(String),
     #[error("the list of all has {listed} databases and not {made}")]
     Miscounted { listed: u64, made: u64 },
     #[error(
@@ -96,9 +98,15 @@ pub struct Plan {
     /// Up to so many are made through the REST API, the others in bulk.
     #[arg(long, default_value_t = 100_000)]
     pub through_api: u64,
-    /// Databases woken at each step, of each kind.
-    #[arg(long, default_value_t = 200)]
+    /// Databases that have been used and sleep; at most half of each step's.
+    #[arg(long, default_value_t = 1000)]
+    pub used: usize,
+    /// Wakes of random ones of them at each step.
+    #[arg(long, default_value_t = 1000)]
     pub wakes: usize,
+    /// First wakes at each step, of random ones that were never used and of ones just created.
+    #[arg(long, default_value_t = 200)]
+    pub first_wakes: usize,
     /// Calls of each other kind at each step.
     #[arg(long, default_value_t = 1000)]
     pub calls: usize,
@@ -122,7 +130,8 @@ pub struct Plan {
 const STEPS: [u64; 6] = [100, 1_000, 10_000, 100_000, 300_000, 1_000_000];
 /// Disk that a row takes, in bytes, with its share of the WAL and of indexes.
 const ROW: u64 = 2048;
-/// Disk of one that was woken, in bytes.
+/// Disk of one that was used and sleeps, in bytes, and of one awake.
+const USED: u64 = 512 << 10;
 const WOKEN: u64 = 4 << 20;
 const SPARE: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;
@@ -137,6 +146,7 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
         plan: &plan,
         place: &place,
         known: Vec::new(),
+        used: Vec::new(),
         made: 0,
         numbers: Numbers::new(),
     };
@@ -154,6 +164,7 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
     for size in sizes {
         say(format!("{} databases: filling", short(size)));
         let filled = world.fill(size, &mut growth, &say)?;
+        world.use_some(size, &say)?;
         let step = world.measure(filled, &say)?;
         say(format!(
             "{} databases: {:.0} creates a second",
@@ -183,7 +194,7 @@ fn check_room(plan: &Plan) -> Result<(), ScaleError> {
         found.assume_init()
     };
     let free = found.f_bavail * found.f_frsize;
-    let needed = plan.largest * ROW + 2 * plan.wakes as u64 * WOKEN + SPARE;
+    let needed = plan.largest * ROW + plan.used as u64 * USED + 2 * plan.first_wakes as u64 * WOKEN + SPARE;
     if free < needed {
         return Err(ScaleError::NoRoom {
             path: plan.work.clone(),
@@ -197,7 +208,10 @@ fn check_room(plan: &Plan) -> Result<(), ScaleError> {
 struct World<'a> {
     plan: &'a Plan,
     place: &'a Place,
+    /// Those that are rows alone.
     known: Vec<Known>,
+    /// Those that have been used and sleep.
+    used: Vec<Known>,
     /// Numbers given out: each name is used once.
     made: u64,
     numbers: Numbers,
@@ -211,7 +225,7 @@ impl World<'_> {
         growth: &mut Vec<Growth>,
         say: &(dyn Fn(String) + Sync),
     ) -> Result<&'static str, ScaleError> {
-        let missing = size.saturating_sub(self.known.len() as u64);
+        let missing = size.saturating_sub((self.known.len() + self.used.len()) as u64);
         let progress = |n: u64| say(format!("  {n} of {missing}"));
         if size <= self.plan.through_api {
             let (server, _) = self.place.start()?;
@@ -270,7 +284,7 @@ impl World<'_> {
     }
 
     fn measure(&mut self, filled: &'static str, say: &dyn Fn(String)) -> Result<Step, ScaleError> {
-        let databases = self.known.len() as u64;
+        let databases = (self.known.len() + self.used.len()) as u64;
         let (server, started) = self.place.start()?;
         let mut caller = Caller::open(&server.rest)?;
         let mut timings = Vec::new();
@@ -322,12 +336,12 @@ impl World<'_> {
         self.made += made.known.len() as u64 + self.plan.clients as u64;
         add(CREATES, made.times.clone());
         new.extend(made.known());
-        say("  woken".into());
-        let (fresh, used) = self.wakes(&server)?;
-        add(WAKE_FRESH, fresh);
-        add(WAKE_USED, used);
+        say("  used ones woken".into());
+        add(WAKE_USED, self.wakes(&server)?);
+        say("  woken for the first time".into());
+        add(WAKE_FRESH, self.first_wakes(&server)?);
         let mut sample = Vec::new();
-        for _ in 0..self.plan.wakes.min(new.len()) {
+        for _ in 0..self.plan.first_wakes.min(new.len()) {
             let database = new.swap_remove(self.numbers.below(new.len()));
             sample.push(first_row(&server.target(&database)?)?);
             server.rest.suspend(&database.id)?;
@@ -343,6 +357,7 @@ impl World<'_> {
         server.stop()?;
         Ok(Step {
             databases,
+            used: self.used.len(),
             filled,
             creates_a_second: made.a_second(),
             deletes_a_second,
@@ -351,28 +366,66 @@ impl World<'_> {
             resident_bytes,
             anonymous_bytes,
             metadata_bytes: self.place.metadata_bytes(),
+            used_bytes: self.place.databases_bytes()? / self.used.len().max(1) as u64,
         })
     }
 
-    /// Random ones, at their first use, and once they have been used and sleep again. They are given up.
-    fn wakes(&mut self, server: &Running) -> Result<(Vec<Duration>, Vec<Duration>), ScaleError> {
-        let rest = &server.rest;
-        let (mut fresh, mut used) = (Vec::new(), Vec::new());
-        for _ in 0..self.plan.wakes.min(self.known.len() / 2) {
+    /// Random ones that were used.
+    fn wakes(&mut self, server: &Running) -> Result<Vec<Duration>, ScaleError> {
+        let mut times = Vec::new();
+        for _ in 0..if self.used.is_empty() { 0 } else { self.plan.wakes } {
+            let database = &self.used[self.numbers.below(self.used.len())];
+            let asked = Instant::now();
+            let mut client = Client::connect(&server.target(database)?)?;
+            times.push(client.first_row("select 1")? - asked);
+            let rows = client.query("select count(*) from used")?;
+            if rows != [[Some(ROWS.to_string())]] {
+                return Err(ScaleError::Lost(database.id.clone()));
+            }
+            client.close()?;
+            server.rest.suspend(&database.id)?;
+        }
+        Ok(times)
+    }
+
+    /// Random ones that were never used. They are given up.
+    fn first_wakes(&mut self, server: &Running) -> Result<Vec<Duration>, ScaleError> {
+        let mut times = Vec::new();
+        for _ in 0..self.plan.first_wakes.min(self.known.len() / 2) {
             let at = self.numbers.below(self.known.len());
             let database = self.known.swap_remove(at);
-            let target = server.target(&database)?;
-            fresh.push(first_row(&target)?);
-            let mut client = Client::connect(&target)?;
-            client.query("create table used (n int primary key, t text); insert into used select n, md5(n::text) from generate_series(1, 1000) n")?;
-            client.close()?;
-            rest.suspend(&database.id)?;
-            used.push(first_row(&target)?);
-            rest.suspend(&database.id)?;
+            times.push(first_row(&server.target(&database)?)?);
+            server.rest.suspend(&database.id)?;
             // The room that it takes is the next one's.
-            rest.delete(&database.id)?;
+            server.rest.delete(&database.id)?;
         }
-        Ok((fresh, used))
+        Ok(times)
+    }
+
+    /// Brings those that have been used to their number.
+    fn use_some(&mut self, size: u64, say: &(dyn Fn(String) + Sync)) -> Result<(), ScaleError> {
+        let half = usize::try_from(size / 2).unwrap_or(usize::MAX);
+        let missing = self.plan.used.min(half).saturating_sub(self.used.len());
+        let new: Vec<Known> = (0..missing)
+            .map(|_| {
+                let at = self.numbers.below(self.known.len());
+                self.known.swap_remove(at)
+            })
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (server, _) = self.place.start()?;
+        let targets: Result<Vec<_>, ScaleError> = new
+            .iter()
+            .map(|database| Ok((server.target(database)?, database.id.as_str())))
+            .collect();
+        fill::by_use(&server.rest, &targets?, &|n| {
+            say(format!("  {n} of {missing} used"))
+        })?;
+        server.stop()?;
+        self.used.extend(new);
+        Ok(())
     }
 
     /// By many clients at once. Gives how many a second.
@@ -455,7 +508,9 @@ mod tests {
         let plan = Plan {
             largest: u64::MAX / ROW / 2,
             through_api: 0,
+            used: 0,
             wakes: 0,
+            first_wakes: 0,
             calls: 0,
             clients: 1,
             sustain: 0,

@@ -32,6 +32,8 @@ pub const KINDS: [&str; 10] = [
 #[derive(Debug, Serialize)]
 pub struct Step {
     pub databases: u64,
+    /// Of them, those that have been used and sleep.
+    pub used: usize,
     /// How the last of them were made.
     pub filled: &'static str,
     pub creates_a_second: f64,
@@ -42,6 +44,8 @@ pub struct Step {
     pub resident_bytes: u64,
     pub anonymous_bytes: u64,
     pub metadata_bytes: u64,
+    /// Of each one that was used and sleeps.
+    pub used_bytes: u64,
 }
 
 impl Step {
@@ -91,6 +95,10 @@ impl Scale {
         );
         println!("|---|{}", "---|".repeat(steps.len()));
         row(
+            "of them used and asleep",
+            &mut steps.iter().map(|step| step.used.to_string()),
+        );
+        row(
             "filled",
             &mut steps.iter().map(|step| step.filled.to_owned()),
         );
@@ -102,6 +110,17 @@ impl Scale {
             };
             row(
                 &format!("{kind}, p50 / p99 ms"),
+                &mut steps.iter().map(cell),
+            );
+        }
+        for kind in [CREATE, WAKE_USED] {
+            let first = steps.first().and_then(|step| step.timing(kind));
+            let cell = |step: &Step| match (step.timing(kind), first) {
+                (Some(now), Some(first)) => format!("{:.2}", now.p99_ms / first.p99_ms),
+                _ => "–".into(),
+            };
+            row(
+                &format!("{kind}, p99 against the first"),
                 &mut steps.iter().map(cell),
             );
         }
@@ -134,6 +153,23 @@ impl Scale {
             "metadata on disk, MiB",
             &mut steps.iter().map(|step| mib(step.metadata_bytes)),
         );
+        row(
+            "disk of each used one, KiB",
+            &mut steps.iter().map(|step| (step.used_bytes >> 10).to_string()),
+        );
+        if let [first, .., last] = steps.as_slice() {
+            let each = |bytes: fn(&Step) -> u64| {
+                (bytes(last) as f64 - bytes(first) as f64)
+                    / (last.databases as f64 - first.databases as f64)
+            };
+            println!(
+                "with {} databases the server has {:.0} bytes for each more than with {}, resident; {:.0} of them no file's",
+                short(last.databases),
+                each(|step| step.resident_bytes),
+                short(first.databases),
+                each(|step| step.anonymous_bytes)
+            );
+        }
         for Growth {
             databases,
             resident_bytes,
@@ -168,6 +204,7 @@ mod tests {
     fn every_step_is_a_point_of_the_picture() {
         let step = |databases| Step {
             databases,
+            used: 1,
             filled: "in bulk",
             creates_a_second: 500.0,
             deletes_a_second: 1.0,
@@ -176,6 +213,7 @@ mod tests {
             resident_bytes: 1,
             anonymous_bytes: 1,
             metadata_bytes: 1,
+            used_bytes: 1,
         };
         let svg = plot::draw(&[step(100), step(1_000), step(1_000_000)]);
         let line = svg

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::ScaleError;
 use super::fill::Known;
 use crate::client::Target;
+use crate::footprint::disk_usage;
 use crate::http;
 use crate::patience::limit;
 use crate::rest::Rest;
@@ -107,6 +108,12 @@ impl Place {
     /// What a failed run leaves is for whoever looks into it.
     pub fn remove(&self) -> Result<(), ScaleError> {
         fs::remove_dir_all(&self.home).map_err(ScaleError::io(&self.home))
+    }
+
+    /// Disk that the databases' folders take, in bytes.
+    pub fn databases_bytes(&self) -> Result<u64, ScaleError> {
+        let folder = self.home.join("databases");
+        disk_usage(&folder).map_err(ScaleError::io(&folder))
     }
 
     /// The metadata's files, in bytes.
