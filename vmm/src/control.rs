@@ -43,6 +43,11 @@ pub enum Request {
     Kill {
         pid: i32,
     },
+    /// Tries what the jail is to refuse: only in a VMM built for tests.
+    #[cfg(feature = "crash-points")]
+    Attempt {
+        what: String,
+    },
     CoolDown {
         ms: u64,
     },

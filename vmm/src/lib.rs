@@ -9,6 +9,7 @@
 //! ```
 //!
 //! - [`settings`], [`image`], [`start`], [`standby`]: from the command line to a running guest;
+//! - [`jail`]: what the process gives up before it has a guest;
 //! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`] and [`sleep`]: suspend and restore;
 //! - [`guest`]: the vCPU thread; [`monitor`]: what it shares with the I/O thread; [`reactor`]: what both wait on;
 //! - [`watchdog`], [`tasks`]: whether the guest goes on, and what it is doing;
@@ -27,6 +28,7 @@ pub mod crash;
 pub mod fs;
 pub mod guest;
 pub mod image;
+pub mod jail;
 pub mod layer;
 pub mod machine;
 pub mod monitor;

@@ -163,6 +163,18 @@ impl AsFd for Waker {
     }
 }
 
+/// Leaves SIGTERM to other threads, and to whoever waits for it: as the set of just that signal.
+pub fn block_termination() -> io::Result<libc::sigset_t> {
+    // SAFETY: the set is initialised by sigemptyset before it is used; the calls only change this thread's mask.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+        Ok(set)
+    }
+}
+
 /// SIGTERM, as something to wait for. SIGINT and SIGHUP are ignored: they go to whole groups of processes, and a
 /// database outlives the terminal and the server that it was started from.
 #[derive(Debug)]
@@ -174,10 +186,7 @@ impl Terminate {
         // SAFETY: the set is initialised by sigemptyset before it is used; the calls only change this process' own
         // signal dispositions; the descriptor is new and owned by nobody else.
         unsafe {
-            let mut set = std::mem::zeroed();
-            libc::sigemptyset(&mut set);
-            libc::sigaddset(&mut set, libc::SIGTERM);
-            check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+            let set = block_termination()?;
             libc::signal(libc::SIGINT, libc::SIG_IGN);
             libc::signal(libc::SIGHUP, libc::SIG_IGN);
             let descriptor = check(libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC))?;

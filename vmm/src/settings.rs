@@ -25,6 +25,9 @@ pub struct Settings {
     /// the place of --database's, which must be as long.
     #[arg(long, conflicts_with_all = ["cold", "golden"])]
     pub standby: bool,
+    /// Leave out the jail: whatever takes this process over can do what its user can. For debugging.
+    #[arg(long)]
+    pub no_jail: bool,
     /// Boot, whatever snapshot there is.
     #[arg(long)]
     pub cold: bool,

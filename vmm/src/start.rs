@@ -19,6 +19,7 @@ use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
 use crate::image::{Image, ImageError};
+use crate::jail;
 use crate::machine::{Machine, MachineError, MemoryError, Ram};
 use crate::monitor::{Life, Monitor, Pace};
 use crate::reactor::Terminate;
@@ -146,6 +147,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let image = Image::find(settings)?;
     let mut made = Made::new(settings)?;
     if !settings.standby {
+        close_jail(settings)?;
         return run_as(settings, &image, made, started);
     }
     if let Some(dir) = &image.golden_dir {
@@ -160,7 +162,9 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         }
     }
     let unclaimed = |source| StartError::Io { what: "cannot be claimed".to_owned(), source };
-    let claim = Standby::new(&settings.database).and_then(Standby::wait).map_err(unclaimed)?;
+    let standby = Standby::new(&settings.database).map_err(unclaimed)?;
+    close_jail(settings)?;
+    let claim = standby.wait().map_err(unclaimed)?;
     let Some(claim) = claim else { return Ok(End::Unclaimed) };
     let started = Instant::now();
     let settings = Settings { database: claim.database, storage_bytes: claim.storage_bytes, ..settings.clone() };
@@ -169,6 +173,15 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     // The host may have slept since, which shifts what the guest would read.
     made.machine.read_host_tsc()?;
     run_as(&settings, &image, made, started)
+}
+
+/// From here on nothing but a guest is to be begun.
+fn close_jail(settings: &Settings) -> Result<(), StartError> {
+    if settings.no_jail {
+        tracing::warn!("THE JAIL IS OFF: whoever takes this process over can do what its user can (setting host.jail)");
+        return Ok(());
+    }
+    jail::close().map_err(StartError::io("the jail cannot be closed (setting host.jail)"))
 }
 
 fn run_as(settings: &Settings, image: &Image, made: Made, started: Instant) -> Result<End, StartError> {

@@ -234,6 +234,7 @@ impl Host {
         let start = Start {
             program: vmm_program,
             home: home.clone(),
+            jail: settings.jail,
             watchdog_ms: settings.watchdog_ms,
             console_log_mib: settings.console_log_mib,
         };

@@ -114,6 +114,8 @@ pub struct Settings {
     pub wakes_at_once: usize,
     /// Memory of the host, in MiB, below which no VM is started.
     pub memory_reserve_mib: u64,
+    /// Whether VMMs close their jail.
+    pub jail: bool,
     pub standby_vms: usize,
     pub wake_queue: usize,
     pub console_log_mib: u64,
@@ -177,6 +179,7 @@ impl Settings {
             suspend_wait: get.millis("host.suspend_wait_ms", 0, 3_600_000)?,
             wakes_at_once: get.number("host.wakes_at_once", 1, 4096)? as usize,
             memory_reserve_mib: get.number("host.memory_reserve_mib", 0, 1 << 30)?,
+            jail: get.switch("host.jail")?,
             standby_vms: get.number("host.standby_vms", 0, 4096)? as usize,
             wake_queue: get.number("host.wake_queue", 1, 1_000_000)? as usize,
             console_log_mib: get.number("host.console_log_mib", 1, 4096)?,
@@ -245,6 +248,14 @@ impl Typed<'_> {
 
     fn millis(&self, key: &str, least: u64, most: u64) -> Result<Duration, SettingsError> {
         self.number(key, least, most).map(Duration::from_millis)
+    }
+
+    fn switch(&self, key: &str) -> Result<bool, SettingsError> {
+        match self.values[key].text.trim() {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err(self.wrong(key, "wanted on or off")),
+        }
     }
 
     fn level(&self, key: &str) -> Result<tracing::level_filters::LevelFilter, SettingsError> {

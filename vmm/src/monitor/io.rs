@@ -196,6 +196,14 @@ impl Io {
                 monitor.shared.set_event(1);
                 self.control.tell(client, &json!({"ok": true}));
             }
+            #[cfg(feature = "crash-points")]
+            Request::Attempt { what } => {
+                let answer = match crate::jail::attempts::attempt(&what) {
+                    Ok(result) => json!({"ok": true, "result": result}),
+                    Err(error) => json!({"ok": false, "error": error}),
+                };
+                self.control.tell(client, &answer);
+            }
             Request::Stop => {
                 self.stopping.push(client);
                 monitor.shared.set_shutdown(1);

@@ -22,6 +22,7 @@ use serde_json::json;
 
 use crate::clock::{self, Clock};
 use crate::control::{Client, Control};
+use crate::jail::{ThreadKind, threads};
 use crate::profile::Profile;
 use crate::reactor::{Events, READ, Reactor, Terminate, Waker};
 use crate::sessions::Sessions;
@@ -474,7 +475,7 @@ impl Monitor {
     pub fn start(self: &Arc<Self>) -> std::io::Result<IoThread> {
         install_kick_handler()?;
         let monitor = Arc::clone(self);
-        let handle = std::thread::Builder::new().name("io".to_owned()).spawn(move || monitor.io_loop())?;
+        let handle = threads::spawn(ThreadKind::Io, move || monitor.io_loop())?;
         *self.io_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.thread().clone());
         Ok(IoThread { monitor: Arc::clone(self), handle: Some(handle) })
     }

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use super::write::{NAME, TEMPORARY};
 use crate::crash;
+use crate::jail::{ThreadKind, threads};
 
 /// The snapshot between being spent and being removed. Whatever lies there is nothing.
 pub const SPENT: &str = "snapshot.spent";
@@ -52,7 +53,7 @@ impl Spending {
     pub fn begin(dir: &Path) -> io::Result<Self> {
         let spending = Self { mark: Arc::default(), dir: dir.to_owned() };
         let own = spending.clone();
-        std::thread::Builder::new().name("spend".to_owned()).spawn(move || {
+        threads::spawn(ThreadKind::Spend, move || {
             let result = spend(&own.dir);
             if let Err(error) = &result {
                 tracing::error!(%error, "cannot mark the snapshot as spent: the guest may change nothing");

@@ -14,6 +14,7 @@ use vm_memory::VolatileSlice;
 
 use super::{QueueError, give_back, pop, position};
 use crate::fs::Begun;
+use crate::jail::{ThreadKind, threads};
 use crate::layer::Flush;
 use crate::machine::Ram;
 
@@ -127,7 +128,7 @@ impl Files {
         }
         if jobs.waiting.len() >= jobs.idle && jobs.workers < WORKERS {
             let shared = Arc::clone(&self.shared);
-            match std::thread::Builder::new().name("flush".to_owned()).spawn(move || shared.work()) {
+            match threads::spawn(ThreadKind::Flush, move || shared.work()) {
                 Ok(_) => jobs.workers += 1,
                 Err(error) if jobs.workers == 0 => {
                     drop(jobs);

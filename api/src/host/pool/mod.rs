@@ -62,6 +62,8 @@ impl Kind {
 pub struct Start {
     pub program: PathBuf,
     pub home: Home,
+    /// VMMs close their jail before they are ready.
+    pub jail: bool,
     /// vCPU time without progress after which a guest is ended, in ms; 0 for never.
     pub watchdog_ms: u64,
     /// Size at which a guest's console log is rotated, in MiB.
@@ -103,6 +105,7 @@ impl Start {
             .args(["--memory-mib", &kind.memory_mib.to_string()])
             .args(["--watchdog-ms", &self.watchdog_ms.to_string()])
             .args(["--console-log-mib", &self.console_log_mib.to_string()])
+            .args((!self.jail).then_some("--no-jail"))
             .arg("--standby")
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(log.try_clone()?)

@@ -1,0 +1,65 @@
+//! Threads by kind, each in its own jail. Those that every wake needs are made beforehand: a filter takes longer to set than
+//! the wake should wait.
+
+use std::io;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use super::calls::ThreadKind;
+use super::filter;
+use crate::reactor::block_termination;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A thread that waits for what it is to do.
+struct Spare {
+    kind: ThreadKind,
+    job: Sender<Job>,
+    handle: JoinHandle<()>,
+}
+
+static SPARES: Mutex<Vec<Spare>> = Mutex::new(Vec::new());
+
+/// Narrows the new thread's jail; without that it must not go on.
+fn begin(kind: ThreadKind) {
+    if let Err(error) = filter::narrow(kind) {
+        tracing::error!(%error, thread = kind.name(), "a thread's jail cannot be closed");
+        std::process::exit(74);
+    }
+}
+
+/// Makes the threads of a wake, in their jails.
+pub fn make_ready() -> io::Result<()> {
+    for kind in [ThreadKind::Io, ThreadKind::Spend] {
+        let (job, jobs) = channel::<Job>();
+        let (closed, is_closed) = channel();
+        let handle = Builder::new().name(kind.name().to_owned()).spawn(move || {
+            let held = block_termination().map(drop);
+            begin(kind);
+            let _ = closed.send(held);
+            // An error: the process ends without ever having had a database.
+            if let Ok(job) = jobs.recv() {
+                job();
+            }
+        })?;
+        is_closed.recv().map_err(|_| io::Error::other("a thread of the jail ended"))??;
+        SPARES.lock().unwrap_or_else(PoisonError::into_inner).push(Spare { kind, job, handle });
+    }
+    Ok(())
+}
+
+/// Runs the job on a thread of a kind: on one made beforehand if there is one.
+pub fn spawn(kind: ThreadKind, job: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let mut spares = SPARES.lock().unwrap_or_else(PoisonError::into_inner);
+    let spare = spares.iter().position(|spare| spare.kind == kind).map(|at| spares.swap_remove(at));
+    drop(spares);
+    let Some(Spare { job: send, handle, .. }) = spare else {
+        return Builder::new().name(kind.name().to_owned()).spawn(move || {
+            begin(kind);
+            job();
+        });
+    };
+    send.send(Box::new(job)).map_err(|_| io::Error::other("a thread made beforehand has ended"))?;
+    Ok(handle)
+}
