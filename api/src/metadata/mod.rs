@@ -8,6 +8,7 @@
 //! Nothing here takes longer the more databases there are: every query finds what it wants by an index, and what is asked
 //! about all of them is a sum that triggers keep (`api/tests/queries.rs` looks at the plan of each).
 
+mod checkpoint;
 mod databases;
 mod events;
 mod journal;
@@ -22,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
+use checkpoint::Checkpoints;
 pub use databases::{CreateError, DatabaseFilter, DatabaseRow, ImageUse, NewDatabase, Page};
 pub use events::EventRow;
 pub use journal::StateJournal;
@@ -70,6 +72,7 @@ pub struct Metadata {
     readers: SqlitePool,
     /// One connection.
     writer: SqlitePool,
+    checkpointer: SqlitePool,
     writes: writer::Writes,
 }
 
@@ -86,8 +89,8 @@ impl Metadata {
             .pragma("mmap_size", "268435456")
             .pragma("cache_size", "-8192")
             .pragma("temp_store", "memory")
-            // The WAL is cut back to this after a burst.
-            .pragma("journal_size_limit", "8388608");
+            .pragma("wal_autocheckpoint", checkpoint::PAGES)
+            .pragma("journal_size_limit", checkpoint::KEPT);
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             // One that failed is thrown away by whoever had it.
@@ -97,7 +100,13 @@ impl Metadata {
             .connect_with(options.clone().synchronous(SqliteSynchronous::Full))
             .await?;
         migrate(&writer).await?;
-        let writes = writer::start(writer.clone());
+        let checkpointer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .test_before_acquire(false)
+            .max_lifetime(None)
+            .connect_with(options.clone().synchronous(SqliteSynchronous::Full))
+            .await?;
+        let writes = writer::start(writer.clone(), Checkpoints::start(checkpointer.clone()));
         let readers = SqlitePoolOptions::new()
             .min_connections(1)
             .test_before_acquire(false)
@@ -105,12 +114,13 @@ impl Metadata {
             .max_lifetime(None)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
-        Ok(Metadata { readers, writer, writes })
+        Ok(Metadata { readers, writer, checkpointer, writes })
     }
 
     /// Writes what the WAL still holds and closes all connections.
     pub async fn close(&self) {
         self.readers.close().await;
+        self.checkpointer.close().await;
         self.writer.close().await;
     }
 

@@ -338,3 +338,27 @@ async fn databases_of_an_older_server_have_files_and_are_counted() {
     assert_eq!(m.count_by_image().await.unwrap()[0].asleep, 1);
     assert!(matches!(create(&m, &TenantId::default_tenant(), "b", 1).await, Err(CreateError::PlanFull)));
 }
+
+/// Nobody's commit has to do it, and a WAL that has been brought home does not grow for ever.
+#[tokio::test]
+async fn the_wal_is_brought_home_beside_the_writer() {
+    let (dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let length = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().len();
+    let before = length("dormouse.db");
+    // Fewer pages than the writer would wait for.
+    for n in 0..100 {
+        create(&m, &tenant, &format!("n{n}"), 9999).await.unwrap();
+    }
+    let pages: u64 = checkpoint::PAGES.parse().unwrap();
+    assert!(length("dormouse.db-wal") < pages * 4096);
+    let begun = std::time::Instant::now();
+    while length("dormouse.db") == before {
+        assert!(begun.elapsed().as_secs() < 30, "no checkpoint");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    for n in 100..1500 {
+        create(&m, &tenant, &format!("n{n}"), 9999).await.unwrap();
+    }
+    assert!(length("dormouse.db-wal") <= checkpoint::KEPT.parse().unwrap());
+}

@@ -16,6 +16,7 @@ use sqlx::pool::PoolConnection;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool};
 use tokio::sync::{mpsc, oneshot};
 
+use super::checkpoint::Checkpoints;
 use super::{Metadata, MetadataError};
 
 /// Writes of one transaction at most: what comes later waits for less than the flush of so many.
@@ -92,14 +93,16 @@ impl<D: Send + Sync, T: Send, E: Failure> Request for Waiting<D, T, E> {
 }
 
 /// Starts the writer on a pool of one connection.
-pub(super) fn start(pool: SqlitePool) -> Writes {
+pub(super) fn start(pool: SqlitePool, mut checkpoints: Checkpoints) -> Writes {
     let (writes, mut queue) = mpsc::channel::<Box<dyn Request>>(QUEUE);
     tokio::spawn(async move {
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, BATCH).await > 0 {
             // Of one that was given up before it was begun, nothing.
             batch.retain(|request| request.is_awaited());
+            let writes = batch.len();
             serve(&pool, std::mem::take(&mut batch)).await;
+            checkpoints.written(writes);
         }
     });
     writes
