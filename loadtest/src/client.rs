@@ -1,5 +1,5 @@
 //! A PostgreSQL client over a blocking socket, small enough that what is timed is the server: TCP or a unix
-//! socket, trust or SCRAM-SHA-256, simple queries, cancel. No TLS.
+//! socket, trust or SCRAM-SHA-256, with TLS (`tls.rs`) or without, simple queries, cancel.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::message::{self, Authentication, DecodeError, Decoder, Message, ServerError};
 use crate::patience::limit;
 use crate::scram::{self, Scram, ScramError};
+use crate::tls::{self, TlsStream};
 
 /// How long one read may take before the server counts as hung. A cold start is the longest thing waited for.
 const READ_TIMEOUT: Duration = Duration::from_secs(120);
@@ -31,6 +32,8 @@ pub enum ClientError {
     Closed,
     #[error("the server offers no authentication this client has: {0}")]
     Mechanism(String),
+    #[error("the server offers no TLS")]
+    NoTls,
     #[error("the query gave no row")]
     NoRow,
     #[error("connection URI {0:?}: {1}")]
@@ -120,9 +123,22 @@ fn percent_decode(text: &str) -> Option<String> {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
+    /// Asks for TLS, and begins it.
+    fn encrypted(self) -> Result<Self, ClientError> {
+        let Self::Tcp(mut stream) = self else { return Err(ClientError::NoTls) };
+        stream.write_all(&message::ssl_request())?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        match answer {
+            [b'S'] => Ok(Self::Tls(Box::new(tls::begin(stream)?))),
+            _ => Err(ClientError::NoTls),
+        }
+    }
+
     fn open(address: &Address) -> std::io::Result<Self> {
         match address {
             Address::Tcp { host, port } => {
@@ -151,6 +167,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
         }
     }
 
@@ -158,6 +175,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.write_all(bytes),
             Self::Unix(stream) => stream.write_all(bytes),
+            Self::Tls(stream) => stream.write_all(bytes),
         }
     }
 }
@@ -177,7 +195,15 @@ pub type Row = Vec<Option<String>>;
 impl Client {
     /// Connects, logs in and waits until the server is ready for a query.
     pub fn connect(target: &Target) -> Result<Self, ClientError> {
-        let stream = Stream::open(&target.address)?;
+        Self::login(Stream::open(&target.address)?, target)
+    }
+
+    /// The same under TLS.
+    pub fn connect_tls(target: &Target) -> Result<Self, ClientError> {
+        Self::login(Stream::open(&target.address)?.encrypted()?, target)
+    }
+
+    fn login(stream: Stream, target: &Target) -> Result<Self, ClientError> {
         let mut client = Self {
             stream,
             decoder: Decoder::default(),
@@ -285,6 +311,21 @@ impl Client {
 
     /// Reads the answer to [`Client::send`].
     pub fn finish(&mut self) -> Result<Vec<Row>, ClientError> {
+        self.answer(|| {})
+    }
+
+    /// Reads an answer of one value, and tells when its first row had arrived.
+    pub fn finish_timed(&mut self) -> Result<(Instant, String), ClientError> {
+        let mut arrived = None;
+        let rows = self.answer(|| {
+            arrived.get_or_insert_with(Instant::now);
+        })?;
+        let value = rows.into_iter().flatten().next().flatten();
+        arrived.zip(value).ok_or(ClientError::NoRow)
+    }
+
+    /// Reads an answer; `row` is called when one has arrived.
+    fn answer(&mut self, mut row: impl FnMut()) -> Result<Vec<Row>, ClientError> {
         let (mut rows, mut failed) = (Vec::new(), None);
         loop {
             let next = match self.receive() {
@@ -294,14 +335,12 @@ impl Client {
             };
             match next.tag {
                 b'T' => rows.clear(),
-                b'D' => rows.push(
-                    next.data_row()?
-                        .into_iter()
-                        .map(|value| {
-                            value.map(|value| String::from_utf8_lossy(&value).into_owned())
-                        })
-                        .collect(),
-                ),
+                b'D' => {
+                    row();
+                    let values = next.data_row()?.into_iter();
+                    let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
+                    rows.push(values.map(|value| value.map(text)).collect());
+                }
                 b'E' => failed = Some(next.error()),
                 b'Z' => return failed.map_or(Ok(rows), |error| Err(ClientError::Server(error))),
                 _ => {}

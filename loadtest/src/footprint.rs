@@ -1,14 +1,19 @@
-//! `footprint`: what a sleeping database takes: bytes on disk, as `du` counts them, and processes.
+//! `footprint`: what a database takes: asleep on disk, as `du` counts, and awake in memory and CPU; and what that makes of a
+//! host. Used databases (`used.rs`) but for the ones never used.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::client::ClientError;
-use crate::rest::{self, Rest, RestError};
+use crate::client::{Client, ClientError};
+use crate::cpu;
+use crate::rest::{self, Created, Rest, RestError};
 use crate::stats::percentile;
+use crate::used;
+use crate::vm::{Vm, VmError};
 use crate::wake;
 
 #[derive(Debug, Error)]
@@ -17,6 +22,8 @@ pub enum FootprintError {
     Rest(#[from] RestError),
     #[error("{0}")]
     Client(#[from] ClientError),
+    #[error("{0}")]
+    Vm(#[from] VmError),
     #[error("{path}: {source}")]
     Io {
         path: String,
@@ -25,6 +32,11 @@ pub enum FootprintError {
     #[error("at least one database is needed")]
     NoDatabases,
 }
+
+/// How long the CPU time of idle databases is counted.
+const IDLE: Duration = Duration::from_secs(10);
+const GB: f64 = 1e9;
+const GIB: f64 = (1u64 << 30) as f64;
 
 #[derive(Debug, Serialize)]
 pub struct Footprint {
@@ -36,9 +48,22 @@ pub struct Footprint {
     pub processes: usize,
 }
 
+/// Used databases that are awake and idle at the same time, each with a client connected.
+#[derive(Debug, Serialize)]
+pub struct Awake {
+    pub databases: usize,
+    /// Proportional set size of the VM's process, bytes: its own memory, and its share of what it has with others.
+    pub p50_pss_bytes: u64,
+    pub max_pss_bytes: u64,
+    /// Of one core, by one database.
+    pub cpu: f64,
+}
+
 #[derive(Debug, Serialize)]
 pub struct Footprints {
     pub footprints: Vec<Footprint>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub awake: Option<Awake>,
 }
 
 /// Disk that a tree takes, in bytes: blocks in use, each file once.
@@ -53,17 +78,18 @@ pub fn disk_usage(path: &Path) -> std::io::Result<u64> {
     Ok(bytes)
 }
 
-/// Makes databases one after another and measures each asleep: as created, and after one connection.
-pub fn run(rest: &Rest, home: &Path, databases: usize) -> Result<Footprints, FootprintError> {
+/// Makes databases and measures each asleep, as created and used; then `awake` more of them awake at once.
+pub fn run(rest: &Rest, home: &Path, databases: usize, awake: usize) -> Result<Footprints, FootprintError> {
     let (mut fresh, mut woken) = (Vec::new(), Vec::new());
     for _ in 0..databases {
         let created = rest.create(&wake::name("footprint"))?;
-        let measured = one(rest, home, &created);
-        let deleted = rest.delete(&created.database.id);
-        let (as_created, after_use) = measured?;
-        fresh.push(as_created);
-        woken.push(after_use);
-        deleted?;
+        let measured = rest.wait_at_rest(&created.database.id).map_err(Into::into).and_then(|()| asleep(home, &created));
+        rest.delete(&created.database.id)?;
+        fresh.push(measured?);
+        let created = used::create(rest, &wake::name("footprint"), false)?;
+        let measured = asleep(home, &created);
+        rest.delete(&created.database.id)?;
+        woken.push(measured?);
     }
     let summarise = |what: &str, sample: Vec<(u64, usize)>| {
         let mut bytes: Vec<_> = sample.iter().map(|(bytes, _)| *bytes).collect();
@@ -76,61 +102,84 @@ pub fn run(rest: &Rest, home: &Path, databases: usize) -> Result<Footprints, Foo
             processes: sample.iter().map(|(_, processes)| processes).sum(),
         })
     };
-    let footprints: Option<Vec<_>> = [
-        summarise("fresh", fresh),
-        summarise("after one connection and a query", woken),
-    ]
-    .into_iter()
-    .collect();
-    footprints
-        .map(|footprints| Footprints { footprints })
-        .ok_or(FootprintError::NoDatabases)
+    let footprints: Option<Vec<_>> =
+        [summarise("never used", fresh), summarise("used", woken)].into_iter().collect();
+    let footprints = footprints.ok_or(FootprintError::NoDatabases)?;
+    let awake = (awake > 0).then(|| all_awake(rest, home, awake)).transpose()?;
+    Ok(Footprints { footprints, awake })
 }
 
-type Asleep = (u64, usize);
-
-fn one(
-    rest: &Rest,
-    home: &Path,
-    created: &rest::Created,
-) -> Result<(Asleep, Asleep), FootprintError> {
+/// Bytes on disk and processes of one that sleeps.
+fn asleep(home: &Path, created: &Created) -> Result<(u64, usize), FootprintError> {
     let id = created.database.id.as_str();
     let folder = home.join("databases").join(id);
-    let asleep = || -> Result<Asleep, FootprintError> {
-        let bytes = match disk_usage(&folder) {
-            // Never written, so it owns nothing yet.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-            other => other.map_err(|source| FootprintError::Io {
-                path: folder.display().to_string(),
-                source,
-            })?,
-        };
-        Ok((bytes, rest::vm_processes(id).len()))
+    let bytes = match disk_usage(&folder) {
+        // Never written, so it owns nothing yet.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        other => other.map_err(|source| FootprintError::Io { path: folder.display().to_string(), source })?,
     };
-    rest.wait_at_rest(id)?;
-    let fresh = asleep()?;
-    let mut client = created.connect()?;
-    client.first_row("select 1")?;
-    client.close()?;
-    rest.suspend(id)?;
-    Ok((fresh, asleep()?))
+    Ok((bytes, rest::vm_processes(id).len()))
+}
+
+fn all_awake(rest: &Rest, home: &Path, count: usize) -> Result<Awake, FootprintError> {
+    eprintln!("using {count} databases, to be awake at once");
+    let mut used = Vec::new();
+    let mut measure = || -> Result<Awake, FootprintError> {
+        for _ in 0..count {
+            used.push(used::create(rest, &wake::name("awake"), true)?);
+        }
+        let mut clients = Vec::new();
+        for one in &used {
+            let mut client: Client = one.connect()?;
+            client.value(&used::first_query(used::random()).0)?;
+            clients.push(client);
+        }
+        idle(home, &used)
+    };
+    let measured = measure();
+    used.iter().try_for_each(|one| rest.delete(&one.database.id))?;
+    measured
+}
+
+fn idle(home: &Path, used: &[Created]) -> Result<Awake, FootprintError> {
+    let vms: Vec<_> = used.iter().map(|one| Vm::new(home, &one.database.id)).collect();
+    let processes = vms.iter().map(Vm::process).collect::<Result<Vec<_>, _>>()?;
+    let spent = || processes.iter().map(|process| cpu::of_process(*process).total()).sum::<Duration>();
+    let (began, before) = (Instant::now(), spent());
+    // What is measured is this time itself.
+    std::thread::sleep(IDLE);
+    let cpu = spent().saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64() / vms.len() as f64;
+    let mut pss = vms.iter().map(Vm::proportional_memory).collect::<Result<Vec<_>, _>>()?;
+    pss.sort_unstable();
+    Ok(Awake {
+        databases: pss.len(),
+        p50_pss_bytes: *percentile(&pss, 50).ok_or(FootprintError::NoDatabases)?,
+        max_pss_bytes: *pss.last().ok_or(FootprintError::NoDatabases)?,
+        cpu,
+    })
 }
 
 impl Footprints {
     pub fn print(&self) {
-        for Footprint {
-            what,
-            databases,
-            p50_bytes,
-            max_bytes,
-            processes,
-        } in &self.footprints
-        {
+        for Footprint { what, databases, p50_bytes, max_bytes, processes } in &self.footprints {
             let kib = |bytes: &u64| bytes.div_ceil(1024);
+            let disk = match p50_bytes {
+                0 => "no file".to_owned(),
+                bytes => format!("{} KiB on disk, {:.0} on 100 GB", kib(bytes), 100.0 * GB / *bytes as f64),
+            };
             println!(
-                "{what}: p50 {} KiB, max {} KiB on disk; {processes} processes ({databases} databases)",
-                kib(p50_bytes),
-                kib(max_bytes)
+                "asleep, {what}: {disk} (p50; most {} KiB); {processes} processes ({databases} databases)",
+                kib(max_bytes),
+            );
+        }
+        if let Some(Awake { databases, p50_pss_bytes, max_pss_bytes, cpu }) = &self.awake {
+            let mib = |bytes: &u64| *bytes as f64 / f64::from(1 << 20);
+            println!(
+                "awake and idle: p50 {:.1} MiB, max {:.1} MiB of memory (PSS, the VMM's process), {:.0} in a GiB; {:.3} % of a core ({databases} databases)",
+                mib(p50_pss_bytes),
+                mib(max_pss_bytes),
+                GIB / *p50_pss_bytes as f64,
+                100.0 * cpu,
             );
         }
     }

@@ -32,6 +32,8 @@ pub mod smoke;
 pub mod speed;
 pub mod stats;
 pub mod steady;
+mod tls;
 pub mod trace;
+pub mod used;
 pub mod vm;
 pub mod wake;

@@ -49,7 +49,10 @@ enum Command {
         /// Samples of each series that sleeps.
         #[arg(long, default_value_t = 100)]
         samples: usize,
-        /// Samples of create and of cold start.
+        /// Used databases that they are taken of, at random.
+        #[arg(long, default_value_t = 10)]
+        databases: usize,
+        /// Samples of create, of cold start, and with the host's page cache dropped (which needs root).
         #[arg(long, default_value_t = 20)]
         slow_samples: usize,
         /// Samples of native PostgreSQL.
@@ -62,10 +65,13 @@ enum Command {
     Steady(steady::Plan),
     /// One database through its whole life, each step checked.
     Smoke,
-    /// Disk and processes of sleeping databases.
+    /// Disk and processes of sleeping databases, memory and CPU of idle ones.
     Footprint {
         #[arg(long, default_value_t = 5)]
         databases: usize,
+        /// How many to have awake at once; 0 for none.
+        #[arg(long, default_value_t = 20)]
+        awake: usize,
     },
     /// Creates, lists, gets, wakes, memory and start of a server of its own with up to a million databases.
     Scale(scale::Plan),
@@ -96,12 +102,16 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
         Command::Scale(_) => Ok(()),
         Command::Wake {
             samples,
+            databases,
             slow_samples,
             native_samples,
         } => {
             let counts = Counts {
+                databases,
                 held: samples,
                 new: samples,
+                dropped: slow_samples,
+                during: samples,
                 create: slow_samples,
                 cold: slow_samples,
                 native: native_samples,
@@ -128,9 +138,9 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             }
         }
         Command::Smoke => Ok(smoke::run(&rest, home)?),
-        Command::Footprint { databases } => finish(
+        Command::Footprint { databases, awake } => finish(
             json,
-            footprint::run(&rest, home, databases)?,
+            footprint::run(&rest, home, databases, awake)?,
             footprint::Footprints::print,
         ),
     }

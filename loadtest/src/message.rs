@@ -9,6 +9,7 @@ pub const MESSAGE_MAX: usize = 64 << 20;
 
 const PROTOCOL_3_0: u32 = 196_608;
 const CANCEL_CODE: u32 = 80_877_102;
+const SSL_REQUEST_CODE: u32 = 80_877_103;
 
 /// Why bytes from a server make no sense.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -215,6 +216,11 @@ pub fn startup(user: &str, database: &str) -> Vec<u8> {
 
 pub fn cancel(pid: u32, key: &[u8]) -> Vec<u8> {
     untagged(&[&CANCEL_CODE.to_be_bytes(), &pid.to_be_bytes(), key])
+}
+
+/// Asks whether the server would go on under TLS; it answers with one byte, `S` or `N`.
+pub fn ssl_request() -> Vec<u8> {
+    untagged(&[&SSL_REQUEST_CODE.to_be_bytes()])
 }
 
 pub fn query(sql: &str) -> Vec<u8> {

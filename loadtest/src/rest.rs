@@ -215,6 +215,19 @@ impl Rest {
         self.wait_asleep(id)
     }
 
+    /// Asks for a suspend; that it was called off (409) is as good.
+    pub fn try_suspend(&self, id: &str) -> Result<(), RestError> {
+        match self.expect("POST", &format!("/v1/databases/{id}/suspend"), "") {
+            Err(RestError::Status { status: 409, .. }) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// Returns when the API says `stopped` and no process of the database is left.
+    pub fn wait_stopped(&self, id: &str) -> Result<(), RestError> {
+        self.wait_for(id, &["stopped"])
+    }
+
     /// Returns when the API says `suspended` and no process of the database is left.
     pub fn wait_asleep(&self, id: &str) -> Result<(), RestError> {
         self.wait_for(id, &["suspended"])

@@ -1,7 +1,8 @@
 //! `wake`: how long a client waits for the first row, by where it finds the database.
 //!
-//! Each sample of a sleeping database is taken from one that sleeps: the API says `suspended` and its process
-//! is gone. Each sample called cold is checked afterwards: PostgreSQL's own start time has changed.
+//! Each sample is of one of several *used* databases (`used.rs`), chosen at random, and its first row is one of their rows,
+//! found by an index and compared. A sample of a sleeping database is taken from one that sleeps: the API says `suspended`
+//! and its process is gone. Each sample called cold is checked afterwards: PostgreSQL's own start time has changed.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +17,7 @@ use crate::report::{Timing, print_timings};
 use crate::rest::{self, Created, Rest, RestError};
 use crate::stats::Summary;
 use crate::trace::{self, MedianStep, WakeTrace};
+use crate::used;
 
 #[derive(Debug, Error)]
 pub enum WakeError {
@@ -27,8 +29,16 @@ pub enum WakeError {
     Native(#[from] NativeError),
     #[error("the temporary table made before the sleep is gone: the session was not kept")]
     SessionLost,
+    #[error("{id}: {sql} gave {found:?}, {made:?} was put there")]
+    Row { id: String, sql: String, found: String, made: String },
+    #[error("rows of {0} are missing")]
+    Rows(String),
     #[error("the start that was to be cold was not: PostgreSQL has the same start time as before")]
     NotCold,
+    #[error("{0} has no VM to kill")]
+    NoVm(String),
+    #[error("the page cache cannot be dropped (root of the host can): {0}")]
+    PageCache(std::io::Error),
     #[error("at least one sample is needed")]
     NoSamples,
 }
@@ -36,8 +46,13 @@ pub enum WakeError {
 /// How many samples of each series; 0 leaves a series out.
 #[derive(Debug, Clone, Copy)]
 pub struct Counts {
+    /// Used databases that those that sleep are chosen from.
+    pub databases: usize,
     pub held: usize,
     pub new: usize,
+    /// Of each of these two again, the host's page cache dropped before.
+    pub dropped: usize,
+    pub during: usize,
     pub create: usize,
     pub cold: usize,
     pub native: usize,
@@ -62,163 +77,238 @@ impl Wakes {
 }
 
 const HELD: &str = "asleep, query on a held connection";
+const NEW: &str = "asleep, new connection (TLS, SCRAM)";
 
-const FIRST_ROW: &str = "select 1";
 /// When PostgreSQL started, by its own word: another value is another start.
 pub const START_TIME: &str = "select extract(epoch from pg_postmaster_start_time())";
+
+/// A request comes up to so long after its database was told to sleep: a suspend takes some 10 ms.
+const DURING: Duration = Duration::from_millis(12);
 
 /// Runs all series, native last.
 pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wakes, WakeError> {
     let mut series: Vec<(&str, Vec<Duration>)> = Vec::new();
     let mut traces = Vec::new();
-    if counts.held + counts.new + counts.cold > 0 {
-        let created = rest.create(&name("wake"))?;
-        let measured = sleeping(rest, home, &created, counts, &mut traces);
-        let deleted = rest.delete(&created.database.id);
+    let mut used = Vec::new();
+    if counts.held + counts.new + counts.dropped + counts.during + counts.cold > 0 {
+        let databases = counts.databases.max(1);
+        eprintln!("using {databases} databases, each with a sleep after each session");
+        let made = (0..databases).try_for_each(|_| {
+            used.push(used::create(rest, &name("wake"), false)?);
+            Ok(())
+        });
+        let measured = made.and_then(|()| sleeping(rest, home, &used, counts, &mut traces));
+        let deleted: Result<(), _> = used.iter().try_for_each(|one| rest.delete(&one.database.id));
         series.extend(measured?);
         deleted?;
     }
-    series.push(("create to first row", creates(rest, counts.create)?));
+    let (answered, first_row) = creates(rest, counts.create)?;
+    series.push(("POST /v1/databases to answer", answered));
+    series.push(("POST /v1/databases to first row", first_row));
     series.push(("native, exec to first row", native(oracle, counts.native)?));
-    let native = series
-        .last()
-        .and_then(|(_, sample)| Summary::of(sample))
-        .map(|native| native.p50_ms);
+    let native = series.last().and_then(|(_, sample)| Summary::of(sample)).map(|native| native.p50_ms);
     let timings: Vec<_> = series
         .into_iter()
         .filter_map(|(what, sample)| Some((what, Summary::of(&sample)?)))
         .map(|(what, summary)| Timing {
             what: what.to_owned(),
-            ratio_to_native: native
-                .filter(|_| !what.starts_with("native"))
-                .map(|native| summary.p50_ms / native),
+            ratio_to_native: native.filter(|_| !what.starts_with("native")).map(|native| summary.p50_ms / native),
             summary,
         })
         .collect();
-    if timings.is_empty() {
-        Err(WakeError::NoSamples)
-    } else {
-        Ok(Wakes {
-            timings,
-            held_trace: trace::medians(&traces),
-        })
+    match timings.is_empty() {
+        true => Err(WakeError::NoSamples),
+        false => Ok(Wakes { timings, held_trace: trace::medians(&traces) }),
     }
 }
 
 /// A name that no other run has, nor another thread of this one.
 pub fn name(what: &str) -> String {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
-    let now = std::time::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |since| since.as_micros());
+    let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_micros());
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     format!("{what}-{now}-{number}")
+}
+
+/// Clients that stay, and the databases that they wait for.
+struct Held<'a> {
+    rest: &'a Rest,
+    databases: &'a [Created],
+    clients: Vec<Client>,
 }
 
 fn sleeping(
     rest: &Rest,
     home: &Path,
-    created: &Created,
+    databases: &[Created],
     counts: Counts,
     traces: &mut Vec<WakeTrace>,
 ) -> Result<Vec<(&'static str, Vec<Duration>)>, WakeError> {
-    let id = created.database.id.as_str();
-    Ok(vec![
-        (HELD, held(rest, created, id, counts.held, traces)?),
-        (
-            "asleep, new connection",
-            new(rest, created, id, counts.new)?,
-        ),
-        (
-            "cold, new connection",
-            cold(rest, home, created, id, counts.cold)?,
-        ),
-    ])
-}
-
-fn held(
-    rest: &Rest,
-    created: &Created,
-    id: &str,
-    count: usize,
-    traces: &mut Vec<WakeTrace>,
-) -> Result<Vec<Duration>, WakeError> {
-    let mut client = created.connect()?;
-    client.query("create temporary table kept as select 42 as answer")?;
-    let mut sample = Vec::with_capacity(count);
-    for _ in 0..count {
-        rest.suspend(id)?;
-        let asked = Instant::now();
-        sample.push(client.first_row(FIRST_ROW)? - asked);
-        if client.value("select answer from kept")? != "42" {
-            return Err(WakeError::SessionLost);
-        }
-        traces.push(rest.wake_trace(id)?);
+    let mut held = Held::connect(rest, databases)?;
+    let mut series = vec![(HELD, held.wake(counts.held, false, traces)?)];
+    if counts.dropped > 0 {
+        series.push(("  page cache dropped", held.wake(counts.dropped, true, &mut Vec::new())?));
     }
-    client.close()?;
-    Ok(sample)
+    series.push(("request during a suspend", held.during(counts.during)?));
+    held.close()?;
+    series.push((NEW, new(rest, databases, counts.new, false)?));
+    if counts.dropped > 0 {
+        series.push(("  page cache dropped ", new(rest, databases, counts.dropped, true)?));
+    }
+    let snapshot_gone = |one: &Created| {
+        rest.suspend(&one.database.id)?;
+        Ok(rest::remove_snapshot(home, &one.database.id)?)
+    };
+    let killed = |one: &Created| {
+        let id = &one.database.id;
+        let mut client = one.connect()?;
+        client.query("update shop.item set price = price + 0.01")?;
+        let pid = *rest::vm_processes(id).first().ok_or_else(|| WakeError::NoVm(id.clone()))?;
+        // SAFETY: a signal to a process that this run's own database has.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+        Ok(rest.wait_stopped(id)?)
+    };
+    series.push(("cold, after a clean suspend", cold(databases, counts.cold, &snapshot_gone)?));
+    series.push(("cold, after a kill", cold(databases, counts.cold, &killed)?));
+    Ok(series)
 }
 
-fn new(rest: &Rest, created: &Created, id: &str, count: usize) -> Result<Vec<Duration>, WakeError> {
-    let target = created.target()?;
+fn chosen(databases: &[Created]) -> usize {
+    used::random() % databases.len()
+}
+
+/// The time from now to the first row, which has to be right.
+fn first_row(client: &mut Client, asked: Instant, id: &str) -> Result<Duration, WakeError> {
+    let (sql, made) = used::first_query(used::random());
+    client.send(&sql)?;
+    let (arrived, found) = client.finish_timed()?;
+    if found != made {
+        return Err(WakeError::Row { id: id.to_owned(), sql, found, made });
+    }
+    Ok(arrived - asked)
+}
+
+impl<'a> Held<'a> {
+    fn connect(rest: &'a Rest, databases: &'a [Created]) -> Result<Self, WakeError> {
+        let mut clients = Vec::new();
+        for one in databases {
+            let mut client = one.connect()?;
+            client.query("create temporary table kept as select 42 as answer")?;
+            clients.push(client);
+        }
+        Ok(Self { rest, databases, clients })
+    }
+
+    /// Wakes one after the other by a query.
+    fn wake(&mut self, count: usize, dropped: bool, traces: &mut Vec<WakeTrace>) -> Result<Vec<Duration>, WakeError> {
+        let mut sample = Vec::with_capacity(count);
+        for _ in 0..count {
+            let n = chosen(self.databases);
+            let id = self.databases[n].database.id.as_str();
+            self.rest.suspend(id)?;
+            if dropped {
+                drop_page_cache()?;
+            }
+            sample.push(first_row(&mut self.clients[n], Instant::now(), id)?);
+            if self.clients[n].value("select answer from kept")? != "42" {
+                return Err(WakeError::SessionLost);
+            }
+            traces.push(self.rest.wake_trace(id)?);
+        }
+        Ok(sample)
+    }
+
+    /// Speaks to one that was just told to sleep: the suspend is called off, or ends and is followed by a wake.
+    fn during(&mut self, count: usize) -> Result<Vec<Duration>, WakeError> {
+        let mut sample = Vec::with_capacity(count);
+        for _ in 0..count {
+            let n = chosen(self.databases);
+            let id = self.databases[n].database.id.as_str();
+            self.clients[n].query("update shop.item set price = price + 0.01 where id = 7")?;
+            let later = DURING.mul_f64((used::random() % 1000) as f64 / 1000.0);
+            let took = std::thread::scope(|scope| {
+                let told = scope.spawn(|| self.rest.try_suspend(id));
+                // Not to wait for something: the moment is what varies.
+                std::thread::sleep(later);
+                let took = first_row(&mut self.clients[n], Instant::now(), id);
+                told.join().map_or(Ok(()), |told| told)?;
+                took
+            })?;
+            sample.push(took);
+        }
+        Ok(sample)
+    }
+
+    fn close(self) -> Result<(), WakeError> {
+        self.clients.into_iter().try_for_each(|client| Ok(client.close()?))
+    }
+}
+
+fn new(rest: &Rest, databases: &[Created], count: usize, dropped: bool) -> Result<Vec<Duration>, WakeError> {
     let mut sample = Vec::with_capacity(count);
     for _ in 0..count {
-        rest.suspend(id)?;
+        let one = &databases[chosen(databases)];
+        let target = one.target()?;
+        rest.suspend(&one.database.id)?;
+        if dropped {
+            drop_page_cache()?;
+        }
         let asked = Instant::now();
-        let mut client = Client::connect(&target)?;
-        sample.push(client.first_row(FIRST_ROW)? - asked);
+        let mut client = Client::connect_tls(&target)?;
+        sample.push(first_row(&mut client, asked, &one.database.id)?);
         client.close()?;
     }
     Ok(sample)
 }
 
+/// Starts that find no snapshot, since `leave` left none.
 fn cold(
-    rest: &Rest,
-    home: &Path,
-    created: &Created,
-    id: &str,
+    databases: &[Created],
     count: usize,
+    leave: &dyn Fn(&Created) -> Result<(), WakeError>,
 ) -> Result<Vec<Duration>, WakeError> {
-    let target = created.target()?;
     let mut sample = Vec::with_capacity(count);
-    if count == 0 {
-        return Ok(sample);
-    }
-    // A database that owns no file would be cloned from the golden snapshot, not started.
-    let mut client = Client::connect(&target)?;
-    client.query("create table cold_start as select 1 as n")?;
-    let mut before = client.value(START_TIME)?;
-    client.close()?;
     for _ in 0..count {
-        rest.suspend(id)?;
-        rest::remove_snapshot(home, id)?;
+        let one = &databases[chosen(databases)];
+        let mut client = one.connect()?;
+        let before = client.value(START_TIME)?;
+        client.close()?;
+        leave(one)?;
         let asked = Instant::now();
-        let mut client = Client::connect(&target)?;
-        sample.push(client.first_row(FIRST_ROW)? - asked);
-        let after = client.value(START_TIME)?;
-        if after == before {
+        let mut client = one.connect()?;
+        sample.push(first_row(&mut client, asked, &one.database.id)?);
+        if client.value(START_TIME)? == before {
             return Err(WakeError::NotCold);
         }
-        before = after;
+        if !used::is_whole(&mut client)? {
+            return Err(WakeError::Rows(one.database.id.clone()));
+        }
         client.close()?;
     }
     Ok(sample)
 }
 
-fn creates(rest: &Rest, count: usize) -> Result<Vec<Duration>, WakeError> {
-    let mut sample = Vec::with_capacity(count);
+/// Has the host forget what it caches of files, but for what processes have mapped.
+fn drop_page_cache() -> Result<(), WakeError> {
+    // SAFETY: takes nothing, and does nothing to this process.
+    unsafe { libc::sync() };
+    std::fs::write("/proc/sys/vm/drop_caches", "1").map_err(WakeError::PageCache)
+}
+
+/// Times to the answer and to the first row.
+fn creates(rest: &Rest, count: usize) -> Result<(Vec<Duration>, Vec<Duration>), WakeError> {
+    let (mut answered, mut rows) = (Vec::with_capacity(count), Vec::with_capacity(count));
     for _ in 0..count {
         let name = name("create");
         let asked = Instant::now();
         let created = rest.create(&name)?;
-        let arrived = created
-            .connect()
-            .map(|mut client| client.first_row(FIRST_ROW));
+        answered.push(asked.elapsed());
+        let arrived = created.connect().map(|mut client| client.first_row("select 1"));
         let deleted = rest.delete(&created.database.id);
-        sample.push(arrived?? - asked);
+        rows.push(arrived?? - asked);
         deleted?;
     }
-    Ok(sample)
+    Ok((answered, rows))
 }
 
 fn native(oracle: &Path, count: usize) -> Result<Vec<Duration>, WakeError> {
