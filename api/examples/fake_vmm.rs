@@ -49,7 +49,7 @@ fn main() {
         eprintln!("the test wants no VMM");
         std::process::exit(status.trim().parse().unwrap());
     }
-    let Some(claim) = Standby::new(&value("--database")).unwrap().wait().unwrap() else { return };
+    let Some((claim, _)) = Standby::new(&value("--database")).unwrap().wait(None).unwrap() else { return };
     let id = claim.database;
     let folder = home.join("databases").join(&id);
     log_to(&folder.join("vmm.log")).unwrap();

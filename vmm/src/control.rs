@@ -197,7 +197,7 @@ mod tests {
     #[test]
     fn a_client_gets_its_answers_and_a_bad_line_does_not_cut_it_off() {
         let dir = tempfile::tempdir().unwrap();
-        let mut control = Control::new(crate::sockets::listen(dir.path(), "vm.ctl").unwrap());
+        let mut control = Control::new(crate::sockets::listen(std::fs::File::open(dir.path()).unwrap(), "vm.ctl").unwrap());
         let reactor = Reactor::new().unwrap();
         let mut client = UnixStream::connect(dir.path().join("vm.ctl")).unwrap();
         let mut next = 10;

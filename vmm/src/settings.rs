@@ -28,6 +28,13 @@ pub struct Settings {
     /// Leave out the jail: whatever takes this process over can do what its user can. For debugging.
     #[arg(long)]
     pub no_jail: bool,
+    /// With --standby: go into a root folder of its own, as the user of this number plus its process number. The database's
+    /// folders come with the claim.
+    #[arg(long, value_name = "UID")]
+    pub jail_uids: Option<u32>,
+    /// With --jail-uids: the network namespace to go to.
+    #[arg(long, value_name = "FILE")]
+    pub jail_network: Option<PathBuf>,
     /// Boot, whatever snapshot there is.
     #[arg(long)]
     pub cold: bool,

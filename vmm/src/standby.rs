@@ -8,15 +8,22 @@
 //! closes it, and the process ends.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use crate::jail::{Apart, folders};
+
 /// What is said when all is ready.
-pub const READY: &[u8] = b"ready\n";
+pub const READY: [u8; 6] = *b"ready\n";
+/// What is said instead by one that is apart (`docs/jail.md`): it wants the database's folder and its run folder with the claim,
+/// and sends who their files are to belong to, if that can be.
+pub const APART: [u8; 6] = *b"apart\n";
+/// The longest claim, bytes.
+const LONGEST: usize = 4096;
 
 /// What a VMM is told when it is taken.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -41,17 +48,29 @@ impl Standby {
         Ok(Self { stream, name: Name::find(placeholder)? })
     }
 
-    /// Says "ready" and waits for the claim, from which on the command line names its database. `None`: whoever could
-    /// have claimed it is gone.
-    pub fn wait(self) -> io::Result<Option<Claim>> {
-        (&self.stream).write_all(READY)?;
-        let mut line = String::new();
-        if BufReader::new(&self.stream).read_line(&mut line)? == 0 {
-            return Ok(None);
+    /// Says that it is ready and waits for the claim, from which on the command line names its database, and for what comes
+    /// with it. `None`: whoever could have claimed it is gone.
+    pub fn wait(self, apart: Option<Apart>) -> io::Result<Option<(Claim, Vec<OwnedFd>)>> {
+        match apart {
+            None => folders::send(&self.stream, &READY, &[])?,
+            Some(apart) => folders::send(&self.stream, &APART, &apart.owner.map(OwnedFd::from).into_iter().collect::<Vec<_>>())?,
+        };
+        let (mut line, mut descriptors) = (Vec::new(), Vec::new());
+        while !line.ends_with(b"\n") {
+            let mut part = [0; LONGEST];
+            let (len, more) = folders::receive(&self.stream, &mut part)?;
+            if len == 0 {
+                return Ok(None);
+            }
+            line.extend_from_slice(&part[..len]);
+            descriptors.extend(more);
+            if line.len() > LONGEST {
+                return Err(io::Error::other("the claim is too long"));
+            }
         }
-        let claim: Claim = serde_json::from_str(&line)?;
+        let claim: Claim = serde_json::from_slice(&line)?;
         self.name.write(&claim.database)?;
-        Ok(Some(claim))
+        Ok(Some((claim, descriptors)))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,19 +19,20 @@ use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
 use crate::image::{Image, ImageError};
-use crate::jail;
-use crate::machine::{Machine, MachineError, MemoryError, Ram};
+use crate::jail::{self, Apart};
+use crate::machine::{Host, Machine, MachineError, MemoryError, Ram};
 use crate::monitor::{Life, Monitor, Pace};
 use crate::reactor::Terminate;
 use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
 use crate::sleep::{Sleeper, Target};
 use crate::snapshot::format::{Extent, Header};
-use crate::snapshot::pages::Base;
+use crate::snapshot::pages::{self, Base};
 use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
 use crate::snapshot::write::NAME;
 use crate::snapshot::{State, layer_copy};
+use crate::sockets;
 use crate::standby::{self, Standby};
 use crate::symbols::{Programs, Symbols};
 use crate::virtio::console::Console;
@@ -111,17 +112,17 @@ struct Made {
 }
 
 impl Made {
-    fn new(settings: &Settings) -> Result<Self, MachineError> {
-        Ok(Self { machine: Machine::new(Ram::new(settings.memory_mib << 20)?)?, golden: None })
+    fn new(host: &Host, settings: &Settings) -> Result<Self, MachineError> {
+        Ok(Self { machine: Machine::new(host, Ram::new(settings.memory_mib << 20)?)?, golden: None })
     }
 
     /// Itself, unless another golden memory than `base` is mapped: then one made anew. Of none, "" is the name.
-    fn over(self, base: &str, settings: &Settings) -> Result<Self, MachineError> {
+    fn over(self, base: &str, host: &Host, settings: &Settings) -> Result<Self, MachineError> {
         match &self.golden {
             Some(golden) if golden.name != base => {
                 // Not both at once: that would take twice the memory's addresses.
                 drop(self);
-                Self::new(settings)
+                Self::new(host, settings)
             }
             _ => Ok(self),
         }
@@ -132,8 +133,8 @@ impl Made {
 struct Place<'a> {
     settings: &'a Settings,
     image: &'a Image,
-    database_dir: PathBuf,
-    run_dir: PathBuf,
+    host: &'a Host,
+    folders: Folders,
     layer: PathBuf,
     sockets: OnceCell<Listeners>,
 }
@@ -141,15 +142,50 @@ struct Place<'a> {
 /// `vm.sock` and `vm.ctl`.
 type Listeners = (UnixListener, UnixListener);
 
+/// Where a database lies.
+struct Folders {
+    database: PathBuf,
+    run: File,
+    /// Its mount: closing the last descriptor of one that is attached nowhere takes half a millisecond.
+    _database: Option<OwnedFd>,
+}
+
+impl Folders {
+    /// By their paths, made where they are not there.
+    fn find(settings: &Settings) -> io::Result<Self> {
+        let run = settings.run_dir();
+        make_dir(&run)?;
+        Ok(Self { database: settings.database_dir(), run: File::open(run)?, _database: None })
+    }
+
+    /// As they were handed over; the database's is the current one from now on.
+    fn handed_over(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        let Ok([database, run]) = <[OwnedFd; 2]>::try_from(descriptors) else {
+            return Err(io::Error::other("the claim came without the database's two folders"));
+        };
+        sockets::go_to(&database)?;
+        Ok(Self { database: PathBuf::from("."), run: run.into(), _database: Some(database) })
+    }
+}
+
 /// Runs the VMM that the settings ask for.
 pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     settings.check().map_err(StartError::Usage)?;
+    let host = Host::open()?;
+    let unclaimed = |source| StartError::Io { what: "cannot be claimed".to_owned(), source };
+    let standby = settings.standby.then(|| Standby::new(&settings.database)).transpose().map_err(unclaimed)?;
+    pages::pagemap().map_err(StartError::io("cannot read which pages are there"))?;
+    let apart = jail::enter(settings).map_err(StartError::io("the jail cannot be entered (setting host.jail)"))?;
+    // In there it is at the root.
+    let home = if apart.is_some() { PathBuf::from("/") } else { settings.home.clone() };
+    let settings = &Settings { home, ..settings.clone() };
     let image = Image::find(settings)?;
-    let mut made = Made::new(settings)?;
-    if !settings.standby {
-        close_jail(settings)?;
-        return run_as(settings, &image, made, started);
-    }
+    let mut made = Made::new(&host, settings)?;
+    let Some(standby) = standby else {
+        close_jail(settings, None)?;
+        let folders = Folders::find(settings).map_err(StartError::io("cannot make its folders"))?;
+        return run_as(settings, &image, &host, made, folders, started);
+    };
     if let Some(dir) = &image.golden_dir {
         match map_golden(&made.machine, &image, dir) {
             Ok(base) => made.golden = Some(base),
@@ -157,44 +193,47 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
                 // Whoever claims this process finds out for herself, and says so; with memory of which no part is mapped.
                 tracing::warn!(%error, "no golden memory");
                 drop(made);
-                made = Made::new(settings)?;
+                made = Made::new(&host, settings)?;
             }
         }
     }
-    let unclaimed = |source| StartError::Io { what: "cannot be claimed".to_owned(), source };
-    let standby = Standby::new(&settings.database).map_err(unclaimed)?;
-    close_jail(settings)?;
-    let claim = standby.wait().map_err(unclaimed)?;
-    let Some(claim) = claim else { return Ok(End::Unclaimed) };
+    close_jail(settings, apart.as_ref())?;
+    let is_apart = apart.is_some();
+    let Some((claim, descriptors)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
     let settings = Settings { database: claim.database, storage_bytes: claim.storage_bytes, ..settings.clone() };
     settings.check().map_err(StartError::Usage)?;
-    standby::log_to(&settings.database_dir().join("vmm.log")).map_err(unclaimed)?;
+    let folders = if is_apart { Folders::handed_over(descriptors) } else { Folders::find(&settings) };
+    let folders = folders.map_err(unclaimed)?;
+    standby::log_to(&folders.database.join("vmm.log")).map_err(unclaimed)?;
     // The host may have slept since, which shifts what the guest would read.
     made.machine.read_host_tsc()?;
-    run_as(&settings, &image, made, started)
+    run_as(&settings, &image, &host, made, folders, started)
 }
 
 /// From here on nothing but a guest is to be begun.
-fn close_jail(settings: &Settings) -> Result<(), StartError> {
+fn close_jail(settings: &Settings, apart: Option<&Apart>) -> Result<(), StartError> {
     if settings.no_jail {
         tracing::warn!("THE JAIL IS OFF: whoever takes this process over can do what its user can (setting host.jail)");
         return Ok(());
     }
-    jail::close().map_err(StartError::io("the jail cannot be closed (setting host.jail)"))
+    jail::close(apart).map_err(StartError::io("the jail cannot be closed (setting host.jail)"))
 }
 
-fn run_as(settings: &Settings, image: &Image, made: Made, started: Instant) -> Result<End, StartError> {
+fn run_as(
+    settings: &Settings,
+    image: &Image,
+    host: &Host,
+    made: Made,
+    folders: Folders,
+    started: Instant,
+) -> Result<End, StartError> {
     let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
     life.step("machine");
-    let database_dir = settings.database_dir();
-    let run_dir = settings.run_dir();
-    let layer = database_dir.join("layer");
-    for dir in [&layer, &run_dir] {
-        make_dir(dir).map_err(StartError::io(format!("cannot make {}", dir.display())))?;
-    }
+    let layer = folders.database.join("layer");
+    make_dir(&layer).map_err(StartError::io(format!("cannot make {}", layer.display())))?;
     let image = image.clone().over(crate::layer::template_of(&layer)?, settings);
-    let place = Place { settings, image: &image, database_dir, run_dir, layer, sockets: OnceCell::new() };
+    let place = Place { settings, image: &image, host, folders, layer, sockets: OnceCell::new() };
     // Before any thread is made: all must have SIGTERM blocked.
     let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;
     let begun = place.begin(made, &mut life)?;
@@ -244,7 +283,7 @@ impl Place<'_> {
 
     /// Replaces what an earlier VMM left there: the layer's lock must be held.
     fn listen(&self) -> io::Result<Listeners> {
-        let listen = |name| crate::sockets::listen(&self.run_dir, name);
+        let listen = |name| sockets::listen(&self.folders.run, name);
         Ok((listen("vm.sock")?, listen("vm.ctl")?))
     }
 
@@ -263,7 +302,7 @@ impl Place<'_> {
         if self.settings.cold || self.settings.golden.is_some() {
             return self.boot(made, life);
         }
-        let path = self.database_dir.join(NAME);
+        let path = self.folders.database.join(NAME);
         match Snapshot::open(&path) {
             Ok(None) => {}
             found => {
@@ -279,7 +318,7 @@ impl Place<'_> {
                         life.why = Some(format!("its snapshot cannot be used: {error}"));
                     }
                 }
-                return self.boot(Made::new(self.settings)?, life);
+                return self.boot(Made::new(self.host, self.settings)?, life);
             }
         }
         if let Some(dir) = &self.image.golden_dir
@@ -294,7 +333,7 @@ impl Place<'_> {
                     life.why = Some(format!("the golden snapshot cannot be used: {error}"));
                 }
             }
-            return self.boot(Made::new(self.settings)?, life);
+            return self.boot(Made::new(self.host, self.settings)?, life);
         }
         self.boot(made, life)
     }
@@ -302,11 +341,11 @@ impl Place<'_> {
     /// Boots the image, after a snapshot that may lie there has been moved out of the way.
     fn boot(&self, made: Made, life: &mut Life) -> Result<Begun, StartError> {
         // A boot wants memory of zeroes.
-        let Made { machine, .. } = made.over("", self.settings)?;
+        let Made { machine, .. } = made.over("", self.host, self.settings)?;
         let aside = "cannot move the snapshot aside";
         {
             let _lock = LayerLock::take(&self.layer)?;
-            spent::refuse(&self.database_dir).map_err(StartError::io(aside))?;
+            spent::refuse(&self.folders.database).map_err(StartError::io(aside))?;
         }
         let mut files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
         self.share(&mut files)?;
@@ -332,7 +371,7 @@ impl Place<'_> {
     /// Goes on from the database's own snapshot.
     fn restore(&self, made: Made, snapshot: Snapshot, life: &mut Life) -> Result<Begun, ReadError> {
         crash::point("restore-begun");
-        let Made { machine, golden } = made.over(&snapshot.header.base, self.settings)?;
+        let Made { machine, golden } = made.over(&snapshot.header.base, self.host, self.settings)?;
         snapshot.check(&self.fit(&machine, &self.settings.database))?;
         let state = State::decode(&snapshot.state)?;
         life.step("snapshot");
@@ -350,7 +389,7 @@ impl Place<'_> {
         snapshot.fill(&machine.ram)?;
         life.step("memory");
         crash::point("restore-loaded");
-        let spending = Spending::begin(&self.database_dir)?;
+        let spending = Spending::begin(&self.folders.database)?;
         let gate = spending.clone();
         files.set_gate(Box::new(move || gate.wait()));
         let epoch = snapshot.header.epoch.clone();
@@ -364,7 +403,7 @@ impl Place<'_> {
     /// Makes this database a clone of the golden guest; `None` if there is no golden snapshot.
     fn clone_golden(&self, made: Made, dir: &Path, life: &mut Life) -> Result<Option<Begun>, ReadError> {
         let Some(golden) = Snapshot::open(&dir.join(file::STATE))? else { return Ok(None) };
-        let Made { machine, golden: mapped } = made.over(&golden.header.base, self.settings)?;
+        let Made { machine, golden: mapped } = made.over(&golden.header.base, self.host, self.settings)?;
         golden.check(&self.fit(&machine, ""))?;
         let state = State::decode(&golden.state)?;
         let base = match mapped {
@@ -427,7 +466,7 @@ impl Place<'_> {
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
         shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
-        let log = self.database_dir.join("console.log");
+        let log = self.folders.database.join("console.log");
         let programs =
             Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
         let console = Console::open(&log, self.settings.console_log_mib << 20, self.settings.foreground)
@@ -437,7 +476,7 @@ impl Place<'_> {
         let sockets = match self.sockets.take() {
             Some(sockets) => sockets,
             None => {
-                let failed = StartError::io(format!("cannot listen in {}", self.run_dir.display()));
+                let failed = StartError::io("cannot listen in its run folder");
                 let sockets = self.listen().map_err(failed)?;
                 life.step("listening");
                 sockets
@@ -477,7 +516,7 @@ impl Place<'_> {
         Sleeper {
             target: match &self.settings.golden {
                 Some(dir) => Target::Golden { dir: dir.clone(), park: self.settings.park, opened: false },
-                None => Target::Snapshot(self.database_dir.clone()),
+                None => Target::Snapshot(self.folders.database.clone()),
             },
             header: Header {
                 database: self.settings.database.clone(),

@@ -61,6 +61,170 @@ fn every_thread_has_given_up_its_powers_and_has_a_filter_of_its_own() {
     assert!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
 }
 
+/// A VMM that stands by apart from the host, claimed for a database; as a server that is root does it.
+mod apart {
+    use super::*;
+    use dormouse_vmm::jail::folders::{self, Owner};
+    use dormouse_vmm::standby::APART;
+    use guest::DATABASE;
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+    use std::path::{Path, PathBuf};
+    use std::process::Stdio;
+
+    const UIDS: u32 = 1_879_048_192;
+
+    fn is_root(test: &str) -> bool {
+        // SAFETY: takes nothing.
+        let root = unsafe { libc::geteuid() } == 0;
+        if !root {
+            assert!(std::env::var_os("CI").is_none(), "{test}: not root");
+            eprintln!("{test}: skipped, not root");
+        }
+        root
+    }
+
+    struct Place {
+        home: Home,
+        image: String,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let home = Home::new();
+            let image = home.make_image();
+            fs::create_dir_all(home.database_dir()).unwrap();
+            fs::create_dir_all(home.run_dir()).unwrap();
+            Self { home, image }
+        }
+
+        /// One that stands by, who may claim it, and who its files are to belong to.
+        fn ready(&self, more: &[&str]) -> (Vmm, UnixStream, Option<Owner>) {
+            let (own, theirs) = UnixStream::pair().unwrap();
+            let mut command = self.home.image_command(&self.image, &"p".repeat(DATABASE.len()), &["--standby"]);
+            command.args(["--jail-uids", &UIDS.to_string(), "--postgres-arg", "s"]).args(more);
+            command.stdin(Stdio::from(OwnedFd::from(theirs)));
+            let vmm = Vmm::new(command, &self.home);
+            let mut said = [0; APART.len()];
+            let (len, descriptors) = folders::receive(&own, &mut said).unwrap();
+            if len == 0 {
+                panic!("{}", vmm.end().1);
+            }
+            assert_eq!(said, APART);
+            (vmm, own, descriptors.into_iter().next().map(Owner::from))
+        }
+
+        fn claim(&self, stream: &UnixStream, owner: Option<&Owner>) {
+            let lend = |folder: PathBuf| folders::lend(&folder, owner, false).unwrap();
+            let claim = format!("{{\"database\":\"{DATABASE}\"}}\n");
+            folders::send(stream, claim.as_bytes(), &[lend(self.home.database_dir()), lend(self.home.run_dir())]).unwrap();
+        }
+
+        /// Claimed and running.
+        fn run(&self, more: &[&str]) -> Vmm {
+            let (vmm, stream, owner) = self.ready(more);
+            self.claim(&stream, owner.as_ref());
+            vmm
+        }
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        guest::files(folder)
+    }
+
+    #[test]
+    fn it_sees_its_image_and_its_database_and_nothing_else_and_is_nobody() {
+        if !has_kvm("apart") || !is_root("apart") {
+            return;
+        }
+        let place = Place::new();
+        let (vmm, stream, owner) = place.ready(&[]);
+        assert!(owner.is_some(), "this file system can show its files as another's");
+        let of = |what: &str| PathBuf::from(format!("/proc/{}/{what}", vmm.pid()));
+        // Before it is claimed.
+        let user = UIDS + vmm.pid();
+        all(&vmm, "Uid", &[user.to_string().as_str(); 4].join("\t"));
+        all(&vmm, "Gid", &[user.to_string().as_str(); 4].join("\t"));
+        all(&vmm, "Groups", "");
+        all(&vmm, "CapEff", "0000000000000000");
+        all(&vmm, "Seccomp", "2");
+        assert_eq!(names(&of("root")), ["images", "templates"]);
+        assert_eq!(names(&of("root/images")), [place.image.as_str()]);
+        assert!(fs::write(of("root/images/x"), "").is_err() && fs::write(of("root/templates/x"), "").is_err());
+        for namespace in ["mnt", "ipc", "uts", "cgroup"] {
+            let own = Path::new("/proc/self/ns").join(namespace);
+            assert_ne!(fs::read_link(own).unwrap(), fs::read_link(of("ns").join(namespace)).unwrap(), "{namespace}");
+        }
+        let mounts = fs::read_to_string(of("mountinfo")).unwrap();
+        assert_eq!(mounts.lines().count(), 3, "{mounts}");
+        place.claim(&stream, owner.as_ref());
+        vmm.control().event("ready");
+        assert_eq!(names(&of("cwd")), names(&place.home.database_dir()));
+        assert!(names(&of("cwd")).contains(&"layer".to_owned()));
+        // What it makes is the host's root's.
+        for file in ["databases/DB/layer/lock", "databases/DB/vmm.log", "run/DB/vm.ctl"] {
+            assert_eq!(fs::metadata(place.home.path(&file.replace("DB", DATABASE))).unwrap().uid(), 0, "{file}");
+        }
+        // It sleeps and wakes as any other.
+        assert_eq!(vmm.control().ask(r#"{"op":"suspend"}"#)["ok"], true);
+        assert_eq!(vmm.end().0.code(), Some(0));
+        let vmm = place.run(&[]);
+        assert_eq!(vmm.control().event("ready")["cold"], false);
+        assert_eq!(vmm.control().ask(r#"{"op":"stop"}"#)["ok"], true);
+        let (status, log) = vmm.end();
+        assert_eq!(status.code(), Some(0), "{log}");
+    }
+
+    #[test]
+    fn a_claim_without_the_folders_ends_it() {
+        if !has_kvm("no folders") || !is_root("no folders") {
+            return;
+        }
+        let place = Place::new();
+        let (vmm, mut stream, _) = place.ready(&[]);
+        writeln!(stream, r#"{{"database":"{DATABASE}"}}"#).unwrap();
+        let (status, log) = vmm.end();
+        assert_ne!(status.code(), Some(0));
+        assert!(log.contains("without the database's two folders"), "{log}");
+    }
+
+    #[cfg(feature = "crash-points")]
+    #[test]
+    fn what_is_outside_cannot_be_opened_by_any_path() {
+        if !has_kvm("outside") || !is_root("outside") {
+            return;
+        }
+        let place = Place::new();
+        let other = place.home.path("databases/db_bbbbbbbbbbbbbbbbbbbb");
+        fs::create_dir_all(&other).unwrap();
+        fs::write(other.join("secret"), "x").unwrap();
+        let vmm = place.run(&[]);
+        let mut control = vmm.control();
+        control.event("ready");
+        let mut open = |path: &str| control.ask(&format!(r#"{{"op":"attempt","what":"open {path}"}}"#))["ok"] == true;
+        assert!(open("layer/lock") && open(&format!("/images/{}/kernel.elf", place.image)), "its own");
+        for path in [
+            "/etc/passwd",
+            "../../../../../../../etc/passwd",
+            "../db_bbbbbbbbbbbbbbbbbbbb/secret",
+            "/proc/self/mem",
+            "/dev/kvm",
+            other.join("secret").to_str().unwrap(),
+            place.home.path("kernel.elf").to_str().unwrap(),
+        ] {
+            assert!(!open(path), "{path}");
+        }
+        // The same, where it is not apart.
+        let home = Home::new();
+        let vmm = home.start("s", &[]);
+        let mut control = vmm.control();
+        control.event("ready");
+        assert_eq!(control.ask(r#"{"op":"attempt","what":"open /etc/passwd"}"#)["ok"], true);
+    }
+}
+
 #[test]
 fn without_a_jail_it_says_so() {
     if !has_kvm("no jail") {

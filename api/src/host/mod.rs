@@ -234,7 +234,7 @@ impl Host {
         let start = Start {
             program: vmm_program,
             home: home.clone(),
-            jail: settings.jail,
+            jail: pool::Jail::new(settings.jail, settings.jail_uids)?,
             watchdog_ms: settings.watchdog_ms,
             console_log_mib: settings.console_log_mib,
         };

@@ -116,6 +116,8 @@ pub struct Settings {
     pub memory_reserve_mib: u64,
     /// Whether VMMs close their jail.
     pub jail: bool,
+    /// First of the user ids that VMMs take.
+    pub jail_uids: u32,
     pub standby_vms: usize,
     pub wake_queue: usize,
     pub console_log_mib: u64,
@@ -180,6 +182,8 @@ impl Settings {
             wakes_at_once: get.number("host.wakes_at_once", 1, 4096)? as usize,
             memory_reserve_mib: get.number("host.memory_reserve_mib", 0, 1 << 30)?,
             jail: get.switch("host.jail")?,
+            // Process numbers are added, of which there are at most 2^22.
+            jail_uids: get.number("host.jail_uids", 1, (1 << 32) - (1 << 22) - 2)? as u32,
             standby_vms: get.number("host.standby_vms", 0, 4096)? as usize,
             wake_queue: get.number("host.wake_queue", 1, 1_000_000)? as usize,
             console_log_mib: get.number("host.console_log_mib", 1, 4096)?,

@@ -4,6 +4,9 @@ use std::io;
 
 /// Tries it; the system call's result.
 pub fn attempt(what: &str) -> Result<i64, String> {
+    if let Some(path) = what.strip_prefix("open ") {
+        return std::fs::File::open(path).map(|_| 0).map_err(|error| error.to_string());
+    }
     let nothing = std::ptr::null::<libc::c_void>();
     // SAFETY: paths are NUL-terminated, other pointers null; what a call would do where it is not refused, the test that asks
     // for it wants to see.

@@ -204,6 +204,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_fstat, FILES, Any),
     (libc::SYS_fstatfs, NONE, Any),
     // Names.
+    (libc::SYS_fchdir, NONE, Any),
     (libc::SYS_openat, FILES, Any),
     (libc::SYS_openat2, NONE, Any),
     (libc::SYS_statx, FILES, Any),

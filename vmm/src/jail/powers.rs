@@ -18,15 +18,38 @@ fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Gives up capabilities, privileges by what is executed, being traced by others of this user, and core files, which hold a
-/// tenant's data.
-pub fn give_up() -> io::Result<()> {
+/// Threads of a VMM are eight at most, KVM's own among them.
+const PROCESSES: libc::rlim_t = 64;
+
+fn limit(resource: libc::__rlimit_resource_t, most: libc::rlim_t) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+    // SAFETY: the structure outlives the call.
+    check(unsafe { libc::setrlimit(resource, &limit) }.into())
+}
+
+/// Becomes a user that nobody else is, in no group but its own.
+fn become_user(user: u32) -> io::Result<()> {
+    // SAFETY: no groups are read; the others take integers.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null()).into())?;
+        check(libc::setresgid(user, user, user).into())?;
+        check(libc::setresuid(user, user, user).into())?;
+    }
+    limit(libc::RLIMIT_NPROC, PROCESSES)
+}
+
+/// Gives up the user, for `user` if there is one; capabilities, privileges by what is executed, being traced by others of the
+/// user, and core files, which hold a tenant's data.
+pub fn give_up(user: Option<u32>) -> io::Result<()> {
     // Only who has CAP_SETPCAP can; without it no bound is needed, since nothing that could lead up to it is ever executed.
     for capability in 0..64 {
         // SAFETY: takes integers.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
             break;
         }
+    }
+    if let Some(user) = user {
+        become_user(user)?;
     }
     let none: Sets = Default::default();
     let header = Header { version: VERSION, pid: 0 };
@@ -38,7 +61,5 @@ pub fn give_up() -> io::Result<()> {
     }
     // SAFETY: both structures are the kernel's and outlive the call.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const none) })?;
-    let nothing = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure outlives the call.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &nothing) }.into())
+    limit(libc::RLIMIT_CORE, 0)
 }

@@ -16,8 +16,8 @@ const HOLE: usize = 4096;
 /// Holes stay holes. Neither layer may be in use; the caller holds their locks if they are within others' reach.
 pub fn copy(from: &Path, to: &Path) -> Result<(), LayerError> {
     let failed = |e| LayerError::io(format!("cannot copy the layer {}", from.display()))(e);
-    let open = |path| Host::open(path, false).map_err(failed)?.ok_or(LayerError::LayerLocked(from.to_owned()));
-    let (source, mut target) = (open(from)?, open(to)?);
+    let source = Host::open_to_read(from).map_err(failed)?;
+    let mut target = Host::open(to, false).map_err(failed)?.ok_or_else(|| LayerError::LayerLocked(to.to_owned()))?;
     let template = Journal::template_of(&source)?;
     let template = template.ok_or_else(|| LayerError::Damaged("the layer to be copied has no journal".into()))?;
     // It stays an empty layer until its last step.

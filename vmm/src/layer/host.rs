@@ -19,6 +19,8 @@ pub(crate) struct Host {
     /// The folder `files`, once there is one.
     files: Option<File>,
     _lock: Option<File>,
+    /// How its files are opened.
+    access: libc::c_int,
     #[cfg(test)]
     pub recorder: Option<Recorder>,
 }
@@ -85,9 +87,16 @@ impl Host {
             dir,
             files,
             _lock: held,
+            access: libc::O_RDWR,
             #[cfg(test)]
             recorder: super::powercut::recorder(),
         }))
+    }
+
+    /// Opens the folder to read its files, which may be all that this process can do with them; without the lock.
+    pub fn open_to_read(path: &Path) -> io::Result<Host> {
+        let host = Host::open(path, false)?.ok_or(io::ErrorKind::WouldBlock)?;
+        Ok(Host { access: libc::O_RDONLY, ..host })
     }
 
     #[cfg(test)]
@@ -134,7 +143,7 @@ impl Host {
     pub fn open_file(&self, id: u64, create: bool) -> io::Result<HostFile> {
         let name = format!("{id:x}");
         let flags = if create { libc::O_CREAT | libc::O_TRUNC } else { 0 };
-        let file = open_at(self.files()?, &c_name(&name)?, libc::O_RDWR | flags)?;
+        let file = open_at(self.files()?, &c_name(&name)?, self.access | flags)?;
         #[cfg(test)]
         if create {
             self.record(|| Event::Create(format!("files/{id:x}")));
@@ -186,7 +195,7 @@ impl Host {
     }
 
     pub fn open_journal(&self) -> io::Result<Option<HostFile>> {
-        match open_at(&self.dir, c"journal", libc::O_RDWR) {
+        match open_at(&self.dir, c"journal", self.access) {
             Ok(file) => Ok(Some(HostFile {
                 file,
                 #[cfg(test)]

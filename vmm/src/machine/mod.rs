@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use dormouse_abi::{DOORBELL, doorbell};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 pub use memory::{MemoryError, Ram};
@@ -47,6 +47,27 @@ pub(crate) fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> Machi
     move |error| MachineError::Kvm { what, source: io::Error::from_raw_os_error(error.errno()) }
 }
 
+/// The host's KVM, and what of it and of the CPU the machines are made of: read once, since a jail has neither path nor device.
+pub struct Host {
+    kvm: Kvm,
+    cpuid: CpuId,
+    identity: String,
+}
+
+impl Host {
+    pub fn open() -> Result<Self, MachineError> {
+        let kvm = Kvm::new().map_err(|error| MachineError::NoKvm(io::Error::from_raw_os_error(error.errno())))?;
+        // A device of that name that is not KVM is no KVM.
+        if kvm.get_api_version() != KVM_API_VERSION {
+            return Err(MachineError::NoKvm(io::Error::other("it does not speak KVM's interface, version 12")));
+        }
+        let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("list CPU features"))?;
+        cpu::check_and_trim(&mut cpuid)?;
+        let identity = cpu::identity(&cpuid);
+        Ok(Self { kvm, cpuid, identity })
+    }
+}
+
 /// A virtual machine with its vCPU, not yet given any state.
 pub struct Machine {
     /// The one vCPU.
@@ -65,15 +86,8 @@ impl Machine {
     /// Makes a VM with `ram` as its only memory slot and one vCPU.
     ///
     /// The slot is registered before the vCPU exists: the other way round waits for a grace period of the host.
-    pub fn new(ram: Ram) -> Result<Self, MachineError> {
-        let kvm = Kvm::new().map_err(|error| MachineError::NoKvm(io::Error::from_raw_os_error(error.errno())))?;
-        // A device of that name that is not KVM is no KVM.
-        if kvm.get_api_version() != KVM_API_VERSION {
-            return Err(MachineError::NoKvm(io::Error::other("it does not speak KVM's interface, version 12")));
-        }
-        let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("list CPU features"))?;
-        cpu::check_and_trim(&mut cpuid)?;
-        let vm = kvm.create_vm().map_err(refused("create a VM"))?;
+    pub fn new(host: &Host, ram: Ram) -> Result<Self, MachineError> {
+        let vm = host.kvm.create_vm().map_err(refused("create a VM"))?;
         let slot = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
@@ -84,11 +98,10 @@ impl Machine {
         // SAFETY: the region is this Ram's own mapping, which the returned value keeps for as long as the VM.
         unsafe { vm.set_user_memory_region(slot) }.map_err(refused("register guest memory"))?;
         let vcpu = vm.create_vcpu(0).map_err(refused("create a vCPU"))?;
-        vcpu.set_cpuid2(&cpuid).map_err(refused("set CPU features"))?;
+        vcpu.set_cpuid2(&host.cpuid).map_err(refused("set CPU features"))?;
         let tsc_khz = vcpu.get_tsc_khz().map_err(refused("tell the TSC's frequency"))?;
         raw::set_tsc_to_host(&vcpu)?;
-        let identity = cpu::identity(&cpuid);
-        Ok(Self { vcpu, ram, tsc_khz, identity, vm })
+        Ok(Self { vcpu, ram, tsc_khz, identity: host.identity.clone(), vm })
     }
 
     /// Makes the guest read the host's TSC, as it does at first.

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 
 use dormouse_abi::{LARGE_PAGE, PAGE};
 
@@ -195,6 +196,15 @@ impl Free {
     }
 }
 
+/// What the host knows of this process' pages: opened once, since a jail has no `/proc`.
+pub fn pagemap() -> io::Result<&'static File> {
+    static PAGEMAP: OnceLock<File> = OnceLock::new();
+    if PAGEMAP.get().is_none() {
+        let _ = PAGEMAP.set(File::open("/proc/self/pagemap")?);
+    }
+    PAGEMAP.get().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 /// Calls `each` with every page that differs from the base and matters, in order.
 ///
 /// # Safety
@@ -205,7 +215,7 @@ pub unsafe fn differing<E: From<io::Error>>(
     free: &Free,
     mut each: impl FnMut(usize, Content<'_>, Option<&[u8]>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let pagemap = File::open("/proc/self/pagemap")?;
+    let pagemap = pagemap()?;
     let in_base = match base {
         Some(base) => base.regions()?,
         None => vec![false; (ram.len() / LARGE_PAGE) as usize],

@@ -431,6 +431,12 @@ impl Home {
 
     /// The VMM with the image.
     pub fn start_image(&self, image: &str, database: &str, more: &[&str]) -> Vmm {
+        let child = self.image_command(image, database, more).spawn().unwrap();
+        Vmm { child, run_dir: self.path("run").join(database) }
+    }
+
+    /// Its command.
+    pub fn image_command(&self, image: &str, database: &str, more: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_dormouse-vmm"));
         command
             .args(["--database", database, "--memory-mib", "64", "--processes", "4", "--image", image])
@@ -440,7 +446,7 @@ impl Home {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        Vmm { child: command.spawn().unwrap(), run_dir: self.path("run").join(database) }
+        command
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

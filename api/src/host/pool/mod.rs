@@ -9,6 +9,7 @@
 //! Promises: none is made beforehand while a wake is under way or was a moment ago; one that ends is replaced; an image
 //! that is replaced takes its VMMs along; whoever stands by ends with the server, however that ends.
 
+mod jail;
 mod shelves;
 
 use std::fs::File;
@@ -22,16 +23,17 @@ use std::time::{Duration, Instant};
 
 use dormouse_pooler::monotonic_us;
 use serde_json::json;
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
+use self::jail::Folders;
 use self::shelves::Shelves;
 use super::layout::Home;
 use super::process::{Process, Spec, rotate};
 
+pub use self::jail::Jail;
 pub use self::shelves::Kind;
 
 /// Stands in a command line where the database's id will be written; as long as one, and none.
@@ -62,8 +64,7 @@ impl Kind {
 pub struct Start {
     pub program: PathBuf,
     pub home: Home,
-    /// VMMs close their jail before they are ready.
-    pub jail: bool,
+    pub jail: Jail,
     /// vCPU time without progress after which a guest is ended, in ms; 0 for never.
     pub watchdog_ms: u64,
     /// Size at which a guest's console log is rotated, in MiB.
@@ -85,6 +86,7 @@ pub enum MakeError {
 struct Standby {
     child: Child,
     stream: Arc<UnixStream>,
+    folders: Folders,
 }
 
 impl Start {
@@ -105,8 +107,8 @@ impl Start {
             .args(["--memory-mib", &kind.memory_mib.to_string()])
             .args(["--watchdog-ms", &self.watchdog_ms.to_string()])
             .args(["--console-log-mib", &self.console_log_mib.to_string()])
-            .args((!self.jail).then_some("--no-jail"))
             .arg("--standby")
+            .args(self.jail.words())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -116,10 +118,9 @@ impl Start {
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
         own.set_nonblocking(true)?;
-        let mut stream = UnixStream::from_std(own)?;
-        let mut said = [0; dormouse_vmm::standby::READY.len()];
-        match tokio::time::timeout(PATIENCE, stream.read_exact(&mut said)).await {
-            Ok(Ok(_)) => Ok(Standby { child, stream: Arc::new(stream) }),
+        let stream = UnixStream::from_std(own)?;
+        match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
+            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
@@ -132,11 +133,12 @@ impl Start {
 
 impl Standby {
     /// Tells it whose it is.
-    fn claim(self, spec: &Spec) -> io::Result<(Process, u64)> {
+    fn claim(self, spec: &Spec, home: &Home) -> io::Result<(Process, u64)> {
         let at = monotonic_us();
+        let lent = self.folders.lend(&spec.id, home)?;
         let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20});
         let line = format!("{claim}\n");
-        match self.stream.try_write(line.as_bytes())? {
+        match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), &lent)? {
             sent if sent == line.len() => Ok((Process::Child(self.child), at)),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
@@ -237,7 +239,7 @@ impl Pool {
         let kind = Kind::of(spec);
         loop {
             let Some(shelved) = self.shared.lock().shelves.take(&kind, Instant::now()) else { break };
-            match shelved.standby.claim(spec) {
+            match shelved.standby.claim(spec, &self.shared.start.home) {
                 Ok((process, at)) => return Ok(Taken { process, at, stood_by: true }),
                 // Why it has ended stands in its log.
                 Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
@@ -245,7 +247,7 @@ impl Pool {
         }
         let start = &self.shared.start;
         let made = start.make(&kind, spec.id.as_str(), &start.home.vmm_log(&spec.id)).await?;
-        let (process, at) = made.claim(spec)?;
+        let (process, at) = made.claim(spec, &start.home)?;
         Ok(Taken { process, at, stood_by: false })
     }
 
