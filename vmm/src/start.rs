@@ -509,7 +509,11 @@ impl Place<'_> {
             let _ = spending.wait();
         }
         drop(io_thread);
-        Ok(end?)
+        let end = end?;
+        if end == End::Suspended {
+            guest.files.give_back_room();
+        }
+        Ok(end)
     }
 
     fn sleeper(&self, machine: &Machine, life: &Life, base: Option<Base>) -> Sleeper {

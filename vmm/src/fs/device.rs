@@ -87,6 +87,11 @@ impl FsDevice {
         Ok(self.layer.sync_all()?)
     }
 
+    /// Gives disk back that a guest was granted and has not used: once it is saved for certain, and this life is over.
+    pub fn give_back_room(&mut self) {
+        self.layer.give_back_room();
+    }
+
     /// The state to give to [`FsDevice::restore`]. Flushes nothing: a snapshot is sealed only after `flush_all`.
     pub fn save(&self) -> Vec<u8> {
         self.layer.save()

@@ -172,6 +172,16 @@ impl Layer {
         self.sync_each(false)
     }
 
+    /// After a suspend that is committed: gives back what files have past their ends, in which no guest believes any more. What
+    /// was saved says more is in use than is, until each file's next flush. What cannot be given back stays.
+    pub(crate) fn give_back_room(&mut self) {
+        let is_roomy = |file: &FileState| file.room_end.is_some() && file.has_room_past(file.size.unwrap_or(0));
+        let roomy = self.objects.iter().filter(|(_, object)| object.file().is_some_and(is_roomy));
+        for id in roomy.map(|(&id, _)| id).collect::<Vec<_>>() {
+            let _ = self.reopen(id).and_then(|()| self.trim(id));
+        }
+    }
+
     /// Makes everything durable at the guest's request, which gives its room past the ends of files back with it.
     pub(crate) fn sync_for_guest(&mut self) -> Result<(), Errno> {
         self.sync_each(true)

@@ -29,6 +29,8 @@ pub trait FileServer: Send {
     fn begin(&mut self, readable: &[VolatileSlice], writable: &[VolatileSlice]) -> Begun;
     /// Makes everything durable: files and folders.
     fn flush_all(&mut self) -> io::Result<()>;
+    /// Gives disk back that the guest was granted and has not used; nothing is asked of the server after that.
+    fn give_back_room(&mut self);
     /// The server's state, for the restoring constructor.
     fn save(&self) -> Vec<u8>;
     /// Called once, before the first request that changes anything.
@@ -185,6 +187,9 @@ impl FileServer for crate::fs::FsDevice {
     }
     fn flush_all(&mut self) -> io::Result<()> {
         Self::flush_all(self)
+    }
+    fn give_back_room(&mut self) {
+        Self::give_back_room(self);
     }
     fn save(&self) -> Vec<u8> {
         Self::save(self)

@@ -4,6 +4,7 @@ use super::client::Client;
 use super::{HASH, folders};
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::layer;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -238,14 +239,22 @@ fn a_suspend_that_is_called_off_leaves_the_room_that_was_granted() {
     client.device.flush_all().unwrap();
     fill_up(&mut client);
     assert_eq!(client.write(file, 8192, &[2; 20 * 8192]), Ok(20 * 8192));
-    // One that is not: the next life takes the room back with the guest's first flush.
+    // One that is not: the room goes once it is committed, and is told of with the next life's first flush.
     client.setattr(file, Some(8192), None).unwrap();
     assert_eq!(client.room(file, 8192, 20 * 8192), Ok(21 * 8192));
     client.device.flush_all().unwrap();
     let (saved, used) = (client.device.save(), client.device.disk_bytes());
+    let on_host = || -> u64 {
+        let files = std::fs::read_dir(f.layer.join("files")).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().blocks() * 512).sum()
+    };
+    let before = on_host();
+    client.device.give_back_room();
+    assert_eq!(before - on_host(), 20 * 8192);
     drop(client);
     let mut client = Client::new(FsDevice::restore(&f.layer, &f.template, FsOptions::new(HASH), &saved).unwrap());
     assert_eq!(client.device.disk_bytes(), used);
+    assert_eq!(client.read(file, 0, 8192), Ok(vec![1; 8192]));
     client.fsync(file).unwrap();
     assert_eq!(used - client.device.disk_bytes(), 20 * 8192);
 }
