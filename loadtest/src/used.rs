@@ -2,7 +2,7 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use crate::client::Client;
+use crate::client::{Client, ClientError, Target};
 use crate::rest::{Created, Rest, RestError};
 
 /// Rows of the largest table.
@@ -41,9 +41,15 @@ pub fn create(rest: &Rest, name: &str, sleepless: bool) -> Result<Created, RestE
         true => rest.create_sleepless(name, "free")?,
         false => rest.create(name)?,
     };
-    let failed = |source| RestError::Client { id: created.database.id.clone(), source };
-    for session in 0..SESSIONS {
-        let mut client = created.connect()?;
+    begin(rest, &created.target()?, &created.database.id, SESSIONS)?;
+    Ok(created)
+}
+
+/// Uses a new one in so many sessions, and has it sleep after each.
+pub fn begin(rest: &Rest, target: &Target, id: &str, sessions: usize) -> Result<(), RestError> {
+    let failed = |source| RestError::Client { id: id.to_owned(), source };
+    for session in 0..sessions {
+        let mut client = Client::connect(target).map_err(failed)?;
         if session == 0 {
             client.query(SCHEMA).map_err(failed)?;
         }
@@ -51,9 +57,9 @@ pub fn create(rest: &Rest, name: &str, sleepless: bool) -> Result<Created, RestE
             client.query(sql).map_err(failed)?;
         }
         client.close().map_err(failed)?;
-        rest.suspend(&created.database.id)?;
+        rest.suspend(id)?;
     }
-    Ok(created)
+    Ok(())
 }
 
 /// The first query of a wake: a row found by an index, and checked.
@@ -67,7 +73,7 @@ pub fn first_query(row: usize) -> (String, String) {
 }
 
 /// Whether the rows are what they were made as.
-pub fn is_whole(client: &mut Client) -> Result<bool, crate::client::ClientError> {
+pub fn is_whole(client: &mut Client) -> Result<bool, ClientError> {
     Ok(client.value("select count(*) from shop.sale where id <= 1000")? == ROWS.to_string())
 }
 

@@ -16,9 +16,10 @@ use dormouse_api::secret::{new_password, scram_verifier};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
 use super::ScaleError;
-use crate::client::{Client, Target};
+use crate::client::Target;
 use super::calls::{Caller, tenant};
 use crate::rest::Rest;
+use crate::used;
 
 /// A database that can be connected to.
 #[derive(Clone)]
@@ -101,20 +102,15 @@ pub fn by_api(
     Ok(Made { known, times, took })
 }
 
-/// Rows of a used one's table.
-pub const ROWS: u32 = 1000;
 /// Used at one time.
 const USERS: usize = 4;
 
-/// Uses each as an application would begin to, a table with some rows, and has it suspended.
+/// Uses each in one session, as an application would begin to, and has it suspended.
 pub fn by_use(
     rest: &Rest,
     databases: &[(Target, &str)],
     say: &(dyn Fn(usize) + Sync),
 ) -> Result<(), ScaleError> {
-    let sql = format!(
-        "create table used (n int primary key, t text); insert into used select n, md5(n::text) from generate_series(1, {ROWS}) n"
-    );
     let next = AtomicUsize::new(0);
     let user = || -> Result<(), ScaleError> {
         loop {
@@ -122,10 +118,7 @@ pub fn by_use(
             let Some((target, id)) = databases.get(n) else {
                 return Ok(());
             };
-            let mut client = Client::connect(target)?;
-            client.query(&sql)?;
-            client.close()?;
-            rest.suspend(id)?;
+            used::begin(rest, target, id, 1)?;
             if n.is_multiple_of(500) {
                 say(n);
             }

@@ -29,8 +29,9 @@ use crate::client::{Client, ClientError, Target};
 use crate::http::HttpError;
 use crate::rest::{Rest, RestError};
 use crate::stats::Summary;
+use crate::used;
 use calls::{Caller, TENANTS, tenant, timed};
-use fill::{Known, ROWS, Until};
+use fill::{Known, Until};
 use report::short;
 use report::{
     CREATE, CREATES, GET, IMAGES, LIST, PAGES, TENANT_LIST, WAKE_FRESH, WAKE_NEW, WAKE_USED,
@@ -376,10 +377,12 @@ impl World<'_> {
         for _ in 0..if self.used.is_empty() { 0 } else { self.plan.wakes } {
             let database = &self.used[self.numbers.below(self.used.len())];
             let asked = Instant::now();
-            let mut client = Client::connect(&server.target(database)?)?;
-            times.push(client.first_row("select 1")? - asked);
-            let rows = client.query("select count(*) from used")?;
-            if rows != [[Some(ROWS.to_string())]] {
+            let mut client = Client::connect_tls(&server.target(database)?)?;
+            let (sql, made) = used::first_query(self.numbers.below(used::ROWS));
+            client.send(&sql)?;
+            let (arrived, found) = client.finish_timed()?;
+            times.push(arrived - asked);
+            if found != made || !used::is_whole(&mut client)? {
                 return Err(ScaleError::Lost(database.id.clone()));
             }
             client.close()?;
@@ -454,7 +457,7 @@ impl World<'_> {
 /// From connecting to the first row.
 fn first_row(target: &Target) -> Result<Duration, ScaleError> {
     let asked = Instant::now();
-    let mut client = Client::connect(target)?;
+    let mut client = Client::connect_tls(target)?;
     let row = client.first_row("select 1")? - asked;
     client.close()?;
     Ok(row)
