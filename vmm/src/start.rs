@@ -19,7 +19,7 @@ use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
 use crate::image::{Image, ImageError};
-use crate::jail::{self, Apart};
+use crate::jail::{self, Apart, powers};
 use crate::machine::{Host, Machine, MachineError, MemoryError, Ram};
 use crate::monitor::{Life, Monitor, Pace};
 use crate::reactor::Terminate;
@@ -174,7 +174,9 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let host = Host::open()?;
     let unclaimed = |source| StartError::Io { what: "cannot be claimed".to_owned(), source };
     let standby = settings.standby.then(|| Standby::new(&settings.database)).transpose().map_err(unclaimed)?;
-    pages::pagemap().map_err(StartError::io("cannot read which pages are there"))?;
+    // To root the map would show where in the host's memory they lie.
+    let pagemap = powers::without(pages::pagemap).and_then(|opened| opened);
+    pagemap.map_err(StartError::io("cannot read which pages are there"))?;
     let apart = jail::enter(settings).map_err(StartError::io("the jail cannot be entered (setting host.jail)"))?;
     // In there it is at the root.
     let home = if apart.is_some() { PathBuf::from("/") } else { settings.home.clone() };

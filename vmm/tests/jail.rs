@@ -291,6 +291,7 @@ mod taken_over {
                 ("execve", libc::SYS_execve),
                 ("fork", libc::SYS_clone),
                 ("internet", libc::SYS_socket),
+                ("datagrams", libc::SYS_socket),
                 ("connect", libc::SYS_connect),
                 ("kill", libc::SYS_kill),
                 ("ptrace", libc::SYS_ptrace),

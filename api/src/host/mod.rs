@@ -27,6 +27,7 @@ mod reconcile;
 mod sessions;
 mod socket;
 mod state;
+mod tree;
 mod turns;
 mod vm;
 mod wakes;
@@ -234,7 +235,7 @@ impl Host {
         let start = Start {
             program: vmm_program,
             home: home.clone(),
-            jail: pool::Jail::new(settings.jail, settings.jail_uids)?,
+            jail: pool::Jail::new(settings.jail, settings.jail_uids, &home)?,
             watchdog_ms: settings.watchdog_ms,
             console_log_mib: settings.console_log_mib,
         };
@@ -663,7 +664,7 @@ impl Inner {
     pub(crate) async fn remove_folders(&self, id: &DatabaseId) -> Result<(), String> {
         let folders = [self.home.database(id), self.home.run_of(id)];
         let removed = tokio::task::spawn_blocking(move || {
-            folders.iter().try_for_each(|folder| match std::fs::remove_dir_all(folder) {
+            folders.iter().try_for_each(|folder| match tree::remove(folder) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", folder.display())),
                 _ => Ok(()),
             })

@@ -292,7 +292,9 @@ impl<F: Fn(VmEvent)> Life<F> {
         self.log_mark = length(&home.vmm_log(&id));
         self.console_mark = length(&home.console_log(&id));
         // A snapshot fits the memory it was taken of and no other: a plan's new size waits for a cold start.
-        if let Some(saved) = home.snapshot_memory_mib(&id) {
+        // No plan has more than the largest: a header that says so was not written by us, and the VMM refuses it.
+        let largest = host.plans.values().map(|plan| plan.memory_mib).max().unwrap_or(0);
+        if let Some(saved) = home.snapshot_memory_mib(&id).filter(|saved| *saved <= largest) {
             self.context.spec.memory_mib = saved;
         }
         self.step("prepared");

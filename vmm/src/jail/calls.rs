@@ -40,13 +40,15 @@ pub enum Check {
     Any,
     /// The argument, an `int`, is one of these.
     OneOf(u8, &'static [u32]),
+    /// Each of these arguments, an `int`, is what stands beside it.
+    All(&'static [(u8, u32)]),
     /// Of the argument's bits in the mask, just these are set.
     Bits(u8, u64, u64),
     /// The argument is this process' number.
     Own(u8),
 }
 
-use Check::{Any, Bits, OneOf, Own};
+use Check::{All, Any, Bits, OneOf, Own};
 
 /// One line of the table: a call, who may make it beside the main thread, and how.
 pub type Row = (c_long, &'static [ThreadKind], Check);
@@ -79,6 +81,8 @@ const DESCRIPTORS: Check = OneOf(
     &[libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFD as u32, libc::F_SETFD as u32, libc::F_GETFL as u32, libc::F_SETFL as u32],
 );
 
+/// What `UnixListener` asks for. A datagram could be sent to another VMM, on the network that they share.
+const STREAM: u32 = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as u32;
 /// Of the I/O thread.
 const SOCKETS: Check = OneOf(1, &[libc::FIONBIO as u32]);
 /// Of the main thread: `FIONBIO`, and of KVM's calls those in use. The most frequent ones first.
@@ -173,7 +177,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_ioctl, NONE, MACHINE),
     (libc::SYS_ioctl, IO, SOCKETS),
     // Sockets: those that listen, and what they accept. None is connected, and none is but of this host.
-    (libc::SYS_socket, NONE, OneOf(0, &[libc::AF_UNIX as u32])),
+    (libc::SYS_socket, NONE, All(&[(0, libc::AF_UNIX as u32), (1, STREAM)])),
     (libc::SYS_bind, NONE, Any),
     (libc::SYS_listen, NONE, Any),
     (libc::SYS_accept4, IO, Any),

@@ -56,11 +56,12 @@ impl Owner {
     /// The user and the group of this number. Needs to be root, and the only thread.
     pub fn new(user: u32) -> io::Result<Self> {
         let none = 0usize;
-        // SAFETY: as fork does it: no shared memory, no stack of its own. The child makes two system calls.
+        // SAFETY: as fork does it: no shared memory, no stack of its own. The child makes three system calls.
         let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, none, none, none, none) };
         if child == 0 {
-            // SAFETY: neither call touches memory.
+            // SAFETY: none of them touches memory.
             unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::pause();
                 libc::_exit(0);
             }
@@ -96,7 +97,8 @@ pub fn lend(folder: &Path, owner: Option<&Owner>, read_only: bool) -> io::Result
             | if read_only { MOUNT_ATTR_RDONLY } else { 0 }
             | if owner.is_some() { MOUNT_ATTR_IDMAP } else { 0 },
         clear: 0,
-        propagation: 0,
+        // Else what the host mounts below would come to be there too.
+        propagation: libc::MS_PRIVATE,
         userns: owner.map_or(0, |owner| owner.0.as_raw_fd() as u64),
     };
     // SAFETY: an empty NUL-terminated path, and a structure that outlives the call.

@@ -46,7 +46,10 @@ pub fn enter(settings: &Settings) -> io::Result<Option<Apart>> {
     }
     let user = first.checked_add(std::process::id()).ok_or(io::ErrorKind::InvalidInput)?;
     let own = Owner::new(user).and_then(|owner| {
-        folders::lend(&settings.home.join("databases"), Some(&owner), true)?;
+        // Each may lie on a file system of its own.
+        for folder in ["databases", "images", "templates"] {
+            folders::lend(&settings.home.join(folder), Some(&owner), true)?;
+        }
         Ok(owner)
     });
     // File systems that cannot show their files as another's: then an own root has to do.

@@ -18,6 +18,22 @@ fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Does something as one who has no capability, and takes them up again.
+pub fn without<R>(what: impl FnOnce() -> R) -> io::Result<R> {
+    let header = Header { version: VERSION, pid: 0 };
+    let mut sets: Sets = Default::default();
+    // SAFETY: both structures are the kernel's and outlive the call.
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw const header, &raw mut sets) })?;
+    let set = |sets: Sets| {
+        // SAFETY: as above.
+        check(unsafe { libc::syscall(libc::SYS_capset, &raw const header, &raw const sets) })
+    };
+    set(sets.map(|[_, permitted, inheritable]| [0, permitted, inheritable]))?;
+    let done = what();
+    set(sets)?;
+    Ok(done)
+}
+
 /// Threads of a VMM are eight at most, KVM's own among them.
 const PROCESSES: libc::rlim_t = 64;
 

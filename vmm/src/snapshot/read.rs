@@ -130,11 +130,13 @@ impl Snapshot {
             return self.apply_frames(second, ram);
         }
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| self.apply_frames(first, ram));
+            let other = std::thread::Builder::new().spawn_scoped(scope, || self.apply_frames(first, ram));
             let own = self.apply_frames(second, ram);
-            match other.join() {
-                Ok(result) => result.and(own),
-                Err(_) => Err(ReadError::State),
+            match other.map(|other| other.join()) {
+                Ok(Ok(result)) => result.and(own),
+                Ok(Err(_)) => Err(ReadError::State),
+                // No thread is to be had: then both are this one's.
+                Err(_) => own.and_then(|()| self.apply_frames(first, ram)),
             }
         })
     }

@@ -13,6 +13,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 use super::Home;
+use super::super::tree;
 use crate::identity::DatabaseId;
 
 /// How VMMs are jailed.
@@ -26,7 +27,7 @@ pub enum Jail {
 }
 
 impl Jail {
-    pub fn new(on: bool, uids: u32) -> io::Result<Jail> {
+    pub fn new(on: bool, uids: u32, home: &Home) -> io::Result<Jail> {
         if !on {
             tracing::warn!("THE JAIL IS OFF (setting host.jail): a guest that breaks out can do what this user can");
             return Ok(Jail::Off);
@@ -35,6 +36,10 @@ impl Jail {
         if unsafe { libc::geteuid() } != 0 {
             tracing::warn!("not root: VMMs keep this user and its files (docs/jail.md)");
             return Ok(Jail::Own);
+        }
+        for folder in ["images", "templates"] {
+            let entries = fs::read_dir(home.root().join(folder)).into_iter().flatten().flatten();
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).try_for_each(|entry| tree::own(&entry.path(), &[]))?;
         }
         match empty_network() {
             Ok(network) => Ok(Jail::Apart { uids, network: Arc::new(network) }),
@@ -70,6 +75,9 @@ fn empty_network() -> io::Result<File> {
     made.join().unwrap_or_else(|_| Err(io::Error::other("the thread that makes a network panicked")))
 }
 
+/// What of a database's folder is looked at before it is lent.
+const MARKS: &[&str] = &["layer", "layer/files", "layer/lock", "layer/journal", "snapshot"];
+
 /// How a VMM finds its database's folders.
 #[derive(Debug)]
 pub enum Folders {
@@ -84,6 +92,9 @@ impl Folders {
         let Folders::Lent(owner) = self else { return Ok(Vec::new()) };
         let lend = |folder: PathBuf| {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+            if owner.is_some() {
+                tree::own(&folder, MARKS)?;
+            }
             folders::lend(&folder, owner.as_ref(), false)
         };
         Ok(vec![lend(home.database(id))?, lend(home.run_of(id))?])
