@@ -42,6 +42,12 @@ CREATE TRIGGER databases_changed AFTER UPDATE OF image, pg_version, template, st
         ON CONFLICT DO UPDATE SET databases = databases + 1;
 END;
 
+CREATE TRIGGER databases_moved AFTER UPDATE OF tenant_id, plan ON databases BEGIN
+    UPDATE plan_use SET databases = databases - 1 WHERE tenant_id = OLD.tenant_id AND plan = OLD.plan;
+    INSERT INTO plan_use VALUES (NEW.tenant_id, NEW.plan, 1)
+        ON CONFLICT DO UPDATE SET databases = databases + 1;
+END;
+
 CREATE TRIGGER databases_gone AFTER DELETE ON databases BEGIN
     UPDATE image_use SET databases = databases - 1
         WHERE image = OLD.image AND pg_version = OLD.pg_version AND template = coalesce(OLD.template, '') AND state = OLD.state;

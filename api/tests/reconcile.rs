@@ -229,13 +229,13 @@ fn a_first_wake_that_a_crash_cut_short_is_made_again() -> Test {
 #[test]
 fn a_database_whose_files_are_gone_is_not_taken_for_a_new_one() -> Test {
     let dir = tempfile::tempdir()?;
-    killed(async || {
+    let aside = dir.path().join("aside");
+    let id = killed(async || {
         let w = World::new(dir.path(), &[]).await;
         let db = w.create("a").await;
         db.wake().await;
         w.host.suspend(&db.id).await.unwrap();
         until("asleep", async || w.host.at_work() == 0).await;
-        let aside = dir.path().join("aside");
         std::fs::rename(db.folder(), &aside).unwrap();
         let error = w.host.wake(&db.id).await.unwrap_err().to_string();
         assert!(error.contains("its files are gone"), "{error}");
@@ -243,6 +243,16 @@ fn a_database_whose_files_are_gone_is_not_taken_for_a_new_one() -> Test {
         let error = w.host.restart(&db.id, true).await.unwrap_err().to_string();
         assert!(error.contains("its files are gone"), "{error}");
         assert!(!db.folder().exists());
+        // As if it had been at work when the server was killed.
+        w.metadata.set_state(&db.id, State::Running, None).await.unwrap();
+        db.id.clone()
+    });
+    killed(async || {
+        let w = World::again(dir.path(), &[]).await;
+        let db = w.database(&id);
+        let row = w.metadata.database(&db.id).await.unwrap().unwrap();
+        assert_eq!(row.state, State::Error);
+        assert!(row.message.unwrap().contains("its files are gone"));
         std::fs::rename(&aside, db.folder()).unwrap();
         db.wake().await;
         std::fs::remove_dir_all(db.folder()).unwrap();

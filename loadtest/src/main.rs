@@ -55,6 +55,9 @@ enum Command {
         /// Samples of create, of cold start, and with the host's page cache dropped (which needs root).
         #[arg(long, default_value_t = 20)]
         slow_samples: usize,
+        /// Leaves out what takes a dropped page cache, which costs all that runs on this host.
+        #[arg(long)]
+        keep_page_cache: bool,
         /// Samples of native PostgreSQL.
         #[arg(long, default_value_t = 20)]
         native_samples: usize,
@@ -104,13 +107,14 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             samples,
             databases,
             slow_samples,
+            keep_page_cache,
             native_samples,
         } => {
             let counts = Counts {
                 databases,
                 held: samples,
                 new: samples,
-                dropped: slow_samples,
+                dropped: if keep_page_cache { 0 } else { slow_samples },
                 during: samples,
                 create: slow_samples,
                 cold: slow_samples,

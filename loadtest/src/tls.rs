@@ -16,7 +16,8 @@ pub type TlsStream = StreamOwned<ClientConnection, TcpStream>;
 /// one each time: libpq keeps no sessions either.
 pub fn begin(stream: TcpStream) -> std::io::Result<TlsStream> {
     let name = ServerName::IpAddress(IpAddr::from(stream.peer_addr()?.ip()));
-    let connection = ClientConnection::new(config().map_err(std::io::Error::other)?, name).map_err(std::io::Error::other)?;
+    let connection =
+        ClientConnection::new(config().map_err(std::io::Error::other)?, name).map_err(std::io::Error::other)?;
     Ok(StreamOwned::new(connection, stream))
 }
 

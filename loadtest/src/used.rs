@@ -66,10 +66,7 @@ pub fn begin(rest: &Rest, target: &Target, id: &str, sessions: usize) -> Result<
 pub fn first_query(row: usize) -> (String, String) {
     let row = row % ROWS + 1;
     let (customer, item) = (row % 200 + 1, row % 300 + 1);
-    (
-        format!("select customer || ',' || item from shop.sale where id = {row}"),
-        format!("{customer},{item}"),
-    )
+    (format!("select customer || ',' || item from shop.sale where id = {row}"), format!("{customer},{item}"))
 }
 
 /// Whether the rows are what they were made as.

@@ -78,9 +78,14 @@ impl Wakes {
 
 const HELD: &str = "asleep, query on a held connection";
 const NEW: &str = "asleep, new connection (TLS, SCRAM)";
+const HELD_DROPPED: &str = "the same, page cache dropped";
+const NEW_DROPPED: &str = "new connection, page cache dropped";
 
 /// When PostgreSQL started, by its own word: another value is another start.
 pub const START_TIME: &str = "select extract(epoch from pg_postmaster_start_time())";
+
+/// What drops it when 1 is written there; root can.
+const PAGE_CACHE: &str = "/proc/sys/vm/drop_caches";
 
 /// A request comes up to so long after its database was told to sleep: a suspend takes some 10 ms.
 const DURING: Duration = Duration::from_millis(12);
@@ -146,14 +151,17 @@ fn sleeping(
 ) -> Result<Vec<(&'static str, Vec<Duration>)>, WakeError> {
     let mut held = Held::connect(rest, databases)?;
     let mut series = vec![(HELD, held.wake(counts.held, false, traces)?)];
-    if counts.dropped > 0 {
-        series.push(("  page cache dropped", held.wake(counts.dropped, true, &mut Vec::new())?));
+    let dropped = if counts.dropped > 0 && can_drop_page_cache() { counts.dropped } else { 0 };
+    if dropped > 0 {
+        series.push((HELD_DROPPED, held.wake(dropped, true, &mut Vec::new())?));
     }
-    series.push(("request during a suspend", held.during(counts.during)?));
+    let (stayed, slept) = held.during(counts.during)?;
+    series.push(("told to sleep a moment ago, still awake", stayed));
+    series.push(("told to sleep a moment ago, slept first", slept));
     held.close()?;
     series.push((NEW, new(rest, databases, counts.new, false)?));
-    if counts.dropped > 0 {
-        series.push(("  page cache dropped ", new(rest, databases, counts.dropped, true)?));
+    if dropped > 0 {
+        series.push((NEW_DROPPED, new(rest, databases, dropped, true)?));
     }
     let snapshot_gone = |one: &Created| {
         rest.suspend(&one.database.id)?;
@@ -218,13 +226,15 @@ impl<'a> Held<'a> {
         Ok(sample)
     }
 
-    /// Speaks to one that was just told to sleep: the suspend is called off, or ends and is followed by a wake.
-    fn during(&mut self, count: usize) -> Result<Vec<Duration>, WakeError> {
-        let mut sample = Vec::with_capacity(count);
+    /// Speaks to one that was told to sleep up to [`DURING`] ago. First those whose VM was still there afterwards: the suspend
+    /// had not begun, or was called off; then those that slept and were woken.
+    fn during(&mut self, count: usize) -> Result<(Vec<Duration>, Vec<Duration>), WakeError> {
+        let (mut stayed, mut slept) = (Vec::new(), Vec::new());
         for _ in 0..count {
             let n = chosen(self.databases);
             let id = self.databases[n].database.id.as_str();
             self.clients[n].query("update shop.item set price = price + 0.01 where id = 7")?;
+            let before = rest::vm_processes(id);
             let later = DURING.mul_f64((used::random() % 1000) as f64 / 1000.0);
             let took = std::thread::scope(|scope| {
                 let told = scope.spawn(|| self.rest.try_suspend(id));
@@ -234,9 +244,12 @@ impl<'a> Held<'a> {
                 told.join().map_or(Ok(()), |told| told)?;
                 took
             })?;
-            sample.push(took);
+            match rest::vm_processes(id) == before {
+                true => stayed.push(took),
+                false => slept.push(took),
+            }
         }
-        Ok(sample)
+        Ok((stayed, slept))
     }
 
     fn close(self) -> Result<(), WakeError> {
@@ -288,11 +301,16 @@ fn cold(
     Ok(sample)
 }
 
+fn can_drop_page_cache() -> bool {
+    let possible = std::fs::File::options().write(true).open(PAGE_CACHE);
+    possible.inspect_err(|error| eprintln!("left out: what takes a dropped page cache ({PAGE_CACHE}: {error})")).is_ok()
+}
+
 /// Has the host forget what it caches of files, but for what processes have mapped.
 fn drop_page_cache() -> Result<(), WakeError> {
     // SAFETY: takes nothing, and does nothing to this process.
     unsafe { libc::sync() };
-    std::fs::write("/proc/sys/vm/drop_caches", "1").map_err(WakeError::PageCache)
+    std::fs::write(PAGE_CACHE, "1").map_err(WakeError::PageCache)
 }
 
 /// Times to the answer and to the first row.

@@ -57,9 +57,6 @@ pub fn run(settings: &Settings, server: &ServerArgs, args: LogsArgs) -> Result<E
 }
 
 fn offline(home: &Home, name: &str) -> Result<String, CliError> {
-    if DatabaseId::parse(name).is_some() {
-        return Ok(name.into());
-    }
     let none = || CliError::Said(format!("there is no database named {name}"));
     if !home.metadata().exists() {
         return Err(none());
@@ -68,6 +65,9 @@ fn offline(home: &Home, name: &str) -> Result<String, CliError> {
     let runtime = runtime.map_err(|source| CliError::Io { what: "runtime".into(), source })?;
     runtime.block_on(async {
         let metadata = Metadata::open(&home.metadata()).await?;
+        if let Some(id) = DatabaseId::parse(name) {
+            return metadata.database(&id).await?.map(|row| row.id.to_string()).ok_or_else(none);
+        }
         let filter = DatabaseFilter { name: Some(name), ..DatabaseFilter::default() };
         let rows = metadata.list_databases(filter, Page { after: 0, limit: 2 }).await?;
         match rows.as_slice() {

@@ -117,6 +117,11 @@ impl Host {
             _ if inner.lock_actors().contains_key(&row.id) => return Ok(done),
             _ => {}
         }
+        if let Err(lost) = inner.check_files(&row.id, row.has_files) {
+            inner.metadata.set_state(&row.id, State::Error, Some(&lost)).await?;
+            done.rested += 1;
+            return Ok(done);
+        }
         let rest = inner.home.rest(&row.id, &row.image, inner.plan_of(&row.plan).memory_mib);
         let (state, message) = match rest {
             Rest::Suspended => (State::Suspended, None),

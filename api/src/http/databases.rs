@@ -406,7 +406,9 @@ pub async fn login(
     let role = format!("login-{}", random_text(12, b"abcdefghijklmnopqrstuvwxyz0123456789")?);
     let (password, verifier) = password_and_verifier().await?;
     let expires_at = now_ms() + life_ms;
-    shared.host.metadata().add_role(&row.id, &role, &verifier, options.superuser, expires_at).await?;
+    if !shared.host.metadata().add_role(&row.id, &role, &verifier, options.superuser, expires_at).await? {
+        return Err(Problem::not_found(format!("{} was deleted", row.id)));
+    }
     let body = Login { connection_uri: uri(shared, &role, &row.id, &password), expires_at: rfc3339(expires_at) };
     Ok((StatusCode::CREATED, axum::Json(body)))
 }

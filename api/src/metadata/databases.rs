@@ -314,7 +314,7 @@ async fn insert(new: &NewDatabase, on: &mut SqliteConnection) -> Result<Database
         other => other?,
     };
     // After the insert, so that a taken name is told from a full plan.
-    if tenant.try_get::<i64, _>("n")? as u64 >= new.plan_databases {
+    if tenant.try_get::<i64, _>("n")?.max(0) as u64 >= new.plan_databases {
         return Err(CreateError::PlanFull);
     }
     sqlx::query("INSERT INTO roles (database_id, role, verifier) VALUES (?, ?, ?)")

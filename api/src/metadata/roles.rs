@@ -82,7 +82,8 @@ impl Metadata {
         .await
     }
 
-    /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired.
+    /// Adds a role that opens the database until `expires_at` (ms since 1970), and forgets those that expired. False if the
+    /// database is gone.
     pub async fn add_role(
         &self,
         database: &DatabaseId,
@@ -90,7 +91,7 @@ impl Metadata {
         verifier: &str,
         superuser: bool,
         expires_at: i64,
-    ) -> Result<(), MetadataError> {
+    ) -> Result<bool, MetadataError> {
         let data = (database.clone(), role.to_owned(), verifier.to_owned(), superuser, expires_at);
         self.write(data, |(database, role, verifier, superuser, expires_at), on| {
             Box::pin(async move {
@@ -99,15 +100,18 @@ impl Metadata {
                     .bind(now_ms())
                     .execute(&mut *on)
                     .await?;
-                sqlx::query("INSERT INTO roles (database_id, role, verifier, superuser, expires_at) VALUES (?, ?, ?, ?, ?)")
-                    .bind(database.as_str())
+                // Not an error where it is gone: that would undo what others write in this transaction.
+                let sql = "INSERT INTO roles (database_id, role, verifier, superuser, expires_at) \
+                             SELECT id, ?, ?, ?, ? FROM databases WHERE id = ?";
+                let added = sqlx::query(sql)
                     .bind(role)
                     .bind(verifier)
                     .bind(superuser)
                     .bind(expires_at)
+                    .bind(database.as_str())
                     .execute(on)
                     .await?;
-                Ok(())
+                Ok(added.rows_affected() > 0)
             })
         })
         .await

@@ -11,6 +11,9 @@
 //! nothing. So no connection outlives such a failure, nor a caller that went away in the middle: opening another one takes a
 //! millisecond.
 
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
 use sqlx::{Sqlite, SqliteConnection, SqlitePool};
@@ -101,7 +104,10 @@ pub(super) fn start(pool: SqlitePool, mut checkpoints: Checkpoints) -> Writes {
             // Of one that was given up before it was begun, nothing.
             batch.retain(|request| request.is_awaited());
             let writes = batch.len();
-            serve(&pool, std::mem::take(&mut batch)).await;
+            // What panics takes its batch with it, and no later write.
+            if AssertUnwindSafe(serve(&pool, std::mem::take(&mut batch))).catch_unwind().await.is_err() {
+                tracing::error!(writes, "a write panicked: it and those beside it are not done");
+            }
             checkpoints.written(writes);
         }
     });
@@ -115,7 +121,8 @@ async fn serve(pool: &SqlitePool, mut batch: Vec<Box<dyn Request>>) {
             Err(error) => tracing::warn!(%error, writes = batch.len(), "writes could not be done together; one by one"),
         }
     }
-    for mut request in batch {
+    // One by one takes longer: whoever has left meanwhile gets nothing done.
+    for mut request in batch.into_iter().filter(|request| request.is_awaited()) {
         let done = together(pool, std::slice::from_mut(&mut request)).await;
         request.answer(done);
     }

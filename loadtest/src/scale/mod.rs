@@ -132,7 +132,7 @@ const STEPS: [u64; 6] = [100, 1_000, 10_000, 100_000, 300_000, 1_000_000];
 /// Disk that a row takes, in bytes, with its share of the WAL and of indexes.
 const ROW: u64 = 2048;
 /// Disk of one that was used and sleeps, in bytes, and of one awake.
-const USED: u64 = 512 << 10;
+const USED: u64 = 2 << 20;
 const WOKEN: u64 = 4 << 20;
 const SPARE: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;

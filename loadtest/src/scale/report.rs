@@ -14,7 +14,7 @@ pub const PAGES: &str = "list of all, pages of 1,000";
 pub const IMAGES: &str = "images, with counts";
 pub const WAKE_FRESH: &str = "never used: new connection to first row";
 pub const WAKE_USED: &str = "used: new connection to first row";
-pub const WAKE_NEW: &str = "just created: new connection to first row";
+pub const WAKE_NEW: &str = "made in this life of the server: new connection to first row";
 pub const KINDS: [&str; 10] = [
     CREATE,
     CREATES,
@@ -131,7 +131,7 @@ impl Scale {
                 .map(|step| format!("{:.0}", step.creates_a_second)),
         );
         row(
-            "deletes a second",
+            "deletes a second, of those never used",
             &mut steps
                 .iter()
                 .map(|step| format!("{:.0}", step.deletes_a_second)),
