@@ -236,15 +236,17 @@ impl<'a> Held<'a> {
             self.clients[n].query("update shop.item set price = price + 0.01 where id = 7")?;
             let before = rest::vm_processes(id);
             let later = DURING.mul_f64((used::random() % 1000) as f64 / 1000.0);
-            let took = std::thread::scope(|scope| {
+            let (took, after) = std::thread::scope(|scope| {
                 let told = scope.spawn(|| self.rest.try_suspend(id));
                 // Not to wait for something: the moment is what varies.
                 std::thread::sleep(later);
-                let took = first_row(&mut self.clients[n], Instant::now(), id);
+                let took = first_row(&mut self.clients[n], Instant::now(), id)?;
+                // Before the suspend is over that comes when this has been answered.
+                let after = rest::vm_processes(id);
                 told.join().map_or(Ok(()), |told| told)?;
-                took
+                Ok::<_, WakeError>((took, after))
             })?;
-            match rest::vm_processes(id) == before {
+            match after == before {
                 true => stayed.push(took),
                 false => slept.push(took),
             }
