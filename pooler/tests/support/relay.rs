@@ -199,53 +199,62 @@ impl Relay {
             return;
         }
         let session = self.inner.lock().unwrap().sessions[&number].clone();
-        let _ = copy(&mut stream, &session).await;
+        let _ = self.copy(&mut stream, &session, suspends).await;
         // A task may see the end that a suspend brings before it is aborted.
         let mut inner = self.inner.lock().unwrap();
         if inner.suspends == suspends {
             inner.sessions.remove(&number);
         }
     }
-}
 
-/// Both ways at once, until either side ends. Aborted by a suspend, which comes only when no byte is under way.
-async fn copy(stream: &mut UnixStream, session: &Session) -> io::Result<()> {
-    let (mut from_pooler, mut to_pooler) = stream.split();
-    let up = async {
-        let mut chunk = vec![0; 65536];
-        loop {
-            let n = from_pooler.read(&mut chunk).await?;
-            if n == 0 {
-                return Ok(());
-            }
-            let mut rest = &chunk[..n];
-            while !rest.is_empty() {
-                session.postgres.writable().await?;
-                match session.postgres.try_write(rest) {
-                    Ok(n) => {
-                        *session.received.lock().unwrap() += n as u64;
-                        rest = &rest[n..];
+    /// Both ways at once, until either side ends. Aborted by a suspend, which comes only when no byte is under way.
+    async fn copy(&self, stream: &mut UnixStream, session: &Session, suspends: usize) -> io::Result<()> {
+        let (mut from_pooler, mut to_pooler) = stream.split();
+        let up = async {
+            let mut chunk = vec![0; 65536];
+            loop {
+                let n = from_pooler.read(&mut chunk).await?;
+                if n == 0 {
+                    return Ok(());
+                }
+                let mut rest = &chunk[..n];
+                while !rest.is_empty() {
+                    session.postgres.writable().await?;
+                    match session.postgres.try_write(rest) {
+                        Ok(n) => {
+                            *session.received.lock().unwrap() += n as u64;
+                            rest = &rest[n..];
+                        }
+                        Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                        Err(e) => return Err(e),
                     }
+                }
+            }
+        };
+        let down = async {
+            let mut chunk = vec![0; 65536];
+            loop {
+                session.postgres.readable().await?;
+                let read = {
+                    // A task that was aborted may run on for a moment: what Postgres says from then on is the next connection's.
+                    let inner = self.inner.lock().unwrap();
+                    if inner.suspends != suspends {
+                        return Ok(());
+                    }
+                    let read = session.postgres.try_read(&mut chunk);
+                    if let Ok(n) = read {
+                        *session.sent.lock().unwrap() += n as u64;
+                    }
+                    read
+                };
+                match read {
+                    Ok(0) => return Ok(()),
+                    Ok(n) => to_pooler.write_all(&chunk[..n]).await?,
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                     Err(e) => return Err(e),
                 }
             }
-        }
-    };
-    let down = async {
-        let mut chunk = vec![0; 65536];
-        loop {
-            session.postgres.readable().await?;
-            match session.postgres.try_read(&mut chunk) {
-                Ok(0) => return Ok(()),
-                Ok(n) => {
-                    *session.sent.lock().unwrap() += n as u64;
-                    to_pooler.write_all(&chunk[..n]).await?;
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(e),
-            }
-        }
-    };
-    tokio::select! { r = up => r, r = down => r }
+        };
+        tokio::select! { r = up => r, r = down => r }
+    }
 }
