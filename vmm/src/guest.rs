@@ -172,12 +172,12 @@ impl Guest {
     /// A signal took the vCPU out of the guest.
     fn interrupted(&self) {
         let profile = &self.monitor.profile;
-        profile.count(Reason::Signal);
         if profile.is_on()
             && let Ok(regs) = self.machine.vcpu.get_regs()
         {
             profile.sample(regs.rip);
         }
+        profile.count(Reason::Signal);
     }
 
     /// Injects the event interrupt if one is wanted and the guest can take it.

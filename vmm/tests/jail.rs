@@ -248,14 +248,18 @@ fn a_profile_is_taken_all_the_same() {
     let mut control = vmm.control();
     control.event("ready");
     assert_eq!(control.ask(r#"{"op":"profile","hz":1000}"#)["ok"], true);
+    let mut signals = || control.ask(r#"{"op":"status"}"#)["exits"]["signal"].as_u64().unwrap();
+    // A kick takes the guest out too, and one may be on its way: the second signal from here is the timer's.
+    let wanted = signals() + 2;
     let until = Instant::now() + Duration::from_secs(10);
-    while control.ask(r#"{"op":"status"}"#)["exits"]["signal"] == 0 {
+    while signals() < wanted {
         assert!(Instant::now() < until, "no timer took the guest out");
     }
     assert!(control.ask(r#"{"op":"profile","hz":0}"#)["samples"].as_u64().unwrap() > 0);
 }
 
-/// The main thread serves the control socket while the guest is halted, the I/O thread while it computes.
+/// The main thread serves the control socket while the guest is halted, the I/O thread while it computes and for a
+/// moment after.
 #[cfg(feature = "crash-points")]
 mod taken_over {
     use super::*;
@@ -301,10 +305,13 @@ mod taken_over {
                 ("other ioctl", libc::SYS_ioctl),
                 ("x32", 0x4000_0000 + libc::SYS_getpid),
             ] {
-                let (answer, status, log) = attempt(behaviour, &[], what);
-                assert_eq!((&answer, status), (&None, Some(76)), "{what} by {thread}: {log}");
-                let told = format!("call {call} (");
-                assert!(log.contains(&told) && log.contains(&format!("of thread {thread}\"")), "{what}: {log}");
+                let by_it = (0..20).any(|_| {
+                    let (answer, status, log) = attempt(behaviour, &[], what);
+                    assert_eq!((&answer, status), (&None, Some(76)), "{what} by {thread}: {log}");
+                    assert!(log.contains(&format!("call {call} (")), "{what}: {log}");
+                    log.contains(&format!("of thread {thread}\""))
+                });
+                assert!(by_it, "{what}: never taken by {thread}");
             }
         }
     }
