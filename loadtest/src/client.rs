@@ -281,21 +281,7 @@ impl Client {
     /// the session is ready again.
     pub fn first_row(&mut self, sql: &str) -> Result<Instant, ClientError> {
         self.send(sql)?;
-        let (mut arrived, mut failed) = (None, None);
-        loop {
-            let next = self.receive()?;
-            match next.tag {
-                b'D' if arrived.is_none() => arrived = Some(Instant::now()),
-                b'E' => failed = Some(next.error()),
-                b'Z' => break,
-                _ => {}
-            }
-        }
-        match (failed, arrived) {
-            (Some(error), _) => Err(ClientError::Server(error)),
-            (None, Some(moment)) => Ok(moment),
-            (None, None) => Err(ClientError::NoRow),
-        }
+        self.answer()?.0.ok_or(ClientError::NoRow)
     }
 
     /// All rows of a query (of the last statement that gives any).
@@ -311,22 +297,19 @@ impl Client {
 
     /// Reads the answer to [`Client::send`].
     pub fn finish(&mut self) -> Result<Vec<Row>, ClientError> {
-        self.answer(|| {})
+        Ok(self.answer()?.1)
     }
 
     /// Reads an answer of one value, and tells when its first row had arrived.
     pub fn finish_timed(&mut self) -> Result<(Instant, String), ClientError> {
-        let mut arrived = None;
-        let rows = self.answer(|| {
-            arrived.get_or_insert_with(Instant::now);
-        })?;
+        let (arrived, rows) = self.answer()?;
         let value = rows.into_iter().flatten().next().flatten();
         arrived.zip(value).ok_or(ClientError::NoRow)
     }
 
-    /// Reads an answer; `row` is called when one has arrived.
-    fn answer(&mut self, mut row: impl FnMut()) -> Result<Vec<Row>, ClientError> {
-        let (mut rows, mut failed) = (Vec::new(), None);
+    /// Reads an answer: its rows, and when the first had arrived.
+    fn answer(&mut self) -> Result<(Option<Instant>, Vec<Row>), ClientError> {
+        let (mut arrived, mut rows, mut failed) = (None, Vec::new(), None);
         loop {
             let next = match self.receive() {
                 Ok(next) => next,
@@ -336,13 +319,13 @@ impl Client {
             match next.tag {
                 b'T' => rows.clear(),
                 b'D' => {
-                    row();
+                    arrived.get_or_insert_with(Instant::now);
                     let values = next.data_row()?.into_iter();
                     let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
                     rows.push(values.map(|value| value.map(text)).collect());
                 }
                 b'E' => failed = Some(next.error()),
-                b'Z' => return failed.map_or(Ok(rows), |error| Err(ClientError::Server(error))),
+                b'Z' => return failed.map_or(Ok((arrived, rows)), |error| Err(ClientError::Server(error))),
                 _ => {}
             }
         }
