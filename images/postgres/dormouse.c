@@ -5,24 +5,34 @@
  * - That a password is set by SQL is told to the pooler, which then asks for it at logins.
  * - The owner of a database publishes all of its tables, or those of a schema.
  * - A setting that would end every new session is refused.
+ * - Before the golden snapshot is taken, the catalogs are read once (images/builder/src/golden.rs).
  */
 #include "postgres.h"
 
 #include <unistd.h>
 
+#include "access/genam.h"
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_description.h"
+#include "catalog/pg_namespace.h"
 #include "catalog/pg_publication.h"
 #include "commands/user.h"
 #include "fmgr.h"
 #include "libpq/libpq.h"
 #include "libpq/pqformat.h"
 #include "miscadmin.h"
+#include "postmaster/bgworker.h"
+#include "storage/bufmgr.h"
+#include "storage/ipc.h"
+#include "storage/smgr.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
 #include "tcop/utility.h"
@@ -35,11 +45,13 @@
 PG_MODULE_MAGIC;
 
 void		_PG_init(void);
+PGDLLEXPORT void dormouse_warm(Datum argument);
 
 static check_password_hook_type next_check_password = NULL;
 static ProcessUtility_hook_type next_process_utility = NULL;
 static GucStringCheckHook next_check_local_preload = NULL;
 static GucStringCheckHook next_check_session_preload = NULL;
+static char *warm_database;
 
 /*
  * The pooler checks passwords before it speaks to the guest. Those set in SQL it asks the guest for, at every login, and
@@ -275,9 +287,74 @@ check_setting(const char *name, GucStringCheckHook check, GucStringCheckHook *ne
 	setting->check_hook = check;
 }
 
+/*
+ * What every session reads is read once, in the guest that all others are clones of: their memory is then the same where
+ * it holds catalogs, so it is neither in their snapshots nor theirs alone while awake. Being connected to the database
+ * also leaves the files that new sessions fill their relation caches from.
+ */
+void
+dormouse_warm(Datum argument)
+{
+	Relation	classes;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(warm_database, NULL, 0);
+	StartTransactionCommand();
+	classes = table_open(RelationRelationId, AccessShareLock);
+	scan = systable_beginscan(classes, InvalidOid, false, NULL, 0, NULL);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+	{
+		Form_pg_class form = (Form_pg_class) GETSTRUCT(tuple);
+		Relation	catalog;
+
+		/* Comments on what is built in are large, and few look at them. */
+		if (form->relnamespace != PG_CATALOG_NAMESPACE || form->oid == DescriptionRelationId ||
+			form->oid == DescriptionObjIndexId ||
+			(form->relkind != RELKIND_RELATION && form->relkind != RELKIND_INDEX))
+			continue;
+		catalog = relation_open(form->oid, AccessShareLock);
+		for (ForkNumber fork = MAIN_FORKNUM; fork <= VISIBILITYMAP_FORKNUM; fork++)
+		{
+			if (!smgrexists(RelationGetSmgr(catalog), fork))
+				continue;
+			for (BlockNumber block = 0; block < RelationGetNumberOfBlocksInFork(catalog, fork); block++)
+				ReleaseBuffer(ReadBufferExtended(catalog, fork, block, RBM_NORMAL, NULL));
+		}
+		relation_close(catalog, AccessShareLock);
+	}
+	systable_endscan(scan);
+	table_close(classes, AccessShareLock);
+	CommitTransactionCommand();
+	elog(LOG, "catalogs of database \"%s\" read", warm_database);
+	proc_exit(0);
+}
+
+static void
+register_warming(void)
+{
+	BackgroundWorker worker = {
+		.bgw_name = "dormouse warm",
+		.bgw_type = "dormouse warm",
+		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
+		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		.bgw_restart_time = BGW_NEVER_RESTART,
+		.bgw_library_name = "dormouse",
+		.bgw_function_name = "dormouse_warm",
+	};
+
+	RegisterBackgroundWorker(&worker);
+}
+
 void
 _PG_init(void)
 {
+	DefineCustomStringVariable("dormouse.warm", "Database whose catalogs are read when the server has started.", NULL,
+							   &warm_database, "", PGC_POSTMASTER, GUC_NOT_IN_SAMPLE | GUC_DISALLOW_IN_FILE,
+							   NULL, NULL, NULL);
+	if (warm_database[0] != '\0')
+		register_warming();
 	next_check_password = check_password_hook;
 	check_password_hook = check_password;
 	next_process_utility = ProcessUtility_hook;

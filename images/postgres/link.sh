@@ -21,7 +21,7 @@ link_program() {
         # For who tests it (regress.sh).
         echo "$pg_source" > "$out/parts/source"
         # shellcheck disable=SC2086 # lists of words
-        logged "$musl/bin/musl-gcc" $server_cflags -fvisibility=default -Wall -I "$server/build/src/include" \
+        logged "$musl/bin/musl-gcc" $server_cflags -fvisibility=default -Wall -Werror=implicit -I "$server/build/src/include" \
             -I "$pg_source/src/include" -D_GNU_SOURCE -c -o "$out/parts/dormouse.o" "$here/dormouse.c"
         cp "$out/parts/dormouse.o" "$out/modules/dormouse.so"
         for module in $modules; do

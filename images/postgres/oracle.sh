@@ -18,7 +18,7 @@ fetch "postgresql-$pg_major" pgvector
 pg_source=$(source_of "postgresql-$pg_major")
 pgvector_source=$(source_of pgvector)
 extensions=$(modules_below contrib)
-switches="--without-readline --without-zlib --with-icu --without-llvm --without-openssl"
+switches="--without-readline --without-zlib --with-icu --without-llvm --without-openssl --with-lz4"
 
 if begin oracle "$(basename "$pg_source")" "$switches" "$extensions" "$(basename "$pgvector_source")" "$here/oracle.sh" \
     "$here/link/pgvector.h" "$here/pgvector.sh"; then

@@ -8,6 +8,7 @@ use crate::crash;
 use crate::guest::{Guest, Suspender};
 use crate::monitor::{Commit, Io, Monitor};
 use crate::snapshot::format::Header;
+use crate::snapshot::hot;
 use crate::snapshot::pages::{Base, Free};
 use crate::snapshot::spent::Spending;
 use crate::snapshot::write::{self, WriteError};
@@ -39,6 +40,8 @@ pub struct Sleeper {
     pub restored: bool,
     /// Where to look for one if the guest was booted.
     pub golden: Option<PathBuf>,
+    /// Where to note which pages the snapshot holds (`snapshot::hot`).
+    pub note_pages: Option<PathBuf>,
     pub layer: PathBuf,
 }
 
@@ -96,6 +99,12 @@ impl Sleeper {
         };
         match written {
             Ok(written) => {
+                if let (Some(to), Target::Snapshot(dir)) = (&self.note_pages, &self.target) {
+                    // The snapshot is there whatever becomes of this.
+                    if let Err(error) = hot::note(&dir.join(write::NAME), to) {
+                        tracing::error!(%error, "its pages cannot be noted");
+                    }
+                }
                 tracing::info!(
                     pages = written.pages,
                     bytes = written.bytes,

@@ -27,6 +27,7 @@ use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
 use crate::sleep::{Sleeper, Target};
 use crate::snapshot::format::{Extent, Header};
+use crate::snapshot::hot;
 use crate::snapshot::pages::{self, Base};
 use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
@@ -254,12 +255,15 @@ fn golden_base(image: &Image, machine: &Machine, name: &str) -> Result<Base, Rea
     Ok(Base::new(name.to_owned(), memory, machine.ram.len())?)
 }
 
-/// Maps the golden memory, as most that are restored or cloned want it.
+/// Maps the golden memory, as most that are restored or cloned want it, and makes the pages that they change their own.
 fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<Base, ReadError> {
     let golden = Snapshot::open(&dir.join(file::STATE))?
         .ok_or_else(|| ReadError::Base(format!("there is none in {}", dir.display())))?;
     let base = golden_base(image, machine, &golden.header.base)?;
     base.map(&machine.ram)?;
+    if let Err(error) = hot::own(&machine.ram, &dir.join(file::HOT)) {
+        tracing::warn!(%error, "the list of pages to have ready cannot be read");
+    }
     Ok(base)
 }
 
@@ -539,6 +543,7 @@ impl Place<'_> {
             spending: None,
             restored: !life.cold,
             golden: self.image.golden_dir.clone(),
+            note_pages: self.settings.note_pages.clone(),
             layer: self.layer.clone(),
         }
     }

@@ -18,7 +18,11 @@ use crate::tree::Draft;
 /// How long the VMM may take; a boot is a matter of seconds.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// The scratch database's id.
-const DATABASE: &str = "db_golden00000000000000";
+pub(crate) const DATABASE: &str = "db_golden00000000000000";
+/// The database that every tenant begins with (images/postgres/template.sh).
+pub(crate) const WARM_DATABASE: &str = "app";
+/// What the guest says when it has read the catalogs (images/postgres/dormouse.c).
+const WARMED: &str = "LOG:  catalogs of database \"app\" read";
 
 /// Why there is no golden snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -35,9 +39,13 @@ pub enum GoldenError {
     TooSlow { console: String },
     #[error("the VMM ended well but left no {0} of the golden snapshot")]
     Missing(&'static str),
+    #[error("the golden guest did not read its catalogs; its console said:\n{console}")]
+    Cold { console: String },
+    #[error("a first clone of the golden guest failed: {source}; its console said:\n{console}")]
+    Rehearsal { source: io::Error, console: String },
 }
 
-fn at<T>(result: io::Result<T>, what: &'static str, path: &Path) -> Result<T, GoldenError> {
+pub(crate) fn at<T>(result: io::Result<T>, what: &'static str, path: &Path) -> Result<T, GoldenError> {
     result.map_err(|source| GoldenError::Io { what, path: path.to_owned(), source })
 }
 
@@ -56,7 +64,7 @@ pub fn bake_golden(
     vmm: &[OsString],
 ) -> Result<bool, GoldenError> {
     let store = Store::new(home);
-    Manifest::load(&store.image(image))?;
+    let manifest = Manifest::load(&store.image(image))?;
     let golden = store.image(image).join(file::GOLDEN);
     let target = golden.join(memory_mib.to_string());
     if target.exists() {
@@ -69,7 +77,9 @@ pub fn bake_golden(
 
     let draft_path = at(fs::canonicalize(draft.path()), "find", draft.path())?;
     let console = scratch.path().join("databases").join(DATABASE).join("console.log");
-    let words: [&OsStr; 12] = [
+    let memory = memory_mib.to_string();
+    let park = park.to_string();
+    let mut words: Vec<&OsStr> = vec![
         "--database".as_ref(),
         DATABASE.as_ref(),
         "--home".as_ref(),
@@ -79,10 +89,15 @@ pub fn bake_golden(
         "--golden".as_ref(),
         draft_path.as_os_str(),
         "--park".as_ref(),
-        &OsString::from(park.to_string()),
+        park.as_ref(),
         "--memory-mib".as_ref(),
-        &OsString::from(memory_mib.to_string()),
+        memory.as_ref(),
     ];
+    // What all clones will read anyway is read once, here (images/postgres/dormouse.c).
+    let warm = ["-c".to_owned(), format!("dormouse.warm={WARM_DATABASE}")];
+    for argument in manifest.first_process.arguments.iter().chain(&warm) {
+        words.extend([OsStr::new("--postgres-arg"), argument.as_ref()]);
+    }
     let (program, first) = vmm.split_first().ok_or_else(|| GoldenError::Start(io::ErrorKind::InvalidInput.into()))?;
     let mut child =
         Command::new(program).args(first).args(words).stdin(Stdio::null()).spawn().map_err(GoldenError::Start)?;
@@ -105,12 +120,15 @@ pub fn bake_golden(
             return Err(GoldenError::Missing(name));
         }
     }
+    if !fs::read_to_string(&console).unwrap_or_default().contains(WARMED) {
+        return Err(GoldenError::Cold { console: tail(&console) });
+    }
     at(draft.finish(&target), "write", &target)?;
     Ok(true)
 }
 
 /// A home that holds links to the real images and templates, and is removed when dropped.
-fn scratch_home(home: &Path) -> io::Result<Draft> {
+pub(crate) fn scratch_home(home: &Path) -> io::Result<Draft> {
     let home = fs::canonicalize(home)?;
     let scratch = Draft::beside(&home.join("images/golden-home"))?;
     fs::create_dir(scratch.path())?;
@@ -123,7 +141,7 @@ fn scratch_home(home: &Path) -> io::Result<Draft> {
 }
 
 /// Waits for a child to end, at most so long; `None` if it has not.
-fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+pub(crate) fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
     // SAFETY: pidfd_open takes two integers; a non-negative result is a new descriptor, owned by nobody else.
     let pidfd = unsafe {
         let fd = libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0);
@@ -154,7 +172,7 @@ fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>>
 }
 
 /// The last lines of a log, to be shown in an error.
-fn tail(path: &Path) -> String {
+pub(crate) fn tail(path: &Path) -> String {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
@@ -187,7 +205,9 @@ mod tests {
 
     #[test]
     fn a_snapshot_is_placed_once_and_whole() {
-        let (home, image, vmm) = home_and_vmm(r#"echo m > "$8/memory"; echo s > "$8/state"; test -d "$4/templates""#);
+        let (home, image, vmm) = home_and_vmm(&format!(
+            r#"echo m > "$8/memory"; echo s > "$8/state"; echo '{WARMED}' > "$4/databases/$2/console.log"; test -d "$4/templates""#
+        ));
         assert!(bake_golden(home.path(), &image, 128, 2, &vmm).unwrap());
         assert!(!bake_golden(home.path(), &image, 128, 2, &vmm).unwrap());
         let list = Store::new(home.path()).list().unwrap();

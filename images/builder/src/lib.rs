@@ -9,7 +9,7 @@
 //! - [`manifest`] is the type of `image.json`, for who runs images;
 //! - [`store`] knows the folders under `DORMOUSE_HOME`, lists what is there and collects what nobody needs;
 //! - [`build()`] runs the recipes and packs the result;
-//! - [`bake_golden`] has the VMM make a golden snapshot.
+//! - [`bake_golden`] has the VMM make a golden snapshot; [`rehearse`] notes what a clone of it changes.
 //!
 //! Promises: an image and a template are named by the hash of their content, appear whole or not at all, and are
 //! never changed; a build adds one and switches `current-MAJOR`, and never touches another. Nothing is removed but by
@@ -20,6 +20,7 @@ mod golden;
 mod hash;
 pub mod manifest;
 mod recipe;
+mod rehearse;
 pub mod store;
 mod tree;
 
@@ -31,3 +32,4 @@ pub use golden::{GoldenError, bake_golden};
 pub use hash::tree_hash;
 pub use manifest::Manifest;
 pub use recipe::RecipeError;
+pub use rehearse::rehearse;

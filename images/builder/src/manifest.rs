@@ -19,10 +19,12 @@ pub mod file {
     pub const KERNEL: &str = "kernel.elf";
     pub const POSTGRES: &str = "postgres.elf";
     pub const BOOT: &str = "boot.cpio";
-    /// Holds one folder per memory size in MiB, each with [`MEMORY`] and [`STATE`].
+    /// Holds one folder per memory size in MiB, each with [`MEMORY`], [`STATE`] and [`HOT`].
     pub const GOLDEN: &str = "golden";
     pub const MEMORY: &str = "memory";
     pub const STATE: &str = "state";
+    /// The pages that nearly every database changes: their numbers, ascending, four bytes each, little-endian.
+    pub const HOT: &str = "hot";
 }
 
 /// Why a manifest could not be read.

@@ -1,6 +1,6 @@
 //! Suspend and restore (`docs/snapshot.md`).
 //!
-//! - [`format`]: the file; [`pages`]: which pages differ;
+//! - [`format`]: the file; [`pages`]: which pages differ; [`hot`]: which of them are ready beforehand;
 //! - [`layer_copy`]: the layer that belongs to a golden snapshot;
 //! - [`write`], [`read`]: the two ways; [`spent`]: that it is used once;
 //! - this file: the state section, and the order of a suspend.
@@ -10,6 +10,7 @@
 //! or database.
 
 pub mod format;
+pub mod hot;
 pub mod layer_copy;
 pub mod pages;
 pub mod read;

@@ -54,7 +54,7 @@ pub struct Fit<'a> {
 pub struct Snapshot {
     pub header: Header,
     pub state: Vec<u8>,
-    frames: Vec<Frame>,
+    pub(super) frames: Vec<Frame>,
     file: File,
 }
 

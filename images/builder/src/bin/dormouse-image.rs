@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dormouse_images::store::Store;
-use dormouse_images::{BuildOptions, DEFAULT_MAJOR, bake_golden, build};
+use dormouse_images::{BuildOptions, DEFAULT_MAJOR, bake_golden, build, rehearse};
 
 #[derive(Parser)]
 #[command(version, about = "Builds and lists Dormouse's images")]
@@ -63,6 +63,9 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
             let image = store.current(postgres).ok_or("there is no such image: build one first")?;
             let made = bake_golden(&command.home, &image, memory_mib, park, &vmm)?;
             println!("{image} golden snapshot of {memory_mib} MiB: {}", if made { "made" } else { "as before" });
+            if let Some(pages) = rehearse(&command.home, &image, memory_mib, &vmm)? {
+                println!("rehearsed: {pages} pages differ");
+            }
         }
         Action::List => {
             for listed in store.list()? {
