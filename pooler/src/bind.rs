@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -17,9 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::host::{Awake, DatabaseId, WakeError};
+use crate::host::{Awake, BoxFuture, DatabaseId, WakeError};
 use crate::pooler::Shared;
-use crate::registry::{Graves, Starting};
+use crate::registry::{Graves, SessionCounts, Starting};
 use crate::session::{End, Session};
 use crate::steps::Steps;
 use crate::wire::hello::{self, Answer, Hello, Status};
@@ -82,6 +83,7 @@ pub(crate) async fn wake(shared: &Shared, database: DatabaseId) -> Result<Awake,
     loop {
         let woken = shared.host.wake(database).await;
         if let Err(error) = &woken {
+            shared.registry.listens_no_more(database);
             shared.metrics.wake_errors.add(1);
             tracing::info!(%database, %error, "database could not be woken");
         } else if shared.registry.settled(database).await {
@@ -120,7 +122,14 @@ pub(crate) async fn again(
                 Some(awake) => awake,
                 None => {
                     steps.note("wake_asked");
-                    Arc::new(wake(&shared, database).await.map_err(|error| Failure {
+                    let bind = async |socket: Arc<Path>| bind_early(&session, &socket).await;
+                    let (stream, waking) = wake_and(&shared, database, bind).await;
+                    if let Some(stream) = stream {
+                        shared.metrics.bound.add(1);
+                        steps.note("session_bound");
+                        return Ok((stream, Some(waking)));
+                    }
+                    Arc::new(waking.await.map_err(|error| Failure {
                         end: End::new(error.sqlstate(), error.to_string()),
                         in_snapshot: !matches!(error, WakeError::Deleting),
                     })?)
@@ -131,14 +140,13 @@ pub(crate) async fn again(
                 buried(&shared, database, &awake);
                 return Err(lost(&"the database was started anew"));
             }
-            let counts = session.counts();
-            let hello = Hello::Bind { session: counts.session, sent: counts.sent, received: counts.received };
-            match connect(&awake.socket, hello).await {
+            let SessionCounts { session: number, sent, received } = session.counts();
+            match connect(&awake.socket, Hello::Bind { session: number, sent, received }).await {
                 Ok((stream, _)) => {
                     shared.metrics.bound.add(1);
                     steps.note("session_bound");
                     buried(&shared, database, &awake);
-                    return Ok((stream, steps));
+                    return Ok((stream, None));
                 }
                 Err(ConnectError::Unreachable(error)) if !tried => {
                     tracing::debug!(%database, %error, "woken VMM is not there, asking again");
@@ -148,12 +156,62 @@ pub(crate) async fn again(
             }
         }
     };
-    let result = match timeout(shared.wake_timeout(), attempt).await {
-        Ok(result) => result,
-        Err(_) => Err(Failure { end: End::new("57P03", "the database did not wake in time; try again"), in_snapshot: true }),
+    let (stream, waking) = match timeout(shared.wake_timeout(), attempt).await {
+        Ok(result) => result?,
+        Err(_) => {
+            return Err(Failure { end: End::new("57P03", "the database did not wake in time; try again"), in_snapshot: true });
+        }
     };
-    drop(starting);
-    result
+    if let Some(waking) = waking {
+        // Until the host has answered, the database is not to be put to sleep.
+        tokio::spawn(async move {
+            if let Ok(Ok(awake)) = timeout(shared.wake_timeout(), waking).await {
+                buried(&shared, database, &awake);
+            }
+            drop(starting);
+        });
+    }
+    Ok((stream, steps))
+}
+
+/// The answer to a wake, as it is or to come.
+pub(crate) type Waking = BoxFuture<'static, Result<Awake, WakeError>>;
+
+/// Wakes the database, and does `early` as soon as its VMM listens, so that what was said there lies before the guest when it
+/// runs. What does not come about early, `None`, is left to be done when the host has answered.
+pub(crate) async fn wake_and<T, F: Future<Output = Option<T>>>(
+    shared: &Arc<Shared>,
+    database: DatabaseId,
+    early: impl FnOnce(Arc<Path>) -> F,
+) -> (Option<T>, Waking) {
+    let asking = shared.clone();
+    let mut waking: Waking = Box::pin(async move { wake(&asking, database).await });
+    let under_way = AtomicBool::new(false);
+    let early = async {
+        let socket = shared.registry.listening(database).await;
+        under_way.store(true, Ordering::Relaxed);
+        let done = early(socket).await;
+        under_way.store(false, Ordering::Relaxed);
+        done
+    };
+    tokio::pin!(early);
+    tokio::select! {
+        biased;
+        Some(done) = &mut early => (Some(done), waking),
+        woken = &mut waking => {
+            // A connection that has said whose it is must not be dropped: the session would end with it.
+            let done = if woken.is_ok() && under_way.load(Ordering::Relaxed) { early.await } else { None };
+            (done, Box::pin(std::future::ready(woken)))
+        }
+    }
+}
+
+/// Binds a session to a VMM of which it is not known yet which life of the guest it has.
+async fn bind_early(session: &Session, socket: &Path) -> Option<UnixStream> {
+    let SessionCounts { session: number, sent, received } = session.counts();
+    let epoch = hello::epoch(&session.epoch)?;
+    let bound = connect(socket, Hello::BindIn { session: number, sent, received, epoch }).await;
+    Some(bound.ok()?.0)
 }
 
 /// Tells the registry that a database is awake, and sees to the sessions that died in its sleep.

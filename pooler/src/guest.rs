@@ -2,6 +2,8 @@
 //!
 //! The guest belongs to its tenant and may be hostile: lengths are bounded before anything is kept.
 
+use std::path::Path;
+
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::{BackendKeyData, SecretKey};
 use pgwire::messages::{DecodeContext, Message, ProtocolVersion};
@@ -9,7 +11,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use crate::bind::{ConnectError, connect};
-use crate::host::Awake;
 use crate::registry::SessionCounts;
 use crate::wire::hello::Hello;
 use crate::wire::walker::{self, BadLength};
@@ -65,8 +66,8 @@ impl From<std::io::Error> for BeginError {
 }
 
 /// Begins a session with this startup packet.
-pub(crate) async fn begin(awake: &Awake, packet: &[u8]) -> Result<Begun, BeginError> {
-    let (mut stream, answer) = connect(&awake.socket, Hello::New).await?;
+pub(crate) async fn begin(socket: &Path, packet: &[u8]) -> Result<Begun, BeginError> {
+    let (mut stream, answer) = connect(socket, Hello::New).await?;
     stream.write_all(packet).await?;
     let mut greeting = Greeting::default();
     let mut buffer = BytesMut::with_capacity(1024);

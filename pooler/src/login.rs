@@ -1,6 +1,7 @@
 //! From accept to a session: TLS, startup packet, password, wake, the guest's own startup.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -422,13 +423,19 @@ pub(crate) async fn begin(
     let mut tried = false;
     loop {
         steps.note("wake_asked");
-        let awake = bind::wake(shared, database).await?;
+        let greet = async |socket: Arc<Path>| guest::begin(&socket, packet).await.ok();
+        let (early, waking) = bind::wake_and(shared, database, greet).await;
+        let awake = waking.await?;
         steps.note("pooler_told");
         if let Some(burying) = bind::buried(shared, database, &awake) {
             // Only politeness: it goes on when this does not wait for it.
             let _ = timeout(GRAVES_TIMEOUT, burying).await;
         }
-        match guest::begin(&awake, packet).await {
+        let begun = match early {
+            Some(begun) => Ok(begun),
+            None => guest::begin(&awake.socket, packet).await,
+        };
+        match begun {
             Ok(begun) => {
                 steps.note("session_begun");
                 return Ok((begun, awake.epoch));

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -71,8 +71,10 @@ struct Database {
     urgent: usize,
     quiesced: bool,
     awake: Option<Arc<Awake>>,
+    /// Its VMM listens here, and is about to be awake.
+    listening: Option<Arc<Path>>,
     dead: Vec<Dead>,
-    /// Told when `quiesced` ends, and when `urgent` falls to 0.
+    /// Told when `quiesced` ends, when `urgent` falls to 0, and of `listening`.
     changed: Option<Arc<Notify>>,
 }
 
@@ -210,6 +212,30 @@ impl Registry {
         self.until(id, |database| database.urgent == 0).await;
     }
 
+    /// A VMM listens that is about to be awake.
+    pub fn listens(&self, id: DatabaseId, socket: PathBuf) {
+        self.with(id, |database| {
+            database.listening = Some(socket.into());
+            database.tell();
+        });
+    }
+
+    /// What listens has come to nothing.
+    pub fn listens_no_more(&self, id: DatabaseId) {
+        self.with(id, |database| database.listening = None);
+    }
+
+    /// Waits until there is a VMM to connect to before it is awake. While there are dead sessions to be closed first, nobody
+    /// comes early.
+    pub async fn listening(&self, id: DatabaseId) -> Arc<Path> {
+        loop {
+            self.until(id, |database| database.listening.is_some() && database.dead.is_empty()).await;
+            if let Some(socket) = self.with(id, |database| database.listening.clone()) {
+                return socket;
+            }
+        }
+    }
+
     /// Waits until it is so; says whether that took any waiting.
     async fn until(&self, id: DatabaseId, is_so: impl Fn(&Database) -> bool) -> bool {
         let mut waited = false;
@@ -286,6 +312,7 @@ impl Registry {
                 // Without a session there is nobody to keep it for, and nobody to be told when it sleeps.
                 database.awake = Some(awake);
             }
+            database.listening = None;
             let mut dead = std::mem::take(&mut database.dead);
             dead.retain(|d| *d.epoch == *awake.epoch);
             (!dead.is_empty()).then(|| Graves { socket: awake.socket.clone(), dead })
@@ -327,6 +354,7 @@ impl Registry {
     pub fn suspended(&self, id: DatabaseId) {
         self.with(id, |database| {
             database.awake = None;
+            database.listening = None;
             database.sessions.iter().for_each(|s| s.hold());
             database.settle();
         });
@@ -335,6 +363,7 @@ impl Registry {
     pub fn end(&self, id: DatabaseId, end: &End) {
         self.with(id, |database| {
             database.awake = None;
+            database.listening = None;
             database.dead.clear();
             database.sessions.iter().for_each(|s| s.end(end.clone(), false));
             database.settle();

@@ -65,7 +65,7 @@ pub fn literal(text: &str) -> String {
 /// Carries out one statement in an awake database.
 pub async fn execute(awake: &Awake, sql: &str) -> Result<Vec<Row>, ServiceError> {
     let work = async {
-        let Begun { mut stream, rest, .. } = guest::begin(awake, &packet()).await.map_err(refused)?;
+        let Begun { mut stream, rest, .. } = guest::begin(&awake.socket, &packet()).await.map_err(refused)?;
         let rows = query(&mut stream, rest, sql).await;
         close(stream).await;
         rows

@@ -52,6 +52,12 @@ impl Sessions {
         self.registry.suspended(database);
     }
 
+    /// The VMM that a wake is for listens at `socket`, and is about to be awake: who waits may connect, and is served as soon
+    /// as it is, before the wake is answered.
+    pub fn listening(&self, database: DatabaseId, socket: std::path::PathBuf) {
+        self.registry.listens(database, socket);
+    }
+
     /// The database is awake, for whatever reason: its held sessions bind again, so that what the guest says unasked
     /// (a notification) reaches them. Wakes that the pooler asked for need not be told. `existing` are the sessions
     /// that the VMM has; those that nobody here knows, from before a restart of this process, are closed. The list must

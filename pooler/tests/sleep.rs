@@ -174,6 +174,104 @@ async fn the_vmm_s_end_during_a_suspend_is_not_taken_for_a_crash() {
     assert_eq!(ask(&client, "get").await, "kept");
 }
 
+/// The database sleeps and is being woken, but the host has not said so yet; told that, the returned word goes out.
+async fn being_woken(w: &World) -> Arc<Notify> {
+    let gate = Arc::new(Notify::new());
+    *w.host.wake_gate.lock().unwrap() = Some(gate.clone());
+    w.suspend().await;
+    held(w, 1).await;
+    gate
+}
+
+#[tokio::test]
+async fn a_held_session_is_served_before_its_wake_is_answered() {
+    let w = World::new().await;
+    let client = Arc::new(w.connect().await);
+    ask(&client, "set kept").await;
+    let gate = being_woken(&w).await;
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { ask(&client, "get").await }
+    });
+    w.host.wake_seen.notified().await;
+    w.host.wake_seen.notified().await;
+    let awake = w.vm().wake();
+    w.sessions.listening(w.host.database, awake.socket);
+    assert_eq!(asked.await.unwrap(), "kept");
+    assert_eq!(w.vm().with(|vm| vm.hellos.last().unwrap()[4]), 3, "bound by its epoch");
+    assert_eq!(w.sessions.quiesce(w.host.database), Err(Busy::Starting), "the wake is still under way");
+    gate.notify_one();
+    w.quiesce().await;
+    w.sessions.release(w.host.database);
+    assert_eq!(ask(&client, "get").await, "kept");
+    assert_eq!((w.sessions.metrics().bound.get(), w.sessions.metrics().lost.get()), (1, 0));
+}
+
+#[tokio::test]
+async fn one_that_is_early_for_another_life_of_the_guest_ends_with_57p01() {
+    let w = World::new().await;
+    let client = Arc::new(w.connect().await);
+    ask(&client, "set kept").await;
+    let gate = being_woken(&w).await;
+    let hellos = w.vm().with(|vm| {
+        vm.epoch += 1;
+        vm.hellos.len()
+    });
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { try_ask(&client, "get").await }
+    });
+    w.host.wake_seen.notified().await;
+    w.host.wake_seen.notified().await;
+    let awake = w.vm().wake();
+    w.sessions.listening(w.host.database, awake.socket);
+    w.until("it to be refused", || w.vm().with(|vm| vm.hellos.len()) > hellos).await;
+    gate.notify_one();
+    assert_eq!(code(&asked.await.unwrap().unwrap_err()), "57P01");
+    assert!(w.vm().with(|vm| vm.sessions[&1].queries == ["set kept"]), "the other life heard of it");
+}
+
+#[tokio::test]
+async fn an_answer_to_the_wake_does_not_end_what_is_being_bound() {
+    let w = World::new().await;
+    let client = Arc::new(w.connect().await);
+    ask(&client, "set kept").await;
+    let gate = being_woken(&w).await;
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { ask(&client, "get").await }
+    });
+    w.host.wake_seen.notified().await;
+    w.host.wake_seen.notified().await;
+    let awake = w.vm().wake();
+    // Both at once, again and again: whichever comes first, the session goes on.
+    for _ in 0..20 {
+        w.sessions.listening(w.host.database, awake.socket.clone());
+        gate.notify_one();
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(asked.await.unwrap(), "kept");
+    assert_eq!(w.sessions.metrics().lost.get(), 0);
+}
+
+#[tokio::test]
+async fn a_new_session_begins_before_its_wake_is_answered() {
+    let w = World::new().await;
+    let gate = Arc::new(Notify::new());
+    *w.host.wake_gate.lock().unwrap() = Some(gate.clone());
+    let config = w.config();
+    let connected = tokio::spawn(async move { config.connect(tokio_postgres::NoTls).await });
+    w.host.wake_seen.notified().await;
+    let awake = w.vm().wake();
+    w.sessions.listening(w.host.database, awake.socket);
+    w.until("the guest to be greeted", || w.vm().with(|vm| vm.sessions.contains_key(&1))).await;
+    assert!(!connected.is_finished(), "whose life it is is not known yet");
+    gate.notify_one();
+    let (client, connection) = connected.await.unwrap().unwrap();
+    tokio::spawn(connection);
+    assert_eq!(ask(&client, "hello").await, "hello");
+}
+
 #[tokio::test]
 async fn after_a_cold_start_held_sessions_end_with_57p01() {
     let w = World::new().await;

@@ -12,6 +12,8 @@ use crate::virtio::vsock::{Counts, Outcome, Unbound, Vsock};
 pub const MAGIC: u32 = u32::from_le_bytes(*b"DMS1");
 /// Bytes of both messages.
 pub const HELLO_LEN: usize = 32;
+/// Bytes of the epoch behind a hello that has one.
+const EPOCH_LEN: usize = 32;
 /// Connections that may be waiting to say hello or for the guest's answer.
 const MOST_WAITING: usize = 1024;
 
@@ -30,6 +32,8 @@ pub enum Status {
 pub enum Hello {
     New,
     Bind { session: u64, sent: u64, received: u64 },
+    /// The same, if the guest is in the epoch that follows.
+    BindIn { session: u64, sent: u64, received: u64 },
 }
 
 impl Hello {
@@ -44,7 +48,17 @@ impl Hello {
         match operation {
             1 => Some(Self::New),
             2 => Some(Self::Bind { session, sent, received }),
+            3 => Some(Self::BindIn { session, sent, received }),
             _ => None,
+        }
+    }
+
+    /// Bytes of a message that begins so; nonsense has no more.
+    fn length(bytes: &[u8]) -> usize {
+        let head = bytes.get(..HELLO_LEN).and_then(|head| head.try_into().ok());
+        match head.and_then(Self::decode) {
+            Some(Self::BindIn { .. }) => HELLO_LEN + EPOCH_LEN,
+            _ => HELLO_LEN,
         }
     }
 }
@@ -62,13 +76,19 @@ fn answer(status: Status, counts: Counts) -> Vec<u8> {
 /// The listener and the connections that are not sessions yet.
 pub struct Sessions {
     listener: UnixListener,
+    /// The guest's, filled up with zeroes.
+    epoch: [u8; EPOCH_LEN],
     greeting: HashMap<u64, (UnixStream, Vec<u8>)>,
     connecting: HashMap<u32, (u64, UnixStream)>,
 }
 
 impl Sessions {
-    pub fn new(listener: UnixListener) -> Self {
-        Self { listener, greeting: HashMap::new(), connecting: HashMap::new() }
+    pub fn new(listener: UnixListener, epoch: &str) -> Self {
+        let mut padded = [0; EPOCH_LEN];
+        for (to, from) in padded.iter_mut().zip(epoch.bytes()) {
+            *to = from;
+        }
+        Self { listener, epoch: padded, greeting: HashMap::new(), connecting: HashMap::new() }
     }
 
     /// The listener is readable.
@@ -113,9 +133,9 @@ impl Sessions {
 
     fn greet(&mut self, token: u64, vsock: &mut Vsock) {
         let Some((stream, bytes)) = self.greeting.get_mut(&token) else { return };
-        while bytes.len() < HELLO_LEN {
-            let mut buffer = [0; HELLO_LEN];
-            match stream.read(&mut buffer[..HELLO_LEN - bytes.len()]) {
+        while bytes.len() < Hello::length(bytes) {
+            let mut buffer = [0; HELLO_LEN + EPOCH_LEN];
+            match stream.read(&mut buffer[..Hello::length(bytes) - bytes.len()]) {
                 Ok(0) => {
                     self.greeting.remove(&token);
                     return;
@@ -130,8 +150,8 @@ impl Sessions {
             }
         }
         let Some((mut stream, bytes)) = self.greeting.remove(&token) else { return };
-        let hello: Option<[u8; HELLO_LEN]> = bytes.try_into().ok();
-        match hello.as_ref().and_then(Hello::decode) {
+        let (hello, epoch) = bytes.split_at(HELLO_LEN);
+        match hello.try_into().ok().and_then(Hello::decode) {
             None => tracing::warn!("a connection to vm.sock did not begin with a hello"),
             Some(Hello::New) => match vsock.parked() {
                 Some(port) => begin(vsock, port, stream, token),
@@ -140,7 +160,13 @@ impl Sessions {
                     self.connecting.insert(port, (token, stream));
                 }
             },
-            Some(Hello::Bind { session, sent, received }) => match vsock.bind(session, sent, received) {
+            Some(Hello::BindIn { session, .. }) if epoch != self.epoch => {
+                let nothing = Counts { session, received: 0, sent: 0 };
+                let _ = stream.write_all(&answer(Status::UnknownSession, nothing));
+            }
+            Some(Hello::Bind { session, sent, received } | Hello::BindIn { session, sent, received }) => match vsock
+                .bind(session, sent, received)
+            {
                 Ok((port, counts)) => {
                     if stream.write_all(&answer(Status::Done, counts)).is_ok() {
                         vsock.attach(port, stream, token);

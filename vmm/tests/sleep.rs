@@ -7,7 +7,7 @@ mod guest;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use guest::{DATABASE, Home, Vmm, files, has_kvm, hello};
+use guest::{DATABASE, Home, Vmm, files, has_kvm, hello, hello_in};
 use serde_json::json;
 
 fn echo(stream: &mut UnixStream, text: &[u8]) {
@@ -300,10 +300,18 @@ fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
         assert!(size < 64 << 10, "{size} bytes of difference");
         let noted = home.path("databases").join(database).join("noted");
         let vmm = home.start_image(&image, database, &["--note-pages", noted.to_str().unwrap()]);
-        vmm.control().event("ready");
-        for (_, session) in streams {
+        let ready = vmm.control().event("ready");
+        let mut epoch = ready["epoch"].as_str().unwrap().as_bytes().to_vec();
+        epoch.resize(32, 0);
+        for (at, (_, session)) in streams.into_iter().enumerate() {
             let mut stream = vmm.connect("vm.sock");
-            assert_eq!(hello(&mut stream, 2, session, 4, 4).0, 0);
+            if at == 0 {
+                assert_eq!(hello(&mut stream, 2, session, 4, 4).0, 0);
+            } else {
+                let another = hello_in(&mut vmm.connect("vm.sock"), 3, session, (4, 4), &[b'x'; 32]);
+                assert_eq!(another.0, 1, "a session of another life is not known");
+                assert_eq!(hello_in(&mut stream, 3, session, (4, 4), &epoch).0, 0);
+            }
             echo(&mut stream, b"once more");
         }
         // Asleep again: a snapshot of a guest that was itself restored.

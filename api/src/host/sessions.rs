@@ -1,5 +1,7 @@
 //! The pooler, as the host sees it: whoever holds the clients' sessions of a database.
 
+use std::path::PathBuf;
+
 use super::Awake;
 use super::control::SessionCounts;
 use super::machine::End;
@@ -14,6 +16,8 @@ pub trait Sessions: Send + Sync + 'static {
     fn release(&self, id: &DatabaseId);
     /// The suspend is committed: lets go of the guest's connections and holds the clients.
     fn suspended(&self, id: &DatabaseId);
+    /// A VMM that is about to be awake listens at `socket`: who waits for it may connect.
+    fn listening(&self, id: &DatabaseId, socket: PathBuf);
     /// The database is awake. `existing`: the sessions in its guest, asked for when some may be from before this
     /// server; those that nobody here holds are closed.
     fn awake(&self, id: &DatabaseId, awake: &Awake, existing: &[SessionCounts]);
@@ -32,6 +36,7 @@ impl Sessions for NoSessions {
     }
     fn release(&self, _: &DatabaseId) {}
     fn suspended(&self, _: &DatabaseId) {}
+    fn listening(&self, _: &DatabaseId, _: PathBuf) {}
     fn awake(&self, _: &DatabaseId, _: &Awake, _: &[SessionCounts]) {}
     fn clients(&self, _: &DatabaseId) -> usize {
         0
@@ -65,6 +70,12 @@ impl Sessions for dormouse_pooler::Sessions {
     fn suspended(&self, id: &DatabaseId) {
         if let Some(id) = pooler_id(id) {
             self.suspended(id);
+        }
+    }
+
+    fn listening(&self, id: &DatabaseId, socket: PathBuf) {
+        if let Some(id) = pooler_id(id) {
+            self.listening(id, socket);
         }
     }
 

@@ -318,6 +318,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 stream = connect_when_there(&folder, "vm.ctl") => return match stream {
                     Ok(stream) => {
                         self.step("connected");
+                        self.context.host.sessions().listening(&id, home.session_socket(&id));
                         Ok(Some((stream, process)))
                     }
                     Err(e) => {

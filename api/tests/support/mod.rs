@@ -99,6 +99,9 @@ impl Sessions for Pooler {
     fn suspended(&self, _: &DatabaseId) {
         self.note("suspended".into());
     }
+    fn listening(&self, _: &DatabaseId, socket: PathBuf) {
+        assert!(socket.ends_with("vm.sock"), "{}", socket.display());
+    }
     fn awake(&self, _: &DatabaseId, _: &Awake, existing: &[SessionCounts]) {
         self.note(format!("awake {}", existing.len()));
     }

@@ -2,6 +2,8 @@
 
 /// Bytes of either.
 pub const LEN: usize = 32;
+/// Bytes of an epoch behind them, filled up with zeroes.
+pub const EPOCH_LEN: usize = 32;
 const MAGIC: u32 = u32::from_le_bytes(*b"DMS1");
 
 /// What is asked for.
@@ -11,6 +13,15 @@ pub enum Hello {
     New,
     /// An old session on a new connection. Counts are bytes since it began, from this side.
     Bind { session: u64, sent: u64, received: u64 },
+    /// The same, of whom it is not known yet which life of the guest she meets.
+    BindIn { session: u64, sent: u64, received: u64, epoch: [u8; EPOCH_LEN] },
+}
+
+/// An epoch as [`Hello::BindIn`] has it; `None` if it is longer.
+pub fn epoch(text: &str) -> Option<[u8; EPOCH_LEN]> {
+    let mut bytes = [0; EPOCH_LEN];
+    bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+    Some(bytes)
 }
 
 /// What the VMM answers. Its counts are from its own side.
@@ -38,17 +49,21 @@ pub enum Status {
 pub struct NotAnAnswer;
 
 impl Hello {
-    pub fn encode(self) -> [u8; LEN] {
+    pub fn encode(self) -> Vec<u8> {
         let (operation, session, sent, received) = match self {
             Hello::New => (1u32, 0, 0, 0),
             Hello::Bind { session, sent, received } => (2, session, sent, received),
+            Hello::BindIn { session, sent, received, .. } => (3, session, sent, received),
         };
-        let mut bytes = [0; LEN];
-        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
-        bytes[4..8].copy_from_slice(&operation.to_le_bytes());
-        bytes[8..16].copy_from_slice(&session.to_le_bytes());
-        bytes[16..24].copy_from_slice(&sent.to_le_bytes());
-        bytes[24..].copy_from_slice(&received.to_le_bytes());
+        let mut bytes = Vec::with_capacity(LEN + EPOCH_LEN);
+        bytes.extend_from_slice(&MAGIC.to_le_bytes());
+        bytes.extend_from_slice(&operation.to_le_bytes());
+        for word in [session, sent, received] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        if let Hello::BindIn { epoch, .. } = self {
+            bytes.extend_from_slice(&epoch);
+        }
         bytes
     }
 }
@@ -83,6 +98,9 @@ mod tests {
         assert_eq!(&b[16..24], &[3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&b[24..], &[0, 0, 0, 0, 0, 1, 0, 0]);
         assert_eq!(&Hello::New.encode()[..9], b"DMS1\x01\0\0\0\0");
+        let b = Hello::BindIn { session: 7, sent: 0, received: 0, epoch: epoch("0123").unwrap() }.encode();
+        assert_eq!((b.len(), &b[..9], &b[32..37]), (64, &b"DMS1\x03\0\0\0\x07"[..], &b"0123\0"[..]));
+        assert_eq!(epoch(&"e".repeat(33)), None);
     }
 
     #[test]

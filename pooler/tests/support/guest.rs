@@ -172,14 +172,20 @@ impl FakeVm {
         }
         let long = |at: usize| u64::from_le_bytes(hello[at..at + 8].try_into().unwrap());
         assert_eq!(&hello[..4], b"DMS1");
-        let bind = hello[4] == 2;
+        let bind = matches!(hello[4], 2 | 3);
+        let mut epoch = [0; 32];
+        if hello[4] == 3 && stream.read_exact(&mut epoch).await.is_err() {
+            return;
+        }
         let (status, session) = self.with(|inner| {
             inner.hellos.push(hello);
             let session = if bind { long(8) } else { inner.next + 1 };
             let mut status = 0;
             if bind {
+                let other_life = hello[4] == 3 && !epoch.starts_with(format!("epoch-{}\0", inner.epoch).as_bytes());
                 match inner.sessions.get(&session) {
                     None => status = 1,
+                    Some(_) if other_life => status = 1,
                     Some(b) if (b.received, b.sent) != (long(16), long(24)) => status = 2,
                     Some(_) => {}
                 }

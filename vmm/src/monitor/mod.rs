@@ -123,7 +123,7 @@ impl Monitor {
         reactor.add(&send, TOKEN_SEND, READ)?;
         reactor.add(&sessions, TOKEN_SESSIONS, READ)?;
         reactor.add(&control, TOKEN_CONTROL, READ)?;
-        let io = Io::new(vsock, Sessions::new(sessions), Control::new(control), life);
+        let io = Io::new(vsock, Sessions::new(sessions, &life.epoch), Control::new(control), life);
         Ok(Arc::new(Self {
             reactor,
             shared,

@@ -571,11 +571,23 @@ impl Vmm {
 
 /// Says hello; returns status, session, and the VMM's sent and received counts.
 pub fn hello(stream: &mut UnixStream, operation: u32, session: u64, sent: u64, received: u64) -> (u32, u64, u64, u64) {
+    hello_in(stream, operation, session, (sent, received), b"")
+}
+
+/// The same with an epoch behind it.
+pub fn hello_in(
+    stream: &mut UnixStream,
+    operation: u32,
+    session: u64,
+    (sent, received): (u64, u64),
+    epoch: &[u8],
+) -> (u32, u64, u64, u64) {
     let mut bytes = b"DMS1".to_vec();
     bytes.extend_from_slice(&operation.to_le_bytes());
     for word in [session, sent, received] {
         bytes.extend_from_slice(&word.to_le_bytes());
     }
+    bytes.extend_from_slice(epoch);
     stream.write_all(&bytes).unwrap();
     let mut answer = [0; 32];
     stream.read_exact(&mut answer).unwrap();
