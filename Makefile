@@ -96,7 +96,7 @@ test-postgres-18: testing-vmm oracle-18 server ## the same of PostgreSQL 18
 .PHONY: test-rust
 test-rust: testing-vmm test-image ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
-	@$(STEP) "tests of crashes" cargo test --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing --test crash
+	@$(STEP) "tests of crashes and of the jail" cargo test --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing --test crash --test jail
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-heavy

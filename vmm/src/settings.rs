@@ -28,12 +28,14 @@ pub struct Settings {
     /// Leave out the jail: whatever takes this process over can do what its user can. For debugging.
     #[arg(long)]
     pub no_jail: bool,
-    /// With --standby: go into a root folder of its own, as the user of this number plus its process number. The database's
-    /// folders come with the claim.
-    #[arg(long, value_name = "UID")]
+    /// With --standby: go into a root folder of its own. The database's folders come with the claim.
+    #[arg(long)]
+    pub jail_root: bool,
+    /// With --jail-root: become the user of this number plus its process number.
+    #[arg(long, value_name = "UID", requires = "jail_root")]
     pub jail_uids: Option<u32>,
-    /// With --jail-uids: the network namespace to go to.
-    #[arg(long, value_name = "FILE")]
+    /// With --jail-root: the network namespace to go to.
+    #[arg(long, value_name = "FILE", requires = "jail_root")]
     pub jail_network: Option<PathBuf>,
     /// Boot, whatever snapshot there is.
     #[arg(long)]

@@ -104,7 +104,7 @@ mod apart {
         fn ready(&self, more: &[&str]) -> (Vmm, UnixStream, Option<Owner>) {
             let (own, theirs) = UnixStream::pair().unwrap();
             let mut command = self.home.image_command(&self.image, &"p".repeat(DATABASE.len()), &["--standby"]);
-            command.args(["--jail-uids", &UIDS.to_string(), "--postgres-arg", "s"]).args(more);
+            command.args(["--jail-root", "--jail-uids", &UIDS.to_string(), "--postgres-arg", "s"]).args(more);
             command.stdin(Stdio::from(OwnedFd::from(theirs)));
             let vmm = Vmm::new(command, &self.home);
             let mut said = [0; APART.len()];
@@ -301,6 +301,8 @@ mod taken_over {
                 ("ptrace", libc::SYS_ptrace),
                 ("unshare", libc::SYS_unshare),
                 ("executable", libc::SYS_mmap),
+                ("handler", libc::SYS_rt_sigaction),
+                ("moved over", libc::SYS_mremap),
                 ("io_uring", libc::SYS_io_uring_setup),
                 ("other ioctl", libc::SYS_ioctl),
                 ("x32", 0x4000_0000 + libc::SYS_getpid),
@@ -322,7 +324,7 @@ mod taken_over {
         if !has_kvm("attempts without a jail") {
             return;
         }
-        for what in ["internet", "executable", "kill"] {
+        for what in ["internet", "executable", "kill", "handler"] {
             let (answer, ..) = attempt("s", &["--no-jail"], what);
             assert_eq!(answer.unwrap()["ok"], true, "{what}");
         }

@@ -299,7 +299,7 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
         self.step("prepared");
         let folder = home.run_of(&id);
-        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        dormouse_vmm::settings::make_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut tried = false;
         loop {
             let taken = tokio::select! {

@@ -21,6 +21,8 @@ pub fn attempt(what: &str) -> Result<i64, String> {
             "ptrace" => libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, 1, nothing, nothing),
             "unshare" => libc::syscall(libc::SYS_unshare, libc::CLONE_NEWUSER),
             "executable" => libc::syscall(libc::SYS_mmap, nothing, 4096, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+            "handler" => libc::syscall(libc::SYS_rt_sigaction, libc::SIGSYS, nothing, nothing, 8),
+            "moved over" => libc::syscall(libc::SYS_mremap, nothing, 4096, 4096, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, 4096),
             "io_uring" => libc::syscall(libc::SYS_io_uring_setup, 1, nothing),
             "other ioctl" => libc::syscall(libc::SYS_ioctl, 0, libc::TIOCSTI, nothing),
             "x32" => libc::syscall(0x4000_0000 + libc::SYS_getpid),

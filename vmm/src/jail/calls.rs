@@ -44,11 +44,13 @@ pub enum Check {
     All(&'static [(u8, u32)]),
     /// Of the argument's bits in the mask, just these are set.
     Bits(u8, u64, u64),
+    /// The argument, an `int`, is not this.
+    Not(u8, u32),
     /// The argument is this process' number.
     Own(u8),
 }
 
-use Check::{All, Any, Bits, OneOf, Own};
+use Check::{All, Any, Bits, Not, OneOf, Own};
 
 /// One line of the table: a call, who may make it beside the main thread, and how.
 pub type Row = (c_long, &'static [ThreadKind], Check);
@@ -62,6 +64,10 @@ const FILES: &[ThreadKind] = &[Io, Spend];
 
 /// No page is ever made executable that was not so when the program was loaded.
 const NOT_EXECUTABLE: Check = Bits(2, libc::PROT_EXEC as u64, 0);
+/// Nor does one come to lie where another was, such as the handler of refused calls.
+const NOT_FIXED: Check = Bits(3, libc::MREMAP_FIXED as u64, 0);
+/// The handler of refused calls stays.
+const NOT_OF_REFUSALS: Check = Not(0, libc::SIGSYS as u32);
 /// Signals of this process to itself: the vCPU thread is taken out of the guest by one, and an abort is one.
 const ITSELF: Check = Own(0);
 /// A thread of this process; nothing that makes a process or a namespace.
@@ -128,7 +134,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_mmap, ALL, NOT_EXECUTABLE),
     (libc::SYS_mprotect, ALL, NOT_EXECUTABLE),
     (libc::SYS_munmap, ALL, Any),
-    (libc::SYS_mremap, ALL, Any),
+    (libc::SYS_mremap, ALL, NOT_FIXED),
     (libc::SYS_madvise, ALL, Any),
     (libc::SYS_mincore, NONE, Any),
     (libc::SYS_brk, ALL, Any),
@@ -161,7 +167,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_timer_settime, IO, Any),
     (libc::SYS_timer_delete, IO, Any),
     // Signals.
-    (libc::SYS_rt_sigaction, ALL, Any),
+    (libc::SYS_rt_sigaction, ALL, NOT_OF_REFUSALS),
     (libc::SYS_rt_sigprocmask, ALL, Any),
     (libc::SYS_rt_sigreturn, ALL, Any),
     (libc::SYS_tgkill, ALL, ITSELF),

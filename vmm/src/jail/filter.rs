@@ -22,7 +22,7 @@ fn condition(argument: u8, operation: SeccompCmpOp, value: u64) -> Result<Seccom
 }
 
 fn rules(check: Check) -> Result<Vec<SeccompRule>, BackendError> {
-    use SeccompCmpOp::{Eq, MaskedEq};
+    use SeccompCmpOp::{Eq, MaskedEq, Ne};
     match check {
         Check::Any => Ok(Vec::new()),
         Check::OneOf(argument, values) => values.iter().map(|value| condition(argument, Eq, u64::from(*value))).collect(),
@@ -33,6 +33,7 @@ fn rules(check: Check) -> Result<Vec<SeccompRule>, BackendError> {
             Ok(vec![SeccompRule::new(conditions.collect::<Result<_, _>>()?)?])
         }
         Check::Bits(argument, mask, value) => Ok(vec![condition(argument, MaskedEq(mask), value)?]),
+        Check::Not(argument, value) => Ok(vec![condition(argument, Ne, u64::from(value))?]),
         Check::Own(argument) => Ok(vec![condition(argument, Eq, u64::from(std::process::id()))?]),
     }
 }

@@ -53,10 +53,11 @@ impl AsFd for Owner {
 }
 
 impl Owner {
-    /// The user and the group of this number. Needs to be root, and the only thread.
+    /// The user and the group of this number. Needs to be root.
     pub fn new(user: u32) -> io::Result<Self> {
         let none = 0usize;
-        // SAFETY: as fork does it: no shared memory, no stack of its own. The child makes three system calls.
+        // SAFETY: as fork does it: no shared memory, no stack of its own. The child makes three system calls, whatever lock another
+        // thread held.
         let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER | libc::SIGCHLD, none, none, none, none) };
         if child == 0 {
             // SAFETY: none of them touches memory.

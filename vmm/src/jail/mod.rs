@@ -26,9 +26,11 @@ pub mod root;
 pub mod threads;
 
 use std::io;
+use std::path::{Path, PathBuf};
 
 pub use calls::ThreadKind;
 use folders::Owner;
+use root::said;
 
 use crate::settings::Settings;
 
@@ -38,26 +40,27 @@ pub struct Apart {
     user: Option<u32>,
 }
 
-/// Leaves the host's file system, if the settings ask for it. The calling thread must be the only one.
+/// Leaves the host's file system, if the settings ask for it: from here on `/images` and `/templates` are those of the home. The
+/// calling thread must be the only one.
 pub fn enter(settings: &Settings) -> io::Result<Option<Apart>> {
-    let (Some(first), Some(image)) = (settings.jail_uids, &settings.image) else { return Ok(None) };
-    if settings.no_jail || !settings.standby {
+    let Some(image) = settings.image.as_ref().filter(|_| settings.jail_root && settings.standby && !settings.no_jail) else {
         return Ok(None);
+    };
+    let user = settings.jail_uids.map(|first| first.checked_add(std::process::id()).ok_or(io::ErrorKind::InvalidInput));
+    let user = user.transpose()?;
+    let owner = user.map(Owner::new).transpose().map_err(said("a user of its own"))?;
+    let lend = |name: &Path, read_only| folders::lend(&settings.home.join(name), owner.as_ref(), read_only);
+    let (image, templates) = (Path::new("images").join(image), PathBuf::from("templates"));
+    let mut inside = vec![
+        (image.clone(), lend(&image, true).map_err(said("the image"))?),
+        (templates.clone(), lend(&templates, true).map_err(said("the templates"))?),
+    ];
+    if let Some(folder) = settings.share() {
+        let at = folder.strip_prefix("/").unwrap_or(folder);
+        inside.push((at.to_owned(), lend(folder, false).map_err(said("the shared folder"))?));
     }
-    let user = first.checked_add(std::process::id()).ok_or(io::ErrorKind::InvalidInput)?;
-    let own = Owner::new(user).and_then(|owner| {
-        // Each may lie on a file system of its own.
-        for folder in ["databases", "images", "templates"] {
-            folders::lend(&settings.home.join(folder), Some(&owner), true)?;
-        }
-        Ok(owner)
-    });
-    // File systems that cannot show their files as another's: then an own root has to do.
-    let owner = own
-        .inspect_err(|error| tracing::warn!(%error, "the VMM keeps its user: files of its home cannot be shown as another's"))
-        .ok();
-    root::enter(settings, image, owner.as_ref())?;
-    Ok(Some(Apart { user: owner.is_some().then_some(user), owner }))
+    root::enter(&settings.home, inside, settings.jail_network.as_deref())?;
+    Ok(Some(Apart { user, owner }))
 }
 
 /// Closes the jail around this process, of which the calling thread, the main one, must be the only one yet.

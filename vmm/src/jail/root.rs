@@ -4,39 +4,31 @@
 use std::ffi::CString;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::folders::{self, Owner};
-use crate::settings::Settings;
 
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-fn said(what: &str) -> impl Fn(io::Error) -> io::Error {
+pub(super) fn said(what: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
-/// Leaves the host's file system, network, message queues, names and control groups. From here on `/images` and `/templates`
-/// are those of `home`.
+/// A folder of the home, lent: where it lies in it, which is where it will lie in the new root.
+pub type Inside = (PathBuf, OwnedFd);
+
+/// Leaves the host's file system, network, message queues, names and control groups. From here on there is what is `inside`,
+/// and nothing else. Of the calling thread alone.
 ///
 /// The network is one that all VMMs share, with nothing in it: each of its own would cost 170 KiB and half a millisecond,
 /// and without a socket there is nothing to meet on it.
-pub fn enter(settings: &Settings, image: &str, owner: Option<&Owner>) -> io::Result<()> {
-    let home = &settings.home;
-    let lend = |name: &Path| folders::lend(&home.join(name), owner, true);
-    let mut lent = vec![
-        (Path::new("images").join(image), lend(&Path::new("images").join(image)).map_err(said("the image"))?),
-        (Path::new("templates").to_owned(), lend(Path::new("templates")).map_err(said("the templates"))?),
-    ];
-    if let Some(folder) = settings.share() {
-        let inside = folder.strip_prefix("/").unwrap_or(folder);
-        lent.push((inside.to_owned(), folders::lend(folder, owner, false).map_err(said("the shared folder"))?));
-    }
-    if let Some(network) = &settings.jail_network {
+pub fn enter(home: &Path, inside: Vec<Inside>, network: Option<&Path>) -> io::Result<()> {
+    if let Some(network) = network {
         let network = File::open(network).map_err(said("the network"))?;
         // SAFETY: takes integers.
         check(unsafe { libc::setns(network.as_raw_fd(), libc::CLONE_NEWNET) }.into()).map_err(said("the network"))?;
@@ -48,11 +40,11 @@ pub fn enter(settings: &Settings, image: &str, owner: Option<&Owner>) -> io::Res
     mount(c"/", libc::MS_REC | libc::MS_PRIVATE, None)?;
     let plain = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
     mount(&place, plain, Some(c"size=64k,mode=755"))?;
-    for (name, folder) in lent {
+    for (name, folder) in inside {
         let at = home.join(name);
         fs::create_dir_all(&at)?;
         // Whatever the umask.
-        for above in at.ancestors().skip(1).take_while(|above| above != home) {
+        for above in at.ancestors().skip(1).take_while(|above| *above != home) {
             fs::set_permissions(above, Permissions::from_mode(0o755))?;
         }
         folders::attach(&folder, &at).map_err(said("attaching a folder"))?;
@@ -66,6 +58,15 @@ pub fn enter(settings: &Settings, image: &str, owner: Option<&Owner>) -> io::Res
         check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH).into()).map_err(said("leaving the old root"))?;
     }
     std::env::set_current_dir("/")
+}
+
+/// Tries whether that can be done here with the folders of a home, each of which may lie on a file system of its own.
+pub fn probe(home: &Path, owner: Option<&Owner>) -> io::Result<()> {
+    let lend = |name: &str| Ok((PathBuf::from(name), folders::lend(&home.join(name), owner, true).map_err(said(name))?));
+    let inside = ["databases", "images", "templates"].into_iter().map(lend).collect::<io::Result<_>>()?;
+    // What it enters ends with it.
+    let tried = std::thread::scope(|scope| scope.spawn(|| enter(home, inside, None)).join());
+    tried.unwrap_or_else(|_| Err(io::Error::other("the thread that tries it panicked")))
 }
 
 /// A small file system in memory at a folder if there are options, else another manner of what is mounted there.

@@ -3,16 +3,16 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_vmm::jail::folders::{self, Owner};
+use dormouse_vmm::jail::root;
 use dormouse_vmm::standby::{APART, READY};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-use super::Home;
+use super::{Home, MakeError};
 use super::super::tree;
 use crate::identity::DatabaseId;
 
@@ -22,8 +22,9 @@ pub enum Jail {
     Off,
     /// By what every process may do to itself.
     Own,
-    /// Also by what only root can: as users from this number on, with a root folder of their own, on this network.
-    Apart { uids: u32, network: Arc<File> },
+    /// Also by what only root can: with a root folder of their own, on this network, and where that can be as users from this
+    /// number on.
+    Apart { uids: Option<u32>, network: Arc<File> },
 }
 
 impl Jail {
@@ -41,13 +42,23 @@ impl Jail {
             let entries = fs::read_dir(home.root().join(folder)).into_iter().flatten().flatten();
             entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).try_for_each(|entry| tree::own(&entry.path(), &[]))?;
         }
-        match empty_network() {
-            Ok(network) => Ok(Jail::Apart { uids, network: Arc::new(network) }),
+        let network = match empty_network() {
+            Ok(network) => Arc::new(network),
             Err(error) => {
                 tracing::warn!(%error, "no namespaces can be made: VMMs keep this user and its files (docs/jail.md)");
-                Ok(Jail::Own)
+                return Ok(Jail::Own);
             }
-        }
+        };
+        // Each VMM does the same, where an error would be found by whoever wakes a database.
+        let uids = match Owner::new(uids).and_then(|owner| root::probe(home.root(), Some(&owner))) {
+            Ok(()) => Some(uids),
+            Err(why) => {
+                root::probe(home.root(), None).map_err(|error| cannot_be_apart(&error))?;
+                tracing::warn!(%why, "the home's files cannot be shown as another user's: VMMs keep this user, in a root folder of their own (docs/jail.md)");
+                None
+            }
+        };
+        Ok(Jail::Apart { uids, network })
     }
 
     /// What a VMM's command line says of it.
@@ -57,10 +68,16 @@ impl Jail {
             Jail::Own => Vec::new(),
             Jail::Apart { uids, network } => {
                 let network = format!("/proc/{}/fd/{}", std::process::id(), network.as_raw_fd());
-                ["--jail-uids", &uids.to_string(), "--jail-network", &network].map(str::to_owned).into()
+                let uids = uids.iter().flat_map(|first| ["--jail-uids".to_owned(), first.to_string()]);
+                ["--jail-root".to_owned(), "--jail-network".to_owned(), network].into_iter().chain(uids).collect()
             }
         }
     }
+}
+
+fn cannot_be_apart(error: &io::Error) -> io::Error {
+    let how = "that takes Linux 5.12 or newer, and to be allowed to mount; where it cannot be, host.jail = \"off\" goes on without a jail";
+    io::Error::new(error.kind(), format!("VMMs cannot have root folders of their own here ({error}): {how}"))
 }
 
 /// A network with nothing in it, made on a thread that ends.
@@ -88,14 +105,12 @@ pub enum Folders {
 
 impl Folders {
     /// The database's folder and its run folder, as mounts of their own.
-    pub fn lend(&self, id: &DatabaseId, home: &Home) -> io::Result<Vec<OwnedFd>> {
+    pub fn lend(&self, id: &DatabaseId, home: &Home) -> Result<Vec<OwnedFd>, MakeError> {
         let Folders::Lent(owner) = self else { return Ok(Vec::new()) };
         let lend = |folder: PathBuf| {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-            if owner.is_some() {
-                tree::own(&folder, MARKS)?;
-            }
-            folders::lend(&folder, owner.as_ref(), false)
+            let own = owner.as_ref().map_or(Ok(()), |_| tree::own(&folder, MARKS));
+            let lent = own.and_then(|()| folders::lend(&folder, owner.as_ref(), false));
+            lent.map_err(|source| MakeError::Lend { folder, source })
         };
         Ok(vec![lend(home.database(id))?, lend(home.run_of(id))?])
     }
@@ -111,5 +126,82 @@ pub async fn readiness(stream: &UnixStream) -> io::Result<Folders> {
         said if said == READY => Ok(Folders::ByPath),
         said if said == APART => Ok(Folders::Lent(descriptors.into_iter().next().map(Owner::from))),
         _ => Err(io::Error::other("it does not say that it is ready")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// On a thread that may be spoilt, as root; with a home.
+    fn on_a_thread(test: impl FnOnce(&Home) + Send + 'static) {
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } != 0 {
+            return eprintln!("skipped: not root");
+        }
+        let done = std::thread::spawn(|| {
+            let dir = tempfile::tempdir().unwrap();
+            let home = Home::new(dir.path().into());
+            home.create().unwrap();
+            test(&home);
+        });
+        done.join().unwrap();
+    }
+
+    /// As of a kernel that does not have the call.
+    fn without(call: libc::c_long) {
+        const LOAD: u16 = 0x20;
+        const IS: u16 = 0x15;
+        const RETURN: u16 = 0x06;
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut steps = [
+            step(LOAD, 0, 0, 0),
+            step(IS, 0, 1, call as u32),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+        // SAFETY: the program outlives the call; it is of this thread and those that it makes.
+        assert_eq!(unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) }, 0);
+    }
+
+    fn mount(kind: &std::ffi::CStr, at: &Path) {
+        let at = std::ffi::CString::new(at.to_str().unwrap()).unwrap();
+        // SAFETY: NUL-terminated strings; of this thread's own mounts alone.
+        unsafe {
+            assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0);
+            assert_eq!(libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), libc::MS_REC | libc::MS_PRIVATE, std::ptr::null()), 0);
+            assert_eq!(libc::mount(c"none".as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()), 0);
+        }
+    }
+
+    #[test]
+    fn where_all_can_be_done_vmms_are_users_of_their_own() {
+        on_a_thread(|home| {
+            let jail = Jail::new(true, 7, home).unwrap();
+            assert!(matches!(jail, Jail::Apart { uids: Some(7), .. }), "{jail:?}");
+            assert!(jail.words().ends_with(&["--jail-uids".to_owned(), "7".to_owned()]));
+        });
+    }
+
+    #[test]
+    fn where_nothing_can_be_mounted_the_server_does_not_start_and_says_how_to_go_on() {
+        on_a_thread(|home| {
+            without(libc::SYS_open_tree);
+            let error = Jail::new(true, 7, home).unwrap_err().to_string();
+            assert!(error.contains("Linux 5.12") && error.contains("host.jail"), "{error}");
+            assert!(matches!(Jail::new(false, 7, home), Ok(Jail::Off)));
+        });
+    }
+
+    #[test]
+    fn on_a_file_system_that_cannot_be_mapped_they_keep_their_user_and_have_a_root_folder_all_the_same() {
+        on_a_thread(|home| {
+            mount(c"ramfs", &home.images());
+            let jail = Jail::new(true, 7, home).unwrap();
+            assert!(matches!(jail, Jail::Apart { uids: None, .. }), "{jail:?}");
+            assert!(jail.words().contains(&"--jail-root".to_owned()) && !jail.words().contains(&"--jail-uids".to_owned()));
+        });
     }
 }

@@ -78,6 +78,8 @@ pub enum MakeError {
     Spawn { program: PathBuf, source: io::Error },
     #[error("the VMM ended before it was ready ({0})")]
     Ended(ExitStatus),
+    #[error("{} cannot be handed to its VMM: {source}", .folder.display())]
+    Lend { folder: PathBuf, source: io::Error },
     #[error("the VMM cannot be spoken to: {0}")]
     Io(#[from] io::Error),
 }
@@ -132,13 +134,12 @@ impl Start {
 }
 
 impl Standby {
-    /// Tells it whose it is.
-    fn claim(self, spec: &Spec, home: &Home) -> io::Result<(Process, u64)> {
+    /// Tells it whose it is, with the folders that it is lent.
+    fn claim(self, spec: &Spec, lent: &[OwnedFd]) -> io::Result<(Process, u64)> {
         let at = monotonic_us();
-        let lent = self.folders.lend(&spec.id, home)?;
         let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20});
         let line = format!("{claim}\n");
-        match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), &lent)? {
+        match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), lent)? {
             sent if sent == line.len() => Ok((Process::Child(self.child), at)),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
@@ -236,18 +237,27 @@ impl Pool {
     /// A VMM for this database: one that stands by, or one made now. What the latter has to say before it is the database's
     /// goes to the database's log.
     pub async fn take(&self, spec: &Spec) -> Result<Taken, MakeError> {
-        let kind = Kind::of(spec);
+        let (kind, home) = (Kind::of(spec), &self.shared.start.home);
         loop {
             let Some(shelved) = self.shared.lock().shelves.take(&kind, Instant::now()) else { break };
-            match shelved.standby.claim(spec, &self.shared.start.home) {
+            let lent = match shelved.standby.folders.lend(&spec.id, home) {
+                Ok(lent) => lent,
+                // Another database's may be in order.
+                Err(error) => {
+                    self.shared.put_back(&kind, shelved);
+                    return Err(error);
+                }
+            };
+            match shelved.standby.claim(spec, &lent) {
                 Ok((process, at)) => return Ok(Taken { process, at, stood_by: true }),
                 // Why it has ended stands in its log.
                 Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
             }
         }
         let start = &self.shared.start;
-        let made = start.make(&kind, spec.id.as_str(), &start.home.vmm_log(&spec.id)).await?;
-        let (process, at) = made.claim(spec, &start.home)?;
+        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
+        let lent = made.folders.lend(&spec.id, home)?;
+        let (process, at) = made.claim(spec, &lent)?;
         Ok(Taken { process, at, stood_by: false })
     }
 
@@ -324,6 +334,14 @@ impl Shared {
         }
     }
 
+    /// One that was taken for nothing.
+    fn put_back(&self, kind: &Kind, shelved: Shelved) {
+        let mut state = self.lock();
+        if !state.closed {
+            state.shelves.put(kind, shelved);
+        }
+    }
+
     fn put(self: &Arc<Self>, kind: &Kind, standby: Standby) {
         let mut state = self.lock();
         if state.closed {
@@ -389,12 +407,47 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
 
 #[cfg(test)]
 mod tests {
-    use super::PLACEHOLDER;
+    use super::*;
     use crate::identity::DatabaseId;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn the_placeholder_is_as_long_as_an_id_and_none() {
         assert_eq!(PLACEHOLDER.len(), DatabaseId::random().unwrap().as_str().len());
         assert!(DatabaseId::parse(PLACEHOLDER).is_none());
+    }
+
+    /// A VMM that wants its folders, and says no more.
+    const APART: &str = "#!/bin/sh\nprintf 'apart\\n' >&0\nread claim\n";
+
+    #[tokio::test]
+    async fn a_database_whose_folders_cannot_be_lent_leaves_those_that_stand_by_to_others() {
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } != 0 {
+            return eprintln!("skipped: only root can lend folders");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (home, program) = (Home::new(dir.path().into()), dir.path().join("vmm"));
+        home.create().unwrap();
+        std::fs::write(&program, APART).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let start = Start { program, home: home.clone(), jail: Jail::Own, watchdog_ms: 0, console_log_mib: 1 };
+        let pool = Pool::new(start, 1);
+        let kind = Kind { image: "i".into(), memory_mib: 64 };
+        pool.keep(move || Some(kind.clone()), || true);
+        while pool.len() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let spec = Spec { id: DatabaseId::random().unwrap(), image: "i".into(), memory_mib: 64, storage_mib: 128 };
+        let waking = pool.waking();
+        let error = pool.take(&spec).await.err().unwrap();
+        assert!(matches!(&error, MakeError::Lend { folder, .. } if *folder == home.database(&spec.id)), "{error}");
+        assert_eq!(pool.len(), 1);
+        for folder in [home.database(&spec.id), home.run_of(&spec.id)] {
+            std::fs::create_dir(folder).unwrap();
+        }
+        assert!(pool.take(&spec).await.unwrap().stood_by);
+        drop(waking);
+        pool.close().await;
     }
 }
