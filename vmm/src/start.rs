@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -185,7 +185,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let image = Image::find(settings)?;
     let mut made = Made::new(&host, settings)?;
     let Some(standby) = standby else {
-        close_jail(settings, None)?;
+        close_jail(settings, &image, None)?;
         let folders = Folders::find(settings).map_err(StartError::io("cannot make its folders"))?;
         return run_as(settings, &image, &host, made, folders, started);
     };
@@ -200,7 +200,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
             }
         }
     }
-    close_jail(settings, apart.as_ref())?;
+    close_jail(settings, &image, apart.as_ref())?;
     let is_apart = apart.is_some();
     let Some((claim, descriptors)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
@@ -215,12 +215,12 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
 }
 
 /// From here on nothing but a guest is to be begun.
-fn close_jail(settings: &Settings, apart: Option<&Apart>) -> Result<(), StartError> {
+fn close_jail(settings: &Settings, image: &Image, apart: Option<&Apart>) -> Result<(), StartError> {
     if settings.no_jail {
         tracing::warn!("THE JAIL IS OFF: whoever takes this process over can do what its user can (setting host.jail)");
         return Ok(());
     }
-    jail::close(apart).map_err(StartError::io("the jail cannot be closed (setting host.jail)"))
+    jail::close(settings, image, apart).map_err(StartError::io("the jail cannot be closed (setting host.jail)"))
 }
 
 fn run_as(
@@ -235,6 +235,8 @@ fn run_as(
     life.step("machine");
     let layer = folders.database.join("layer");
     make_dir(&layer).map_err(StartError::io(format!("cannot make {}", layer.display())))?;
+    let kept = jail::landlock::keep_to(&folders.database, folders.run.as_fd());
+    kept.map_err(StartError::io("the jail cannot be closed (setting host.jail)"))?;
     let image = image.clone().over(crate::layer::template_of(&layer)?, settings);
     let place = Place { settings, image: &image, host, folders, layer, sockets: OnceCell::new() };
     // Before any thread is made: all must have SIGTERM blocked.

@@ -61,6 +61,19 @@ fn every_thread_has_given_up_its_powers_and_has_a_filter_of_its_own() {
     assert!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
 }
 
+/// In the environment of a VMM for tests: it does as on a kernel without Landlock.
+#[cfg_attr(not(feature = "crash-points"), allow(dead_code))]
+const WITHOUT_LANDLOCK: (&str, &str) = ("DORMOUSE_WITHOUT_LANDLOCK", "1");
+
+#[cfg(feature = "crash-points")]
+fn has_landlock(test: &str) -> bool {
+    let there = dormouse_vmm::jail::landlock::version() > 0;
+    if !there {
+        eprintln!("{test}: skipped, this kernel has no Landlock");
+    }
+    there
+}
+
 /// A VMM that stands by apart from the host, claimed for a database; as a server that is root does it.
 mod apart {
     use super::*;
@@ -102,10 +115,15 @@ mod apart {
 
         /// One that stands by, who may claim it, and who its files are to belong to.
         fn ready(&self, more: &[&str]) -> (Vmm, UnixStream, Option<Owner>) {
+            self.ready_with(more, true)
+        }
+
+        /// The same, with Landlock or as of a kernel that has none: of a build for tests.
+        fn ready_with(&self, more: &[&str], landlock: bool) -> (Vmm, UnixStream, Option<Owner>) {
             let (own, theirs) = UnixStream::pair().unwrap();
             let mut command = self.home.image_command(&self.image, &"p".repeat(DATABASE.len()), &["--standby"]);
             command.args(["--jail-root", "--jail-uids", &UIDS.to_string(), "--postgres-arg", "s"]).args(more);
-            command.stdin(Stdio::from(OwnedFd::from(theirs)));
+            command.stdin(Stdio::from(OwnedFd::from(theirs))).envs((!landlock).then_some(WITHOUT_LANDLOCK));
             let vmm = Vmm::new(command, &self.home);
             let mut said = [0; APART.len()];
             let (len, descriptors) = folders::receive(&own, &mut said).unwrap();
@@ -216,12 +234,34 @@ mod apart {
         ] {
             assert!(!open(path), "{path}");
         }
-        // The same, where it is not apart.
+        // The same, where there is no jail.
         let home = Home::new();
-        let vmm = home.start("s", &[]);
+        let vmm = home.start("s", &["--no-jail"]);
         let mut control = vmm.control();
         control.event("ready");
         assert_eq!(control.ask(r#"{"op":"attempt","what":"open /etc/passwd"}"#)["ok"], true);
+    }
+
+    /// Its database's folder is its own to write in, and its user may: nothing but Landlock is against a socket there.
+    #[cfg(feature = "crash-points")]
+    #[test]
+    fn it_makes_no_sockets_but_in_its_run_folder() {
+        if !has_kvm("sockets") || !is_root("sockets") || !has_landlock("sockets") {
+            return;
+        }
+        for (landlock, made) in [(true, false), (false, true)] {
+            let place = Place::new();
+            let (vmm, stream, owner) = place.ready_with(&[], landlock);
+            place.claim(&stream, owner.as_ref());
+            let mut control = vmm.control();
+            control.event("ready");
+            assert_eq!(control.ask(r#"{"op":"attempt","what":"listen layer/x"}"#)["ok"], made, "Landlock: {landlock}");
+            assert_eq!(control.ask(r#"{"op":"attempt","what":"write layer/y"}"#)["ok"], true);
+            // It sleeps and wakes either way.
+            assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
+            assert_eq!(vmm.end().0.code(), Some(0));
+            assert_eq!(place.run(&[]).control().event("ready")["cold"], false);
+        }
     }
 }
 
@@ -281,6 +321,40 @@ mod taken_over {
         }
         let (status, log) = vmm.end();
         (answer, status.code(), log)
+    }
+
+    /// Of files, where it has no root folder of its own, nor another user than who started it.
+    #[test]
+    fn only_landlock_keeps_it_from_the_files_of_its_user() {
+        if !has_kvm("files") || !has_landlock("files") {
+            return;
+        }
+        for (behaviour, thread) in [("s", "main"), ("h", "io")] {
+            for landlock in [true, false] {
+                let home = Home::new();
+                fs::create_dir_all(home.path("databases/other")).unwrap();
+                fs::write(home.path("databases/other/secret"), "x").unwrap();
+                let mut command = home.command(behaviour);
+                command.args(["--watchdog-ms", "0"]).envs((!landlock).then_some(WITHOUT_LANDLOCK));
+                let vmm = Vmm::new(command, &home);
+                let mut control = vmm.control();
+                control.event("ready");
+                let mut done = |what: &str, path: &std::path::Path| {
+                    control.ask(&format!(r#"{{"op":"attempt","what":"{what} {}"}}"#, path.display()))["ok"] == true
+                };
+                assert!(done("open", &home.path("kernel.elf")) && done("open", &home.path("template/PG_VERSION")), "its own");
+                assert!(done("open", &home.database_dir().join("console.log")));
+                for path in ["/etc/passwd".into(), home.path("databases/other/secret")] {
+                    assert_eq!(done("open", &path), !landlock, "{} by {thread}, Landlock: {landlock}", path.display());
+                }
+                if behaviour == "s" {
+                    assert!(done("write", &home.database_dir().join("layer/x")));
+                    for path in ["kernel.elf", "template/PG_VERSION", "databases/other/x", "run/x"] {
+                        assert_eq!(done("write", &home.path(path)), !landlock, "{path}, Landlock: {landlock}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,6 +7,12 @@ pub fn attempt(what: &str) -> Result<i64, String> {
     if let Some(path) = what.strip_prefix("open ") {
         return std::fs::File::open(path).map(|_| 0).map_err(|error| error.to_string());
     }
+    if let Some(path) = what.strip_prefix("listen ") {
+        return std::os::unix::net::UnixListener::bind(path).map(|_| 0).map_err(|error| error.to_string());
+    }
+    if let Some(path) = what.strip_prefix("write ") {
+        return std::fs::write(path, "x").map(|()| 0).map_err(|error| error.to_string());
+    }
     let nothing = std::ptr::null::<libc::c_void>();
     // SAFETY: paths are NUL-terminated, other pointers null; what a call would do where it is not refused, the test that asks
     // for it wants to see.

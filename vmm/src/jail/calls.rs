@@ -176,6 +176,9 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_prctl, ALL, NAMES),
     // Only ever takes away: a thread's own filter.
     (libc::SYS_seccomp, ALL, OneOf(0, &[libc::SECCOMP_SET_MODE_FILTER])),
+    // Likewise.
+    (libc::SYS_landlock_add_rule, NONE, Any),
+    (libc::SYS_landlock_restrict_self, &[Io, Spend], Any),
     (libc::SYS_getrandom, ALL, Any),
     (libc::SYS_uname, ALL, Any),
     (libc::SYS_getcwd, ALL, Any),

@@ -7,6 +7,7 @@
 //! ```
 //!
 //! - [`root`]: namespaces and the root folder; [`folders`]: those of a database, handed over by who claims it;
+//! - [`landlock`]: what the files there may be used for;
 //! - [`powers`]: capabilities, privileges, limits;
 //! - [`calls`]: the table of system calls, by thread; [`filter`]: the seccomp programs made of it;
 //! - [`refusal`]: what is said of a call that is refused, and the end that follows;
@@ -20,6 +21,7 @@ pub mod attempts;
 pub mod calls;
 pub mod filter;
 pub mod folders;
+pub mod landlock;
 pub mod powers;
 pub mod refusal;
 pub mod root;
@@ -32,6 +34,7 @@ pub use calls::ThreadKind;
 use folders::Owner;
 use root::said;
 
+use crate::image::Image;
 use crate::settings::Settings;
 
 /// Of a process that is apart from the host: the user that it becomes, and who root's files are to belong to there.
@@ -64,8 +67,9 @@ pub fn enter(settings: &Settings) -> io::Result<Option<Apart>> {
 }
 
 /// Closes the jail around this process, of which the calling thread, the main one, must be the only one yet.
-pub fn close(apart: Option<&Apart>) -> io::Result<()> {
+pub fn close(settings: &Settings, image: &Image, apart: Option<&Apart>) -> io::Result<()> {
     powers::give_up(apart.and_then(|apart| apart.user))?;
+    landlock::close(settings, image)?;
     refusal::tell()?;
     filter::close()?;
     threads::make_ready()

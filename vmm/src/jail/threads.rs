@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 
 use super::calls::ThreadKind;
-use super::filter;
+use super::{filter, landlock};
 use crate::reactor::block_termination;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -21,9 +21,9 @@ struct Spare {
 
 static SPARES: Mutex<Vec<Spare>> = Mutex::new(Vec::new());
 
-/// Narrows the new thread's jail; without that it must not go on.
-fn begin(kind: ThreadKind) {
-    if let Err(error) = filter::narrow(kind) {
+/// Without its jail narrowed a thread must not go on.
+fn must(kind: ThreadKind, narrowed: io::Result<()>) {
+    if let Err(error) = narrowed {
         tracing::error!(%error, thread = kind.name(), "a thread's jail cannot be closed");
         std::process::exit(74);
     }
@@ -36,10 +36,11 @@ pub fn make_ready() -> io::Result<()> {
         let (closed, is_closed) = channel();
         let handle = Builder::new().name(kind.name().to_owned()).spawn(move || {
             let held = block_termination().map(drop);
-            begin(kind);
+            must(kind, filter::narrow(kind));
             let _ = closed.send(held);
             // An error: the process ends without ever having had a database.
             if let Ok(job) = jobs.recv() {
+                must(kind, landlock::narrow());
                 job();
             }
         })?;
@@ -56,7 +57,7 @@ pub fn spawn(kind: ThreadKind, job: impl FnOnce() + Send + 'static) -> io::Resul
     drop(spares);
     let Some(Spare { job: send, handle, .. }) = spare else {
         return Builder::new().name(kind.name().to_owned()).spawn(move || {
-            begin(kind);
+            must(kind, filter::narrow(kind));
             job();
         });
     };

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_vmm::jail::folders::{self, Owner};
-use dormouse_vmm::jail::root;
+use dormouse_vmm::jail::{landlock, root};
 use dormouse_vmm::standby::{APART, READY};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
@@ -33,9 +33,10 @@ impl Jail {
             tracing::warn!("THE JAIL IS OFF (setting host.jail): a guest that breaks out can do what this user can");
             return Ok(Jail::Off);
         }
+        tell_landlock(landlock::version());
         // SAFETY: takes nothing.
         if unsafe { libc::geteuid() } != 0 {
-            tracing::warn!("not root: VMMs keep this user and its files (docs/jail.md)");
+            tracing::warn!("not root: VMMs keep this user, and have no root folder of their own (docs/jail.md)");
             return Ok(Jail::Own);
         }
         for folder in ["images", "templates"] {
@@ -45,7 +46,7 @@ impl Jail {
         let network = match empty_network() {
             Ok(network) => Arc::new(network),
             Err(error) => {
-                tracing::warn!(%error, "no namespaces can be made: VMMs keep this user and its files (docs/jail.md)");
+                tracing::warn!(%error, "no namespaces can be made: VMMs keep this user, and have no root folder of their own (docs/jail.md)");
                 return Ok(Jail::Own);
             }
         };
@@ -72,6 +73,15 @@ impl Jail {
                 ["--jail-root".to_owned(), "--jail-network".to_owned(), network].into_iter().chain(uids).collect()
             }
         }
+    }
+}
+
+/// What of Landlock a kernel lacks is left out.
+fn tell_landlock(version: u32) {
+    match version {
+        0 => tracing::warn!("this kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, and landlock among lsm=): VMMs do without it (docs/jail.md)"),
+        version if version < landlock::KNOWN as u32 => tracing::info!(version, "VMMs use what this kernel has of Landlock; a newer one has more (docs/jail.md)"),
+        version => tracing::debug!(version, "Landlock"),
     }
 }
 
