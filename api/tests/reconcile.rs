@@ -96,6 +96,41 @@ fn a_vm_whose_database_is_gone_or_that_does_not_answer_is_killed() -> Test {
     Ok(())
 }
 
+/// What counts is what the server noted, not what a process says of itself.
+#[test]
+fn a_vm_is_found_whatever_its_command_line_says_and_nothing_else_is_taken_for_one() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (adopted, killed_one, mut other) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let (a, b) = (w.create("a").await, w.create("b").await);
+        for db in [&a, &b] {
+            db.order("disguise", "");
+            db.wake().await;
+            let line = std::fs::read_to_string(format!("/proc/{}/cmdline", db.lives()[0])).unwrap();
+            assert!(!line.contains(db.id.as_str()) && !line.contains("vmm"), "{line}");
+        }
+        w.metadata.remove_database(&b.id).await.unwrap();
+        let home = dir.path().to_str().unwrap();
+        let words = ["-c", "read never", "vmm", "--home", home, "--database", a.id.as_str()];
+        let other = std::process::Command::new("sh").args(words).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        ((a.id.clone(), a.lives()[0]), b.lives()[0], other)
+    });
+    killed(async || {
+        let w = World::unreconciled(dir.path(), &[]).await;
+        let done = w.host.reconcile().await.unwrap();
+        assert_eq!((done.adopted, done.killed), (1, 1));
+        assert!(alive(adopted.1) && !alive(killed_one) && alive(other.id()));
+        let db = w.database(&adopted.0);
+        db.becomes(State::Running).await;
+        w.host.shut_down().await;
+        assert!(!alive(adopted.1));
+        assert_eq!(std::fs::read_dir(dir.path().join("run/vmms")).unwrap().count(), 0, "nothing is noted of those that are gone");
+    });
+    other.kill()?;
+    other.wait()?;
+    Ok(())
+}
+
 #[test]
 fn what_was_being_made_is_undone_and_what_was_being_deleted_is_finished() -> Test {
     let dir = tempfile::tempdir()?;

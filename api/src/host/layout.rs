@@ -25,7 +25,7 @@ impl Home {
     /// Makes the folders that are always there, closed to others.
     pub fn create(&self) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
-        for folder in [self.root.clone(), self.databases(), self.run(), self.log(), self.images(), self.root.join("templates")] {
+        for folder in [self.root.clone(), self.databases(), self.run(), self.vmms(), self.log(), self.images(), self.root.join("templates")] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -94,6 +94,11 @@ impl Home {
 
     pub fn run(&self) -> PathBuf {
         self.root.join("run")
+    }
+
+    /// What is noted of each VMM (`record.rs`).
+    pub fn vmms(&self) -> PathBuf {
+        self.run().join("vmms")
     }
 
     pub fn run_of(&self, id: &DatabaseId) -> PathBuf {

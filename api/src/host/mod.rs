@@ -24,6 +24,7 @@ pub mod metrics;
 mod pool;
 pub mod process;
 mod reconcile;
+mod record;
 mod sessions;
 mod socket;
 mod state;
@@ -236,6 +237,7 @@ impl Host {
             program: vmm_program,
             home: home.clone(),
             jail: pool::Jail::new(settings.jail, settings.jail_uids, &home)?,
+            groups: pool::Groups::new(&settings.cgroup, &home)?,
             watchdog_ms: settings.watchdog_ms,
             console_log_mib: settings.console_log_mib,
         };

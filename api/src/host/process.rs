@@ -10,6 +10,8 @@ use tokio::net::UnixStream;
 use tokio::process::Child;
 
 use super::layout::Home;
+use super::pool::{Group, Pool};
+use super::record::Record;
 use crate::identity::DatabaseId;
 
 /// What a VMM is told of its database.
@@ -29,22 +31,57 @@ pub mod status {
     pub const HUNG: i32 = 75;
 }
 
-/// A VMM's process, ours or adopted.
-pub enum Process {
+/// What there is of a VMM beside its process, and goes with it.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pub record: Option<Record>,
+    pub group: Option<Group>,
+    out_of_memory: bool,
+}
+
+impl Kept {
+    pub fn new(record: Option<Record>, group: Option<Group>) -> Kept {
+        Kept { record, group, out_of_memory: false }
+    }
+
+    pub fn remove(&mut self) {
+        if let Some(group) = self.group.take() {
+            self.out_of_memory = group.ran_out_of_memory();
+            group.remove();
+        }
+        if let Some(record) = self.record.take() {
+            record.remove();
+        }
+    }
+}
+
+enum Handle {
     Child(Child),
     Adopted { pid: u32, pidfd: AsyncFd<OwnedFd> },
 }
 
+/// A VMM's process, ours or adopted. Dropped, it goes on, and another server finds it.
+pub struct Process {
+    handle: Handle,
+    kept: Kept,
+}
+
 impl Process {
-    /// The process behind a control socket, if it is the VMM of this database.
-    pub fn adopt(stream: &UnixStream, id: &DatabaseId) -> io::Result<Process> {
-        let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))?;
-        Process::adopt_pid(pid as u32, id)
+    pub fn child(child: Child, kept: Kept) -> Process {
+        Process { handle: Handle::Child(child), kept }
     }
 
-    /// Likewise, by its number. The descriptor is taken before the look at the command line, so the number
-    /// cannot have passed to another process in between.
-    pub fn adopt_pid(pid: u32, id: &DatabaseId) -> io::Result<Process> {
+    /// The process behind a control socket, if it is the VMM of this database.
+    pub fn behind(stream: &UnixStream, id: &DatabaseId, pool: &Pool) -> io::Result<Process> {
+        let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))?;
+        let record = Record::find(pool.home(), pid as u32).filter(|record| record.database().as_ref() == Some(id));
+        let record = record.ok_or_else(|| io::Error::other(format!("process {pid} is not noted as the VMM of {id}")))?;
+        Process::adopt(record, pool)
+    }
+
+    /// One that another server left.
+    pub fn adopt(record: Record, pool: &Pool) -> io::Result<Process> {
+        let pid = record.pid;
         // SAFETY: pidfd_open takes two integers.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, libc::PIDFD_NONBLOCK) };
         if fd < 0 {
@@ -52,71 +89,53 @@ impl Process {
         }
         // SAFETY: the descriptor is new and owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-        let words = command_line(pid)?;
-        let names_it = words.windows(2).any(|w| w[0] == "--database" && w[1] == id.as_str());
-        if !names_it {
-            return Err(io::Error::other(format!("process {pid} is not the VMM of {id}")));
+        // Looked at once the descriptor is there: the number cannot have passed to another process in between.
+        if !record.runs() {
+            return Err(io::ErrorKind::NotFound.into());
         }
         // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.
         let pidfd = unsafe { AsyncFd::register(fd)? };
-        Ok(Process::Adopted { pid, pidfd })
+        Ok(Process { handle: Handle::Adopted { pid, pidfd }, kept: Kept::new(Some(record), pool.group_of(pid)) })
     }
 
     pub fn pid(&self) -> Option<u32> {
-        match self {
-            Process::Child(child) => child.id(),
-            Process::Adopted { pid, .. } => Some(*pid),
+        match &self.handle {
+            Handle::Child(child) => child.id(),
+            Handle::Adopted { pid, .. } => Some(*pid),
         }
     }
 
     /// Waits until the process is gone. The exit status of one that is not our child is not known. Cancel-safe.
     pub async fn gone(&mut self) -> Option<std::process::ExitStatus> {
-        match self {
-            Process::Child(child) => child.wait().await.ok(),
-            Process::Adopted { pidfd, .. } => {
+        let status = match &mut self.handle {
+            Handle::Child(child) => child.wait().await.ok(),
+            Handle::Adopted { pidfd, .. } => {
                 // Readable once the process has ended; an error means that it cannot be watched any more.
                 let _ = pidfd.readable().await;
                 None
             }
-        }
+        };
+        self.kept.remove();
+        status
+    }
+
+    /// Of one that is gone: the host ended it, for it wanted more memory than it may have.
+    pub fn ran_out_of_memory(&self) -> bool {
+        self.kept.out_of_memory
     }
 
     /// Kills it at once. Nothing committed is lost: the data directory is what Postgres flushed.
     pub fn kill(&mut self) {
-        match self {
+        match &mut self.handle {
             // An error means that it has already ended.
-            Process::Child(child) => drop(child.start_kill()),
-            Process::Adopted { pidfd, .. } => {
+            Handle::Child(child) => drop(child.start_kill()),
+            Handle::Adopted { pidfd, .. } => {
                 let fd = pidfd.get_ref().as_raw_fd();
                 // SAFETY: a descriptor we own, a signal number, no siginfo, no flags.
                 unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, std::ptr::null::<libc::siginfo_t>(), 0) };
             }
         }
     }
-}
-
-fn command_line(pid: u32) -> io::Result<Vec<String>> {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline"))?;
-    Ok(bytes.split(|b| *b == 0).map(|w| String::from_utf8_lossy(w).into_owned()).collect())
-}
-
-/// All VMMs of this home that run, by `/proc`: also those whose sockets are not there (yet).
-pub fn running(home: &Home) -> Vec<(u32, DatabaseId)> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let root = home.root().to_string_lossy();
-    entries
-        .flatten()
-        .filter_map(|entry| {
-            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
-            let words = command_line(pid).ok()?;
-            if words.get(1).map(String::as_str) != Some("vmm") {
-                return None;
-            }
-            let value = |flag: &str| words.windows(2).find(|w| w[0] == flag).map(|w| w[1].as_str());
-            (value("--home")? == root).then_some(())?;
-            Some((pid, DatabaseId::parse(value("--database")?)?))
-        })
-        .collect()
 }
 
 /// The reason a VMM left in its log past `mark` (the log's length when it was started): its last complaint, or

@@ -16,7 +16,8 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use tokio::net::UnixStream;
 
 use super::machine::{Phase, Rest};
-use super::process::{Process, running};
+use super::process::Process;
+use super::record::Record;
 use super::socket::connect;
 use super::{Host, State};
 use crate::identity::DatabaseId;
@@ -43,8 +44,8 @@ impl Host {
     /// Brings rows, processes and files back together. Call once, before anything is woken.
     pub async fn reconcile(&self) -> Result<Reconciled, MetadataError> {
         let mut done = Reconciled::default();
-        for (pid, id) in self.vms_left() {
-            self.settle_vm(pid, &id, &mut done).await?;
+        for record in Record::all(&self.inner.home) {
+            self.settle_vm(record, &mut done).await?;
         }
         // Many at once: their writes share transactions.
         let rows = self.inner.metadata.databases_at_work().await?;
@@ -66,26 +67,27 @@ impl Host {
         Ok(done)
     }
 
-    fn vms_left(&self) -> Vec<(u32, DatabaseId)> {
-        running(&self.inner.home)
-    }
-
-    async fn settle_vm(&self, pid: u32, id: &DatabaseId, done: &mut Reconciled) -> Result<(), MetadataError> {
-        let row = self.inner.metadata.database(id).await?;
+    async fn settle_vm(&self, record: Record, done: &mut Reconciled) -> Result<(), MetadataError> {
+        let (pid, id) = (record.pid, record.database());
+        let row = match &id {
+            Some(id) => self.inner.metadata.database(id).await?,
+            None => None,
+        };
         let wanted = row.filter(|row| !matches!(row.state, State::Creating | State::Deleting));
         if let Some(row) = wanted
-            && let Some(adopted) = self.reach(pid, id).await
+            && let Some(adopted) = self.reach(pid, &row.id).await
         {
-            tracing::info!(database = %id, pid, "adopted a running VM");
+            tracing::info!(database = %row.id, pid, "adopted a running VM");
             self.inner.start_actor(&row, Phase::Resuming, None, Some(adopted), None);
             done.adopted += 1;
             return Ok(());
         }
-        if let Ok(mut process) = Process::adopt_pid(pid, id) {
-            tracing::warn!(database = %id, pid, "killing a VM that is nobody's or does not answer");
+        if let Ok(mut process) = Process::adopt(record, &self.inner.pool) {
+            let database = id.as_ref().map(DatabaseId::as_str);
+            tracing::warn!(database, pid, "killing a VM that is nobody's or does not answer");
             process.kill();
             if tokio::time::timeout(KILL_TIME, process.gone()).await.is_err() {
-                tracing::error!(database = %id, pid, "killed, and still there");
+                tracing::error!(database, pid, "killed, and still there");
             }
             done.killed += 1;
         }
@@ -95,7 +97,7 @@ impl Host {
     /// The VM's control connection, if it is that process that answers.
     async fn reach(&self, pid: u32, id: &DatabaseId) -> Option<(UnixStream, Process)> {
         let stream = connect(&self.inner.home.run_of(id), "vm.ctl").await.ok()?;
-        let process = Process::adopt(&stream, id).ok()?;
+        let process = Process::behind(&stream, id, &self.inner.pool).ok()?;
         (process.pid() == Some(pid)).then_some((stream, process))
     }
 

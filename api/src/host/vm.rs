@@ -64,6 +64,8 @@ pub struct Cold {
 const GOODBYE: Duration = Duration::from_secs(10);
 /// What a VMM's log says of a guest that its watchdog ended.
 const NO_PROGRESS: &str = "makes no progress";
+/// What is told of one that the host ended for the memory that it wanted.
+const OUT_OF_MEMORY: &str = "its virtual machine wanted more memory than its control group lets it have (setting host.cgroup), and the host ended it";
 /// Size at which a VMM's own log is rotated, in bytes. It has a few lines per life.
 const VMM_LOG_LIMIT: u64 = 1 << 20;
 
@@ -202,7 +204,7 @@ impl<F: Fn(VmEvent)> Life<F> {
         let over = self.converse(lines, sender, &mut process).await;
         self.turn = None;
         match over {
-            Over::Exited(status) => self.reason(status),
+            Over::Exited(status) => self.reason(status, process.ran_out_of_memory()),
             Over::Left => None,
             Over::Kill => {
                 process.kill();
@@ -210,7 +212,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 Some("killed".into())
             }
             Over::Lost => match tokio::time::timeout(GOODBYE, process.gone()).await {
-                Ok(status) => self.reason(status),
+                Ok(status) => self.reason(status, process.ran_out_of_memory()),
                 Err(_) => {
                     tracing::warn!(database = %self.context.spec.id, pid = process.pid(), "VMM lost its control connection and did not end; killing it");
                     process.kill();
@@ -225,7 +227,10 @@ impl<F: Fn(VmEvent)> Life<F> {
         self.steps.push((name.to_owned(), monotonic_us()));
     }
 
-    fn reason(&mut self, status: Option<std::process::ExitStatus>) -> Option<String> {
+    fn reason(&mut self, status: Option<std::process::ExitStatus>, out_of_memory: bool) -> Option<String> {
+        if out_of_memory {
+            return Some(OUT_OF_MEMORY.into());
+        }
         let words = last_words(&self.context.home, &self.context.spec.id, self.log_mark, true);
         // The status of an adopted one is not known.
         self.hung = match status {
@@ -308,7 +313,7 @@ impl<F: Fn(VmEvent)> Life<F> {
             };
             let Taken { mut process, at, stood_by } = match taken {
                 Ok(taken) => taken,
-                Err(MakeError::Ended(status)) => return self.ended_early(Some(status)).await,
+                Err(MakeError::Ended(status)) => return self.ended_early(Some(status), false).await,
                 Err(error) => return Err(error.to_string()),
             };
             self.steps.push(("spawned".to_owned(), at));
@@ -333,7 +338,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                         tried = true;
                         continue;
                     }
-                    return self.ended_early(status).await;
+                    return self.ended_early(status, process.ran_out_of_memory()).await;
                 }
                 () = killed(&mut self.commands) => {
                     process.kill();
@@ -345,16 +350,16 @@ impl<F: Fn(VmEvent)> Life<F> {
     }
 
     /// The process ended before it could be spoken to: if another VMM holds the layer, that one is ours.
-    async fn ended_early(&mut self, exit: Option<std::process::ExitStatus>) -> Result<Option<(UnixStream, Process)>, String> {
+    async fn ended_early(&mut self, exit: Option<std::process::ExitStatus>, out_of_memory: bool) -> Result<Option<(UnixStream, Process)>, String> {
         let spec = self.context.spec.clone();
         if exit.and_then(|s| s.code()) == Some(status::LOCKED)
             && let Ok(stream) = connect(&self.context.home.run_of(&spec.id), "vm.ctl").await
-            && let Ok(process) = Process::adopt(&stream, &spec.id)
+            && let Ok(process) = Process::behind(&stream, &spec.id, &self.context.host.pool)
         {
             tracing::warn!(database = %spec.id, pid = process.pid(), "its layer is in use by a running VMM; adopting that one");
             return Ok(Some((stream, process)));
         }
-        Err(self.reason(exit).unwrap_or_else(|| "the VMM ended before it was ready".into()))
+        Err(self.reason(exit, out_of_memory).unwrap_or_else(|| "the VMM ended before it was ready".into()))
     }
 
     async fn converse(&mut self, mut lines: Lines, mut sender: Sender, process: &mut Process) -> Over {

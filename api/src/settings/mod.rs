@@ -118,6 +118,8 @@ pub struct Settings {
     pub jail: bool,
     /// First of the user ids that VMMs take.
     pub jail_uids: u32,
+    /// Control group that those of VMMs are made in: "own" for the server's, if it will do, "" for none.
+    pub cgroup: String,
     pub standby_vms: usize,
     pub wake_queue: usize,
     pub console_log_mib: u64,
@@ -184,6 +186,7 @@ impl Settings {
             jail: get.switch("host.jail")?,
             // Process numbers are added, of which there are at most 2^22.
             jail_uids: get.number("host.jail_uids", 1, (1 << 32) - (1 << 22) - 2)? as u32,
+            cgroup: get.text("host.cgroup").unwrap_or_default(),
             standby_vms: get.number("host.standby_vms", 0, 4096)? as usize,
             wake_queue: get.number("host.wake_queue", 1, 1_000_000)? as usize,
             console_log_mib: get.number("host.console_log_mib", 1, 4096)?,

@@ -47,6 +47,7 @@ pub const SETTINGS: &[Setting] = &[
     s("host.memory_reserve_mib", "512", "Available memory, in MiB, below which no VM is started; 0 for no limit"),
     s("host.jail", "on", "Whether VMMs are jailed: on, or off for debugging"),
     s("host.jail_uids", "1879048192", "First of the user ids that VMMs take"),
+    s("host.cgroup", "own", "Control group that those of VMMs are made in; own for the server's, if it will do, empty for none"),
     s("host.standby_vms", "4", "VMs made ready before they are needed; 0 for none"),
     s("host.wake_queue", "500", "Requests that may wait for one database's wake"),
     s("host.console_log_mib", "1", "Size at which a guest's console log is rotated, in MiB"),

@@ -9,6 +9,7 @@
 //! Promises: none is made beforehand while a wake is under way or was a moment ago; one that ends is replaced; an image
 //! that is replaced takes its VMMs along; whoever stands by ends with the server, however that ends.
 
+mod cgroup;
 mod jail;
 mod shelves;
 
@@ -31,13 +32,15 @@ use tokio::task::AbortHandle;
 use self::jail::Folders;
 use self::shelves::Shelves;
 use super::layout::Home;
-use super::process::{Process, Spec, rotate};
+use super::process::{Kept, Process, Spec, rotate};
+use super::record::Record;
 
+pub use self::cgroup::{Group, Groups};
 pub use self::jail::Jail;
 pub use self::shelves::Kind;
 
 /// Stands in a command line where the database's id will be written; as long as one, and none.
-const PLACEHOLDER: &str = "db_standing-by---------";
+pub const PLACEHOLDER: &str = "db_standing-by---------";
 /// How long a VMM may take to be ready. It needs some milliseconds; this bounds a machine in trouble.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After a failure none is made beforehand for so long.
@@ -65,6 +68,7 @@ pub struct Start {
     pub program: PathBuf,
     pub home: Home,
     pub jail: Jail,
+    pub groups: Option<Groups>,
     /// vCPU time without progress after which a guest is ended, in ms; 0 for never.
     pub watchdog_ms: u64,
     /// Size at which a guest's console log is rotated, in MiB.
@@ -89,6 +93,16 @@ struct Standby {
     child: Child,
     stream: Arc<UnixStream>,
     folders: Folders,
+    kept: Unclaimed,
+}
+
+/// What there is of a VMM beside its process: of one that is nobody's it goes with this.
+struct Unclaimed(Kept);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        self.0.remove();
+    }
 }
 
 impl Start {
@@ -119,10 +133,11 @@ impl Start {
         // It holds the other end of the socket, whose closing by the child is to be seen.
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
+        let kept = Unclaimed(self.keep(child.id(), kind));
         own.set_nonblocking(true)?;
         let stream = UnixStream::from_std(own)?;
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
-            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders }),
+            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders, kept }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
@@ -133,16 +148,37 @@ impl Start {
     }
 }
 
+impl Start {
+    /// Notes a process that was just started, and puts it in a group. It goes on without either where that fails, such as on a
+    /// full disk.
+    fn keep(&self, pid: Option<u32>, kind: &Kind) -> Kept {
+        let Some(pid) = pid else { return Kept::default() };
+        let record = Record::new(&self.home, pid).inspect_err(|error| {
+            tracing::warn!(%error, pid, "a VMM cannot be noted in {}: another server would not find it", self.home.vmms().display());
+        });
+        let group = self.groups.as_ref().map(|groups| groups.add(pid, kind)).transpose().inspect_err(|error| {
+            tracing::warn!(%error, pid, "a VMM has no control group: its memory and processors have no bounds but the host's");
+        });
+        Kept::new(record.ok(), group.ok().flatten())
+    }
+}
+
 impl Standby {
     /// Tells it whose it is, with the folders that it is lent.
-    fn claim(self, spec: &Spec, lent: &[OwnedFd]) -> io::Result<(Process, u64)> {
+    fn claim(mut self, spec: &Spec, lent: &[OwnedFd]) -> io::Result<(Process, u64)> {
         let at = monotonic_us();
         let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20});
         let line = format!("{claim}\n");
         match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), lent)? {
-            sent if sent == line.len() => Ok((Process::Child(self.child), at)),
-            _ => Err(io::ErrorKind::WriteZero.into()),
+            sent if sent == line.len() => {}
+            _ => return Err(io::ErrorKind::WriteZero.into()),
         }
+        let mut kept = std::mem::take(&mut self.kept.0);
+        // While it is at work already. If the server ends before it is done, the next one finds it to be nobody's, and ends it.
+        if let Some(Err(error)) = kept.record.as_mut().map(|record| record.claim(&spec.id)) {
+            tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server would end it");
+        }
+        Ok((Process::child(self.child, kept), at))
     }
 }
 
@@ -259,6 +295,15 @@ impl Pool {
         let lent = made.folders.lend(&spec.id, home)?;
         let (process, at) = made.claim(spec, &lent)?;
         Ok(Taken { process, at, stood_by: false })
+    }
+
+    pub fn home(&self) -> &Home {
+        &self.shared.start.home
+    }
+
+    /// The control group of a VMM that runs already.
+    pub fn group_of(&self, pid: u32) -> Option<Group> {
+        self.shared.start.groups.as_ref()?.find(pid)
     }
 
     /// How many stand by.
@@ -431,7 +476,7 @@ mod tests {
         home.create().unwrap();
         std::fs::write(&program, APART).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let start = Start { program, home: home.clone(), jail: Jail::Own, watchdog_ms: 0, console_log_mib: 1 };
+        let start = Start { program, home: home.clone(), jail: Jail::Own, groups: None, watchdog_ms: 0, console_log_mib: 1 };
         let pool = Pool::new(start, 1);
         let kind = Kind { image: "i".into(), memory_mib: 64 };
         pool.keep(move || Some(kind.clone()), || true);
