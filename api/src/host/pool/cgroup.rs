@@ -183,7 +183,7 @@ impl Groups {
 
     /// Puts a VMM that was just started in a group of its own.
     pub fn add(&self, pid: u32, kind: &Kind) -> io::Result<Group> {
-        self.left().retain(|folder| fs::remove_dir(folder).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
+        self.tidy();
         let group = self.group(pid);
         make(&group.folder)?;
         let filled = self.limits(kind).into_iter().try_for_each(|(file, text)| write(&group.folder, file, &text));
@@ -194,6 +194,11 @@ impl Groups {
                 Err(error)
             }
         }
+    }
+
+    /// Removes the groups of those that have ended since they were told to.
+    pub fn tidy(&self) {
+        self.left().retain(|folder| fs::remove_dir(folder).is_err_and(|error| error.kind() != io::ErrorKind::NotFound));
     }
 
     /// The group of a VMM that runs already, if it has one.
@@ -365,5 +370,27 @@ mod tests {
         assert!(Groups::below(&base, &home).unwrap().find(next.id()).is_none());
         fs::remove_dir(&groups.0.folder).unwrap();
         fs::remove_dir(&base).unwrap();
+    }
+
+    /// The bounds themselves, where this process may have them.
+    #[test]
+    fn a_process_that_wants_more_memory_than_its_vmm_may_have_is_ended_and_it_is_known() {
+        use std::os::unix::process::ExitStatusExt;
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::new(dir.path().into());
+        let groups = Groups::new(OWN, &home).unwrap().filter(|groups| groups.0.controllers.contains(&"memory"));
+        let Some(groups) = groups else {
+            return eprintln!("skipped: no bounds of memory can be set here (in a service with Delegate=yes they could)");
+        };
+        let hungry = "read go; head -c 209715200 /dev/zero | tail -c 209715200 > /dev/null";
+        let mut child = Command::new("sh").args(["-c", hungry]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let group = groups.add(child.id(), &KIND(8)).unwrap();
+        assert_eq!(read(group.folder.join("memory.max")).trim(), (73u64 << 20).to_string());
+        drop(child.stdin.take());
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL), "as a whole");
+        assert!(group.ran_out_of_memory());
+        group.remove();
+        assert!(!group.folder.exists());
+        fs::remove_dir(&groups.0.folder).unwrap();
     }
 }

@@ -190,7 +190,7 @@ mod tests {
     fn where_all_can_be_done_vmms_are_users_of_their_own() {
         on_a_thread(|home| {
             let jail = Jail::new(true, 7, home).unwrap();
-            assert!(matches!(jail, Jail::Apart { uids: Some(7), .. }), "{jail:?}");
+            assert!(matches!(jail, Jail::Apart { uids: Some(7), .. }), "this file system can show its files as another's: {jail:?}");
             assert!(jail.words().ends_with(&["--jail-uids".to_owned(), "7".to_owned()]));
         });
     }

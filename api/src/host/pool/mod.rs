@@ -326,6 +326,9 @@ impl Pool {
             }
             tracing::warn!("VMMs that stood by did not end by themselves and were killed");
         }
+        if let Some(groups) = &self.shared.start.groups {
+            groups.tidy();
+        }
     }
 }
 
