@@ -4,7 +4,7 @@
 //! what nothing here ever does. The second comes with the claim, since only then it is known which folders are the database's;
 //! each thread that is there by then takes it on for itself.
 
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -22,7 +22,8 @@ use crate::settings::Settings;
 pub const KNOWN: ABI = ABI::V6;
 
 /// What is never done: executing, making nodes, opening devices to command them, moving files between folders.
-const NEVER: BitFlags<AccessFs> = make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | MakeFifo | MakeSym | IoctlDev | Refer});
+const NEVER: BitFlags<AccessFs> =
+    make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | MakeFifo | MakeSym | IoctlDev | Refer});
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 const WRITE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | RemoveDir});
@@ -42,7 +43,8 @@ fn failed(error: RulesetError) -> io::Error {
 pub fn version() -> u32 {
     const VERSION: libc::c_uint = 1;
     // SAFETY: asks for a number.
-    let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0, VERSION) };
+    let version =
+        unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<libc::c_void>(), 0, VERSION) };
     u32::try_from(version).unwrap_or(0)
 }
 
@@ -68,13 +70,18 @@ pub fn close(settings: &Settings, image: &Image) -> io::Result<()> {
     let never = never.scope(Scope::from_all(KNOWN)).map_err(failed)?;
     never.create().and_then(RulesetCreated::restrict_self).map_err(failed)?;
 
-    let mut rules = Ruleset::default().handle_access(AccessFs::from_all(KNOWN)).map_err(failed)?.create().map_err(failed)?;
+    let mut rules =
+        Ruleset::default().handle_access(AccessFs::from_all(KNOWN)).map_err(failed)?.create().map_err(failed)?;
     let parts = [&image.boot.kernel, &image.boot.postgres, &image.boot.archive, &image.template_dir];
     for path in parts.into_iter().chain(&settings.image_dir()).chain([&settings.home.join("templates")]) {
         rules = beneath(rules, path, READ)?;
     }
     for path in settings.golden.as_deref().into_iter().chain(settings.share()) {
         DirBuilder::new().recursive(true).create(path)?;
+        rules = beneath(rules, path, WRITE)?;
+    }
+    if let Some(path) = &settings.note_pages {
+        File::options().create(true).append(true).open(path)?;
         rules = beneath(rules, path, WRITE)?;
     }
     *BEGUN.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules);

@@ -621,6 +621,14 @@ impl Ctl {
         }
     }
 
+    /// Likewise; `None` if the VMM ends instead.
+    pub fn try_ask(&mut self, request: &str) -> Option<serde_json::Value> {
+        self.say(request);
+        let lines = (&mut self.0).lines().map_while(Result::ok);
+        let mut values = lines.map(|line| serde_json::from_str::<serde_json::Value>(&line).unwrap());
+        values.find(|value| value.get("ok").is_some())
+    }
+
     /// Waits for an event.
     pub fn event(&mut self, name: &str) -> serde_json::Value {
         loop {

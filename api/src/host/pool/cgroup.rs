@@ -141,7 +141,11 @@ impl Groups {
 
     /// Below a group; those that were left there are removed, but where a VMM runs.
     fn below(base: &Path, home: &Home) -> io::Result<Groups> {
-        let name: String = Sha256::digest(home.root().as_os_str().as_bytes()).iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+        let name: String = Sha256::digest(home.root().as_os_str().as_bytes())
+            .iter()
+            .take(4)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         let folder = base.join(format!("dormouse-{name}"));
         make(&folder)?;
         for entry in fs::read_dir(&folder).map_err(said(&folder))?.flatten() {
@@ -245,7 +249,15 @@ mod tests {
         let home = Home::new("/home".into());
         let fill = |folder: &Path| {
             fs::create_dir(folder).unwrap();
-            for file in ["cgroup.procs", "cgroup.subtree_control", "memory.max", "memory.oom.group", "memory.swap.max", "pids.max", "cpu.weight"] {
+            for file in [
+                "cgroup.procs",
+                "cgroup.subtree_control",
+                "memory.max",
+                "memory.oom.group",
+                "memory.swap.max",
+                "pids.max",
+                "cpu.weight",
+            ] {
                 fs::write(folder.join(file), "").unwrap();
             }
         };
@@ -273,7 +285,10 @@ mod tests {
         let group = groups.add(42, &KIND(512)).unwrap();
         let of = |file: &str| read(group.folder.join(file));
         assert_eq!(of("memory.max"), (640u64 << 20).to_string());
-        assert_eq!([of("memory.oom.group"), of("memory.swap.max"), of("pids.max"), of("cpu.weight")], ["1", "0", "64", "100"]);
+        assert_eq!(
+            [of("memory.oom.group"), of("memory.swap.max"), of("pids.max"), of("cpu.weight")],
+            ["1", "0", "64", "100"]
+        );
         assert_eq!(of("cgroup.procs"), "42");
         let (_dir, _, groups) = stand_in("pids\n", 42);
         let group = groups.add(42, &KIND(512)).unwrap();
@@ -297,7 +312,9 @@ mod tests {
     fn that_the_host_ended_a_vmm_for_its_memory_is_seen() {
         let (_dir, _, groups) = stand_in("memory\n", 42);
         let group = groups.find(42).unwrap();
-        for (events, expected) in [("", false), ("low 0\noom 3\noom_kill 0\n", false), ("oom 1\noom_kill 2\noom_group_kill 1\n", true)] {
+        for (events, expected) in
+            [("", false), ("low 0\noom 3\noom_kill 0\n", false), ("oom 1\noom_kill 2\noom_group_kill 1\n", true)]
+        {
             fs::write(group.folder.join("memory.events"), events).unwrap();
             assert_eq!(group.ran_out_of_memory(), expected, "{events}");
         }
@@ -355,7 +372,10 @@ mod tests {
         };
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let group = groups.add(child.id(), &KIND(512)).unwrap();
-        assert!(read(format!("/proc/{}/cgroup", child.id()).into()).contains(group.folder.file_name().unwrap().to_str().unwrap()));
+        assert!(
+            read(format!("/proc/{}/cgroup", child.id()).into())
+                .contains(group.folder.file_name().unwrap().to_str().unwrap())
+        );
         // Let go while it runs: what is left goes when the next is made.
         group.remove();
         assert!(group.folder.exists() && groups.find(child.id()).is_some());
@@ -380,7 +400,9 @@ mod tests {
         let home = Home::new(dir.path().into());
         let groups = Groups::new(OWN, &home).unwrap().filter(|groups| groups.0.controllers.contains(&"memory"));
         let Some(groups) = groups else {
-            return eprintln!("skipped: no bounds of memory can be set here (in a service with Delegate=yes they could)");
+            return eprintln!(
+                "skipped: no bounds of memory can be set here (in a service with Delegate=yes they could)"
+            );
         };
         let hungry = "read go; head -c 209715200 /dev/zero | tail -c 209715200 > /dev/null";
         let mut child = Command::new("sh").args(["-c", hungry]).stdin(std::process::Stdio::piped()).spawn().unwrap();
