@@ -82,81 +82,85 @@ pub fn short(databases: u64) -> String {
     }
 }
 
+/// "p50 / p99".
+pub fn millis(summary: &Summary) -> String {
+    format!("{:.2} / {:.2}", summary.p50_ms, summary.p99_ms)
+}
+
+/// A row of the table: what it is, and its cell of a step, given the first one.
+type Row = (String, Box<dyn Fn(&Step, &Step) -> String>);
+
+fn rows() -> Vec<Row> {
+    let row = |what: &str, cell: fn(&Step) -> String| -> Row {
+        (what.into(), Box::new(move |step, _| cell(step)))
+    };
+    let none = || "–".to_owned();
+    let mib = |bytes: u64| (bytes as f64 / MIB as f64).round().to_string();
+    let mut rows = vec![
+        row("of them used and asleep", |step| step.used.to_string()),
+        row("filled", |step| step.filled.to_owned()),
+    ];
+    for kind in KINDS {
+        let cell = move |step: &Step, _: &Step| step.timing(kind).map_or_else(none, millis);
+        rows.push((format!("{kind}, p50 / p99 ms"), Box::new(cell)));
+    }
+    for kind in [CREATE, WAKE_USED] {
+        let cell = move |step: &Step, first: &Step| match (step.timing(kind), first.timing(kind)) {
+            (Some(now), Some(first)) => format!("{:.2}", now.p99_ms / first.p99_ms),
+            _ => none(),
+        };
+        rows.push((format!("{kind}, p99 against the first"), Box::new(cell)));
+    }
+    rows.extend([
+        row("creates a second, sustained", |step| {
+            format!("{:.0}", step.creates_a_second)
+        }),
+        row("deletes a second, of those never used", |step| {
+            format!("{:.0}", step.deletes_a_second)
+        }),
+        row("start of the server, ms", |step| {
+            format!("{:.0}", step.start_ms)
+        }),
+        row("disk of each used one, KiB", |step| {
+            (step.used_bytes >> 10).to_string()
+        }),
+    ]);
+    let sizes: [(&str, fn(&Step) -> u64); 3] = [
+        ("memory of the server, resident, MiB", |step| step.resident_bytes),
+        ("of it no file's, MiB", |step| step.anonymous_bytes),
+        ("metadata on disk, MiB", |step| step.metadata_bytes),
+    ];
+    for (what, bytes) in sizes {
+        rows.push((what.into(), Box::new(move |step, _| mib(bytes(step)))));
+    }
+    rows
+}
+
+/// Tells all of the last step, a line for each row of the table.
+pub fn tell(steps: &[Step], say: &dyn Fn(String)) {
+    let (Some(first), Some(last)) = (steps.first(), steps.last()) else {
+        return;
+    };
+    say(format!("{} databases:", short(last.databases)));
+    for (what, cell) in rows() {
+        say(format!("  {what}: {}", cell(last, first)));
+    }
+}
+
 impl Scale {
     /// As a table of Markdown.
     pub fn print(&self) {
-        let row = |what: &str, cells: &mut dyn Iterator<Item = String>| {
-            println!("| {what} | {} |", cells.collect::<Vec<_>>().join(" | "));
-        };
+        let print = |what: &str, cells: Vec<String>| println!("| {what} | {} |", cells.join(" | "));
         let steps = &self.steps;
-        row(
-            "databases",
-            &mut steps.iter().map(|step| short(step.databases)),
-        );
+        let heads = steps.iter().map(|step| short(step.databases));
+        print("databases", heads.collect());
         println!("|---|{}", "---|".repeat(steps.len()));
-        row(
-            "of them used and asleep",
-            &mut steps.iter().map(|step| step.used.to_string()),
-        );
-        row(
-            "filled",
-            &mut steps.iter().map(|step| step.filled.to_owned()),
-        );
-        for kind in KINDS {
-            let cell = |step: &Step| {
-                step.timing(kind).map_or("–".into(), |t| {
-                    format!("{:.2} / {:.2}", t.p50_ms, t.p99_ms)
-                })
-            };
-            row(
-                &format!("{kind}, p50 / p99 ms"),
-                &mut steps.iter().map(cell),
+        for (what, cell) in rows() {
+            print(
+                &what,
+                steps.iter().map(|step| cell(step, &steps[0])).collect(),
             );
         }
-        for kind in [CREATE, WAKE_USED] {
-            let first = steps.first().and_then(|step| step.timing(kind));
-            let cell = |step: &Step| match (step.timing(kind), first) {
-                (Some(now), Some(first)) => format!("{:.2}", now.p99_ms / first.p99_ms),
-                _ => "–".into(),
-            };
-            row(
-                &format!("{kind}, p99 against the first"),
-                &mut steps.iter().map(cell),
-            );
-        }
-        row(
-            "creates a second, sustained",
-            &mut steps
-                .iter()
-                .map(|step| format!("{:.0}", step.creates_a_second)),
-        );
-        row(
-            "deletes a second, of those never used",
-            &mut steps
-                .iter()
-                .map(|step| format!("{:.0}", step.deletes_a_second)),
-        );
-        row(
-            "start of the server, ms",
-            &mut steps.iter().map(|step| format!("{:.0}", step.start_ms)),
-        );
-        let mib = |bytes: u64| (bytes as f64 / MIB as f64).round().to_string();
-        row(
-            "memory of the server, resident, MiB",
-            &mut steps.iter().map(|step| mib(step.resident_bytes)),
-        );
-        row(
-            "of it no file's, MiB",
-            &mut steps.iter().map(|step| mib(step.anonymous_bytes)),
-        );
-        row(
-            "metadata on disk, MiB",
-            &mut steps.iter().map(|step| mib(step.metadata_bytes)),
-        );
-        row(
-            "disk of each used one, KiB",
-            &mut steps.iter().map(|step| (step.used_bytes >> 10).to_string()),
-        );
         if let [first, .., last] = steps.as_slice() {
             let each = |bytes: fn(&Step) -> u64| {
                 (bytes(last) as f64 - bytes(first) as f64)
