@@ -209,3 +209,81 @@ fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     );
     server.stop();
 }
+
+/// What a cut at a named step of suspend or wake leaves on the disk: the VMM dies there, and with it what nobody flushed.
+#[test]
+fn a_power_cut_at_each_step_of_the_snapshot_loses_no_row_and_uses_none_twice() {
+    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
+        return;
+    }
+    let mut server = Server::prepare();
+    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+    let at = server.home.join("crash-at");
+    server.use_testing_vmm(&format!("DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT", at.display()));
+    server.run();
+    let created = server.create();
+    let id = created.database.id.clone();
+    let target = created.target().unwrap();
+    let started = |client: &mut Client| client.value("select pg_postmaster_start_time()").unwrap();
+    created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
+    let mut rows = 0;
+    // `Some(true)`: there is a snapshot afterwards, and it is used. `None`: the mark is made beside the restore.
+    for (step, survives) in [
+        // Whole in its file, without its name.
+        ("suspend-synced", Some(false)),
+        // Its name is in the host's memory alone.
+        ("suspend-renamed", Some(false)),
+        ("suspend-committed", Some(true)),
+        ("restore-loaded", Some(true)),
+        // The guest has only read, if it has run at all, and that the snapshot is spent is in the host's memory alone.
+        ("spent-renamed", Some(true)),
+        ("spent", Some(false)),
+        ("restore-entered", None),
+    ] {
+        // Awake, and after a cold start, whose time tells whether there is another.
+        let mut client = harness::connect_again(&target);
+        rows += 1;
+        client.query(&format!("insert into ledger values ({rows})")).unwrap();
+        let before = started(&mut client);
+        drop(client);
+        server.rest.suspend(&id).unwrap();
+        std::fs::write(&at, step).unwrap();
+        if step.starts_with("suspend") {
+            let mut client = harness::connect_again(&target);
+            rows += 1;
+            client.query(&format!("insert into ledger values ({rows})")).unwrap();
+            let _ = server.rest.call("POST", &format!("/v1/databases/{id}/suspend"), "").unwrap();
+        } else if let Ok(mut client) = Client::connect(&target) {
+            let _ = client.query("select count(*) from ledger");
+        }
+        until("the VM is gone", || rest::vm_processes(&id).is_empty());
+        let copy = server.home.join("copy");
+        disk.copy(&copy);
+        server.kill();
+        disk.become_copy(&copy);
+        std::fs::remove_file(&at).unwrap();
+        server.run();
+        let mut client = harness::connect_again(&target);
+        check(&mut client, rows);
+        let cold = started(&mut client) != before;
+        if let Some(survives) = survives {
+            assert_eq!(cold, !survives, "{step}");
+        }
+        // It changes something, so the snapshot, if there was one, is spent for good: a cut now must not bring it back.
+        rows += 1;
+        client.query(&format!("insert into ledger values ({rows})")).unwrap();
+        let now = started(&mut client);
+        for pid in rest::vm_processes(&id) {
+            signal(pid, libc::SIGSTOP);
+        }
+        disk.copy(&copy);
+        server.kill();
+        harness::kill_vm(&id);
+        disk.become_copy(&copy);
+        server.run();
+        let mut client = harness::connect_again(&target);
+        check(&mut client, rows);
+        assert_ne!(started(&mut client), now, "{step}: a spent snapshot was used again");
+    }
+    server.stop();
+}
