@@ -76,6 +76,10 @@ test: ## everything: unit tests, the console in a browser, PostgreSQL on real KV
 testing-vmm: ## a VMM for tests: it can be made to die at each step of suspend and resume, and show a folder to its guest
 	@$(STEP) "VMM for tests" cargo build --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing
 
+.PHONY: testing-server
+testing-server: ## a server for tests: it can be made to die at each of its steps
+	@$(STEP) "server for tests" cargo build --release --bin dormouse-testing --features dormouse-api/crash-points --package dormouse-api --package dormouse-images --package dormouse-vmm --package dormouse-loadtest
+
 .PHONY: test-image
 test-image: server oracle ## an image with the modules of PostgreSQL's own tests, and these tests (images/.build/suites-17)
 	@$(STEP) "test image" target/release/dormouse-image --home target/test-image build --tests
@@ -94,7 +98,7 @@ test-postgres-18: testing-vmm oracle-18 server ## the same of PostgreSQL 18
 	@DORMOUSE_TEST_POSTGRES=18 $(STEP) "PostgreSQL 18's suites" $(SUITES)
 
 .PHONY: test-rust
-test-rust: testing-vmm test-image ## the workspace's tests, with those on real KVM (loadtest/tests) last
+test-rust: testing-vmm testing-server test-image ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
 	@$(STEP) "tests of crashes and of the jail" cargo test --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing --test crash --test jail
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest

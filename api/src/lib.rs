@@ -5,6 +5,7 @@
 //! pooler, and [`cli`] is the command.
 
 pub mod cli;
+pub mod crash;
 mod front;
 pub mod host;
 pub mod http;

@@ -72,3 +72,30 @@ fn a_full_disk_is_said_and_loses_nothing() {
     drop(client);
     server.stop();
 }
+
+/// It was answered 503, as if trying again would help.
+#[test]
+fn a_first_wake_that_a_full_disk_prevents_says_so_and_works_once_there_is_room() {
+    if !harness::have_kvm() || !harness::have_root("mounting a small disk") {
+        return;
+    }
+    let mut server = Server::prepare();
+    // The metadata's disk alone. SQLite keeps its other files where the name leads.
+    let disk = SmallDisk::mount(&server.home.join("small"));
+    std::os::unix::fs::symlink(disk.0.join("dormouse.db"), server.home.join("dormouse.db")).unwrap();
+    server.run();
+    let created = server.create();
+    let filler = disk.fill();
+    let resume = || server.rest.call("POST", &format!("/v1/databases/{}/resume", created.database.id), "").unwrap();
+    let refused = resume();
+    let body = text(&refused.body);
+    assert_eq!(refused.status, 507, "{body}");
+    assert!(body.contains("urn:dormouse:problem:disk-full") && body.contains("free some space"), "{body}");
+    let create = server.rest.call("POST", "/v1/databases", r#"{"name":"another"}"#).unwrap();
+    assert_eq!(create.status, 507, "{}", text(&create.body));
+    std::fs::remove_file(filler).unwrap();
+    let woken = resume();
+    assert_eq!(woken.status, 200, "{}", text(&woken.body));
+    created.connect().unwrap().query("create table made ()").unwrap();
+    server.stop();
+}

@@ -86,3 +86,42 @@ fn stock_postgres_opens_the_merged_layer_of_a_sleeping_database() {
         "never committed"
     );
 }
+
+/// A restore that was cut short, or a slip of the hand, left an empty folder: the database came up as a new one.
+#[test]
+fn a_database_whose_layer_was_emptied_is_not_taken_for_a_new_one() {
+    let Some((mut server, created)) = harness::database() else {
+        return;
+    };
+    let id = created.database.id.as_str();
+    let target = created.target().unwrap();
+    created.connect().unwrap().query("create table kept as select 42 as n").unwrap();
+    server.rest.suspend(id).unwrap();
+    let folder = server.home.join("databases").join(id);
+    let (layer, aside) = (folder.join("layer"), server.home.join("aside"));
+    // With its snapshot, whose memory the files no longer fit, and without.
+    for has_snapshot in [true, false] {
+        server.stop();
+        fs::rename(&layer, &aside).unwrap();
+        fs::create_dir(&layer).unwrap();
+        assert!(folder.join("snapshot").exists());
+        if !has_snapshot {
+            fs::remove_file(folder.join("snapshot")).unwrap();
+        }
+        server.run();
+        let error = Client::connect(&target).err().unwrap().to_string();
+        assert!(error.contains("its files are gone"), "{error}");
+        assert_eq!(server.rest.database(id).unwrap().state, "error");
+        let events = server.rest.call("GET", &format!("/v1/databases/{id}/events"), "").unwrap();
+        let events: serde_json::Value = serde_json::from_slice(&events.body).unwrap();
+        let newest = &events["events"][0];
+        assert_eq!(newest["kind"], "wake_failed", "{events}");
+        assert!(newest["message"].as_str().unwrap().contains("its files are gone"), "{events}");
+        fs::remove_dir_all(&layer).unwrap();
+        fs::rename(&aside, &layer).unwrap();
+        let mut client = harness::connect_again(&target);
+        assert_eq!(client.value("select n from kept").unwrap(), "42");
+        drop(client);
+        server.rest.suspend(id).unwrap();
+    }
+}

@@ -68,6 +68,9 @@ pub struct Settings {
     /// The most bytes of disk that the database's layer may take.
     #[arg(long, value_name = "BYTES")]
     pub storage_bytes: Option<u64>,
+    /// The database's layer was written: an empty one has lost its data, and is not taken for a new database's.
+    #[arg(long)]
+    pub written: bool,
     /// Show the guest this folder of the host, at the same path.
     #[cfg(feature = "shared-folder")]
     #[arg(long, value_name = "DIR")]

@@ -33,6 +33,9 @@ pub struct Claim {
     /// The most bytes of disk that its layer may take.
     #[serde(default)]
     pub storage_bytes: Option<u64>,
+    /// Its layer was written: an empty one has lost its data.
+    #[serde(default)]
+    pub written: bool,
 }
 
 /// A VMM that stands by.
@@ -141,7 +144,7 @@ mod tests {
     #[test]
     fn a_claim_names_a_database_and_nothing_unknown() {
         let claim: Claim = serde_json::from_str(r#"{"database":"db_x"}"#).unwrap();
-        assert_eq!(claim, Claim { database: "db_x".into(), storage_bytes: None });
+        assert_eq!(claim, Claim { database: "db_x".into(), storage_bytes: None, written: false });
         assert!(serde_json::from_str::<Claim>(r#"{"database":"db_x","image":"y"}"#).is_err());
     }
 }

@@ -58,6 +58,8 @@ pub enum StartError {
     Queue(#[from] QueueError),
     #[error(transparent)]
     Run(#[from] RunError),
+    #[error("its files are gone: its folder \"layer\" is empty, and had data. Put it back, whole, or delete the database")]
+    Lost,
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -204,7 +206,12 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let is_apart = apart.is_some();
     let Some((claim, descriptors)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
-    let settings = Settings { database: claim.database, storage_bytes: claim.storage_bytes, ..settings.clone() };
+    let settings = Settings {
+        database: claim.database,
+        storage_bytes: claim.storage_bytes,
+        written: claim.written,
+        ..settings.clone()
+    };
     settings.check().map_err(StartError::Usage)?;
     let folders = if is_apart { Folders::handed_over(descriptors) } else { Folders::find(&settings) };
     let folders = folders.map_err(unclaimed)?;
@@ -330,6 +337,7 @@ impl Place<'_> {
             }
         }
         if let Some(dir) = &self.image.golden_dir
+            && !self.settings.written
             && crate::layer::is_empty(&self.layer)?
         {
             match self.clone_golden(made, dir, life) {
@@ -348,6 +356,9 @@ impl Place<'_> {
 
     /// Boots the image, after a snapshot that may lie there has been moved out of the way.
     fn boot(&self, made: Made, life: &mut Life) -> Result<Begun, StartError> {
+        if self.settings.written && crate::layer::is_empty(&self.layer)? {
+            return Err(StartError::Lost);
+        }
         // A boot wants memory of zeroes.
         let Made { machine, .. } = made.over("", self.host, self.settings)?;
         let aside = "cannot move the snapshot aside";

@@ -152,7 +152,7 @@ fn settings(matches: &ArgMatches, cli: &Cli) -> Result<Settings, SettingsError> 
 }
 
 /// `dormouse vmm …`: the VMM's own entry point.
-pub fn vmm() -> ExitCode {
+fn vmm() -> ExitCode {
     // It sees itself as its own program: the word that led here is not its argument.
     let arguments = std::env::args_os().take(1).chain(std::env::args_os().skip(2));
     dormouse_vmm::main(arguments.collect::<Vec<OsString>>())
@@ -160,6 +160,10 @@ pub fn vmm() -> ExitCode {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    // Before anything else: a VMM starts for every wake, and has no use for what follows.
+    if std::env::args_os().nth(1).is_some_and(|word| word == "vmm") {
+        return vmm();
+    }
     let matches = command_line().get_matches();
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,

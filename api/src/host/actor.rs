@@ -17,6 +17,7 @@ use super::process::Process;
 use super::state::State;
 use super::vm::{self, VmCommand, VmContext, VmEvent};
 use super::{Awake, DeleteError, EventKind, Inner, RestartError, SuspendError, WakeError};
+use crate::crash;
 use crate::identity::{DatabaseId, TenantId};
 
 /// What an actor needs to know of its database; read once from its row.
@@ -34,6 +35,8 @@ pub struct Facts {
     pub cool_down_ms: u64,
     /// As its row said: its folders must be there.
     pub has_files: bool,
+    /// Likewise: its layer must not be empty.
+    pub written: bool,
 }
 
 /// What others ask of an actor.
@@ -242,6 +245,7 @@ impl Actor {
                 let awake = Awake { socket: self.host.home.session_socket(&self.facts.id), epoch };
                 // Before anyone is answered: a held session binds again, one of another epoch ends.
                 self.host.sessions().awake(&self.facts.id, &awake, &existing);
+                crash::point("wake-bound");
                 self.awake = Some(awake);
                 self.send_vm(VmCommand::CoolDown(self.facts.cool_down_ms));
                 Some(Input::Ready)
@@ -313,8 +317,11 @@ impl Actor {
         self.wake_deadline = None;
         self.stop_deadline = None;
         self.unsaved = Unsaved::default();
-        let facts = &self.facts;
         let failed = reason.is_some();
+        if !failed {
+            self.host.note_written(&mut self.facts);
+        }
+        let facts = &self.facts;
         if let Some(reason) = reason {
             let state = self.machine.state();
             if !matches!(state, State::Deleting) {
@@ -424,6 +431,7 @@ impl Actor {
                 self.reason = None;
                 self.turn_deadline = Some(Instant::now() + self.host.limits.turn_timeout);
                 self.start_vm(None);
+                crash::point("wake-begun");
             }
             Effect::Kill => self.send_vm(VmCommand::Kill),
             Effect::Suspend => {
@@ -438,7 +446,10 @@ impl Actor {
             }
             Effect::Quiesce => return Some(self.quiesce()),
             Effect::Release => self.host.sessions().release(id),
-            Effect::TellSuspended => self.host.sessions().suspended(id),
+            Effect::TellSuspended => {
+                self.host.sessions().suspended(id);
+                crash::point("suspend-told");
+            }
             Effect::EndSessions(why) => self.host.sessions().end(id, why),
             Effect::AnswerWakers(answer) => self.answer_wakers(answer),
             Effect::AnswerSuspend(answer) => self.answer_suspenders(answer),
@@ -484,6 +495,7 @@ impl Actor {
                 image: self.facts.image.clone(),
                 memory_mib: self.facts.memory_mib,
                 storage_mib: self.facts.storage_mib,
+                written: self.facts.written,
             },
             pg_version: self.facts.pg_version,
             tenant: self.facts.tenant.clone(),
@@ -509,6 +521,7 @@ impl Actor {
         let stopped = counts.is_some();
         self.unsaved.last &= stopped;
         self.counts = counts.unwrap_or_default();
+        crash::point("suspend-quiesced");
         Input::Quiesced(stopped)
     }
 
@@ -537,12 +550,13 @@ impl Actor {
             (Answer::Done, Some(awake)) => Ok(awake.clone()),
             (Answer::Gone, _) => Err(WakeError::Deleting),
             (Answer::ShuttingDown, _) => Err(WakeError::ShuttingDown),
-            _ => Err(WakeError::Failed(self.reason.clone().unwrap_or_else(|| "its VM ended".into()))),
+            _ => Err(WakeError::unready(self.reason.clone().unwrap_or_else(|| "its VM ended".into()))),
         };
         for reply in self.wakers.drain(..) {
             // A waiter that has gone needs no answer.
             let _ = reply.send(result.clone());
         }
+        crash::point("wake-answered");
     }
 
     fn answer_suspenders(&mut self, answer: Answer) {

@@ -4,8 +4,11 @@
 //! if the image has no golden snapshot of its size), and its first use is an ordinary wake, which makes its folders
 //! ([`super::folders`]). The row is on disk before the create is answered.
 
+use std::sync::Arc;
+
 use super::machine::Rest;
-use super::{GUEST_ROLE, Host, State};
+use super::{GUEST_ROLE, Host, Inner, State};
+use crate::crash;
 use crate::identity::{DatabaseId, TenantId};
 use crate::metadata::{self, DatabaseRow, MetadataError, NewDatabase};
 use crate::secret::{PasswordError, RandomError, password_and_verifier};
@@ -48,6 +51,8 @@ pub enum CreateError {
     DiskFull,
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the create was interrupted: look whether the database is there, then try again")]
+    Interrupted,
     #[error(transparent)]
     Random(#[from] RandomError),
     #[error(transparent)]
@@ -87,42 +92,43 @@ impl Host {
                 return Err(CreateError::NoVersion { asked: pg_version, available });
             }
         };
-        let id = DatabaseId::random()?;
         let (password, verifier) = password_and_verifier().await?;
+        let id = DatabaseId::random()?;
         let rest = inner.home.rest(&id, &image, plan.memory_mib);
         let new = NewDatabase {
-            id: id.clone(),
+            id,
             tenant: create.tenant.clone(),
             name: create.name.to_owned(),
             state: if rest == Rest::Suspended { State::Suspended } else { State::Stopped },
             plan: create.plan.to_owned(),
             plan_databases: plan.databases,
             pg_version,
-            image: image.clone(),
+            image,
             cool_down_ms: create.cool_down_ms,
             role: GUEST_ROLE.to_owned(),
             verifier,
         };
-        let row = inner.metadata.create_database(new).await.map_err(|e| match e {
+        // To its end, if the client leaves: what is on disk has to be announced.
+        let made = tokio::spawn(inner.clone().make(new)).await;
+        let row = made.unwrap_or(Err(CreateError::Interrupted))?;
+        Ok(Created { row, password })
+    }
+}
+
+impl Inner {
+    /// Writes the row, and tells the listeners of it.
+    async fn make(self: Arc<Self>, new: NewDatabase) -> Result<DatabaseRow, CreateError> {
+        let most = new.plan_databases;
+        let row = self.metadata.create_database(new).await.map_err(|e| match e {
             metadata::CreateError::NameTaken => CreateError::NameTaken,
-            metadata::CreateError::PlanFull => CreateError::PlanFull(plan.databases),
+            metadata::CreateError::PlanFull => CreateError::PlanFull(most),
             metadata::CreateError::Metadata(e) => e.into(),
         })?;
-        let facts = super::Facts {
-            id: id.clone(),
-            tenant: row.tenant.clone(),
-            tenant_name: row.tenant_name.clone(),
-            name: row.name.clone(),
-            pg_version,
-            image,
-            memory_mib: plan.memory_mib,
-            storage_mib: plan.storage_mib,
-            cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
-            has_files: false,
-        };
+        crash::point("create-committed");
         // Written with its row.
-        inner.metrics.events[super::EventKind::Created as usize].add(1);
-        inner.announce(&facts, Some(row.state), None);
-        Ok(Created { row, password })
+        self.metrics.events[super::EventKind::Created as usize].add(1);
+        self.announce(&self.facts(&row), Some(row.state), None);
+        crash::point("create-announced");
+        Ok(row)
     }
 }

@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::Inner;
+use super::{Facts, Inner};
+use crate::crash;
 use crate::identity::DatabaseId;
 
 /// Folders on their way to the disk.
@@ -44,6 +45,15 @@ impl Inner {
         Err(format!("its files are gone: {layer} is not there. Put it back (is its disk mounted?), or delete the database"))
     }
 
+    /// After a clean end of its VM, with which all of the layer is on disk: has it noted that there are data in it, if there
+    /// are.
+    pub(crate) fn note_written(&self, facts: &mut Facts) {
+        if !facts.written && !self.home.layer_is_empty(&facts.id) {
+            facts.written = true;
+            self.journal.written(&facts.id);
+        }
+    }
+
     /// Makes sure of a database's folders before it is woken. What is given has to be waited for before anyone hears of the
     /// wake; nothing is where the row says that they are there (`has_files`).
     pub(crate) fn settle_folders(self: &Arc<Self>, id: &DatabaseId, has_files: bool) -> Result<Option<Settling>, String> {
@@ -53,14 +63,19 @@ impl Inner {
         }
         let folder = self.home.database(id);
         make(&folder).map_err(|e| format!("its folder cannot be made: {e}"))?;
+        crash::point("folders-made");
         let (host, id) = (self.clone(), id.clone());
         Ok(Some(tokio::spawn(async move {
             let folders = [folder, host.home.databases()];
             let flush = move || folders.iter().try_for_each(|folder| File::open(folder)?.sync_all());
             let flushed = tokio::task::spawn_blocking(flush).await.map_err(io::Error::other).flatten();
             flushed.map_err(|e| Unsettled::Failed(format!("its folder cannot be put on disk: {e}")))?;
+            crash::point("folders-flushed");
             match host.metadata.set_has_files(&id).await {
-                Ok(true) => Ok(()),
+                Ok(true) => {
+                    crash::point("folders-noted");
+                    Ok(())
+                }
                 Ok(false) => Err(Unsettled::Deleted),
                 // It has nothing to lose yet; with data that its row does not know of it could be taken for a new one.
                 Err(error) => Err(Unsettled::Failed(format!("that it has files cannot be noted: {error}"))),

@@ -151,7 +151,7 @@ impl Home {
     }
 
     /// Whether nothing was ever changed in its layer.
-    fn layer_is_empty(&self, id: &DatabaseId) -> bool {
+    pub(crate) fn layer_is_empty(&self, id: &DatabaseId) -> bool {
         // A layer that cannot be read is for the VMM to explain; a cold start is what it would come to.
         dormouse_vmm::layer::is_empty(&self.database(id).join("layer")).unwrap_or(false)
     }

@@ -49,6 +49,7 @@ use self::metrics::HostMetrics;
 use self::pool::{Kind, Pool, Start};
 use self::process::Process;
 use self::turns::Turns;
+use crate::crash;
 use crate::identity::{DatabaseId, TenantId};
 use crate::metadata::{DatabaseRow, EventRow, Metadata, MetadataError, Page, StateJournal};
 use crate::settings::{Plan, Settings};
@@ -86,10 +87,25 @@ pub enum WakeError {
     QueueFull,
     #[error("the server is shutting down")]
     ShuttingDown,
+    #[error("the database cannot be woken: {0}. Free some space on the disk of DORMOUSE_HOME")]
+    DiskFull(String),
     #[error("the database cannot be woken: {0}")]
     Failed(String),
     #[error("{0}")]
     Metadata(String),
+}
+
+impl WakeError {
+    /// Of the reason why its VM was not started, or ended.
+    pub(crate) fn unready(reason: String) -> WakeError {
+        if is_of_a_full_disk(&reason) { WakeError::DiskFull(reason) } else { WakeError::Failed(reason) }
+    }
+}
+
+/// Whether a reason is a full disk's, or a used up quota's.
+fn is_of_a_full_disk(reason: &str) -> bool {
+    // ENOSPC and EDQUOT, as the standard library writes them, and the metadata's own word.
+    ["(os error 28)", "(os error 122)", crate::metadata::FULL].iter().any(|text| reason.contains(text))
 }
 
 /// Why a statement of the service's own was not carried out in a database.
@@ -123,12 +139,7 @@ pub enum SuspendError {
 impl SuspendError {
     /// Of a VMM's reason.
     pub(crate) fn unsaved(reason: &str) -> SuspendError {
-        // ENOSPC and EDQUOT, as the standard library writes them.
-        if reason.contains("(os error 28)") || reason.contains("(os error 122)") {
-            SuspendError::DiskFull(reason.into())
-        } else {
-            SuspendError::Failed(reason.into())
-        }
+        if is_of_a_full_disk(reason) { SuspendError::DiskFull(reason.into()) } else { SuspendError::Failed(reason.into()) }
     }
 }
 
@@ -360,6 +371,7 @@ impl Host {
             return Err(DeleteError::NotFound);
         }
         inner.metadata.set_state(id, State::Deleting, None).await.map_err(Arc::new)?;
+        crash::point("delete-marked");
         let (reply, answer) = oneshot::channel();
         match self.send(id, Command::Delete(reply), true).await {
             Ok(()) => {}
@@ -561,6 +573,23 @@ impl Inner {
         plan.cloned().unwrap_or(Plan { databases: 0, memory_mib: 512, storage_mib: 1024, connections: 50, cool_down_ms: 1000 })
     }
 
+    fn facts(&self, row: &DatabaseRow) -> Facts {
+        let plan = self.plan_of(&row.plan);
+        Facts {
+            id: row.id.clone(),
+            tenant: row.tenant.clone(),
+            tenant_name: row.tenant_name.clone(),
+            name: row.name.clone(),
+            pg_version: row.pg_version,
+            image: row.image.clone(),
+            memory_mib: plan.memory_mib,
+            storage_mib: plan.storage_mib,
+            cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
+            has_files: row.has_files,
+            written: row.written,
+        }
+    }
+
     fn offer(&self, id: &DatabaseId, command: Command) -> Offer {
         let actors = self.lock_actors();
         let Some(actor) = actors.get(id) else { return Offer::NoActor(command) };
@@ -582,19 +611,7 @@ impl Inner {
         adopted: Option<(UnixStream, Process)>,
         command: Option<Command>,
     ) -> bool {
-        let plan = self.plan_of(&row.plan);
-        let facts = Facts {
-            id: row.id.clone(),
-            tenant: row.tenant.clone(),
-            tenant_name: row.tenant_name.clone(),
-            name: row.name.clone(),
-            pg_version: row.pg_version,
-            image: row.image.clone(),
-            memory_mib: plan.memory_mib,
-            storage_mib: plan.storage_mib,
-            cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
-            has_files: row.has_files,
-        };
+        let facts = self.facts(row);
         let mut actors = self.lock_actors();
         if let Some(actor) = actors.get(&row.id) {
             return command.is_none_or(|command| actor.try_send(command).is_ok());
@@ -658,8 +675,12 @@ impl Inner {
     /// Removes a database's files, then its row. The row says `deleting` already, so a crash in between leaves
     /// something that the reconciler finishes.
     pub(crate) async fn remove_database(&self, id: &DatabaseId) -> Result<(), String> {
+        crash::point("delete-ended");
         self.remove_folders(id).await?;
-        self.metadata.remove_database(id).await.map_err(|e| e.to_string())
+        crash::point("delete-files-removed");
+        self.metadata.remove_database(id).await.map_err(|e| e.to_string())?;
+        crash::point("delete-row-removed");
+        Ok(())
     }
 
     /// Removes a database's files.
@@ -668,7 +689,10 @@ impl Inner {
         let removed = tokio::task::spawn_blocking(move || {
             folders.iter().try_for_each(|folder| match tree::remove(folder) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", folder.display())),
-                _ => Ok(()),
+                _ => {
+                    crash::point("delete-folder-removed");
+                    Ok(())
+                }
             })
         })
         .await;

@@ -22,6 +22,8 @@ pub struct Spec {
     pub memory_mib: u64,
     /// Most bytes of the layer, in MiB.
     pub storage_mib: u64,
+    /// Its layer was written: an empty one has lost its data.
+    pub written: bool,
 }
 
 /// Exit statuses of a VMM (`docs/interfaces.md`).

@@ -20,6 +20,7 @@ use super::process::Process;
 use super::record::Record;
 use super::socket::connect;
 use super::{Host, State};
+use crate::crash;
 use crate::identity::DatabaseId;
 use crate::metadata::{DatabaseRow, MetadataError};
 
@@ -44,9 +45,11 @@ impl Host {
     /// Brings rows, processes and files back together. Call once, before anything is woken.
     pub async fn reconcile(&self) -> Result<Reconciled, MetadataError> {
         let mut done = Reconciled::default();
+        crash::point("takeover-begun");
         for record in Record::all(&self.inner.home) {
             self.settle_vm(record, &mut done).await?;
         }
+        crash::point("takeover-vms-settled");
         // Many at once: their writes share transactions.
         let rows = self.inner.metadata.databases_at_work().await?;
         let mut settled = stream::iter(rows.iter().map(|row| self.settle_row(row))).buffer_unordered(AT_ONCE);
@@ -56,6 +59,7 @@ impl Host {
             done.rested += one.rested;
         }
         drop(settled);
+        crash::point("takeover-done");
         // It only reports, and with many folders it takes a while: nobody waits for it.
         let host = self.clone();
         tokio::spawn(async move {
@@ -77,8 +81,10 @@ impl Host {
         if let Some(row) = wanted
             && let Some(adopted) = self.reach(pid, &row.id).await
         {
+            crash::point("takeover-reached");
             tracing::info!(database = %row.id, pid, "adopted a running VM");
             self.inner.start_actor(&row, Phase::Resuming, None, Some(adopted), None);
+            crash::point("takeover-adopted");
             done.adopted += 1;
             return Ok(());
         }
@@ -89,6 +95,7 @@ impl Host {
             if tokio::time::timeout(KILL_TIME, process.gone()).await.is_err() {
                 tracing::error!(database, pid, "killed, and still there");
             }
+            crash::point("takeover-killed");
             done.killed += 1;
         }
         Ok(())
@@ -108,7 +115,10 @@ impl Host {
             State::Creating | State::Deleting => {
                 match inner.remove_database(&row.id).await {
                     Ok(()) if row.state == State::Creating => done.undone += 1,
-                    Ok(()) => done.deleted += 1,
+                    Ok(()) => {
+                        crash::point("takeover-deleted");
+                        done.deleted += 1;
+                    }
                     Err(reason) => {
                         tracing::error!(database = %row.id, reason, "could not be removed; `delete` tries again");
                         inner.metadata.set_state(&row.id, State::Deleting, Some(&reason)).await?;
@@ -130,6 +140,7 @@ impl Host {
             _ => (State::Stopped, Some("the server ended while it was awake; its next use starts cold")),
         };
         inner.metadata.set_state(&row.id, state, message).await?;
+        crash::point("takeover-rested");
         done.rested += 1;
         Ok(done)
     }

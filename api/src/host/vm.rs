@@ -21,6 +21,7 @@ use super::process::{Process, Spec, last_cry, last_words, rotate, status};
 use super::socket::{connect, connect_when_there};
 use super::turns::Turn;
 use super::wakes::WakeKind;
+use crate::crash;
 use crate::identity::TenantId;
 
 /// What the actor asks of a VM.
@@ -108,6 +109,9 @@ pub fn start(
         };
         let reason = life.run(adopted).await;
         drop(life.turn.take());
+        if reason.is_none() {
+            crash::point("suspend-gone");
+        }
         (life.events)(VmEvent::Exited { reason, hung: life.hung });
     });
     sender
@@ -267,6 +271,7 @@ impl<F: Fn(VmEvent)> Life<F> {
             () = killed(&mut self.commands) => return Ok(None),
         }
         self.step("turn_taken");
+        crash::point("wake-turn-taken");
         (self.events)(VmEvent::Starting);
         let home = self.context.home.clone();
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
@@ -323,7 +328,9 @@ impl<F: Fn(VmEvent)> Life<F> {
                 stream = connect_when_there(&folder, "vm.ctl") => return match stream {
                     Ok(stream) => {
                         self.step("connected");
+                        crash::point("wake-connected");
                         self.context.host.sessions().listening(&id, home.session_socket(&id));
+                        crash::point("wake-offered");
                         Ok(Some((stream, process)))
                     }
                     Err(e) => {
@@ -411,6 +418,9 @@ impl<F: Fn(VmEvent)> Life<F> {
                         tracing::debug!(database = %self.context.spec.id, %error, "vm.ctl");
                         return Over::Lost;
                     }
+                    if matches!(request, Request::Suspend { .. }) {
+                        crash::point("suspend-asked");
+                    }
                 }
             }
         }
@@ -422,6 +432,7 @@ impl<F: Fn(VmEvent)> Life<F> {
             Message::Event(Event::Ready { epoch, cold, why, settings_undone, trace }) => {
                 self.turn = None;
                 self.step("vm_heard");
+                crash::point("wake-ready");
                 let ready = monotonic_us();
                 tracing::info!(database = %self.context.spec.id, epoch, cold, us = ready - self.asked, "awake");
                 if !self.adopted {
@@ -456,6 +467,7 @@ impl<F: Fn(VmEvent)> Life<F> {
             Message::Event(Event::Unknown) => {}
             Message::Answer(answer) => match open.pop_front() {
                 Some(Open::Suspend) => {
+                    crash::point("suspend-answered");
                     let done = answer.is_ok();
                     (self.events)(VmEvent::Suspended(answer.map(drop)));
                     return done;

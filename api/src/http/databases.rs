@@ -365,6 +365,7 @@ pub async fn suspend(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<
         (status = 200, description = "It is awake", body = Database),
         (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
         (status = 503, description = "It cannot be woken; `detail` says why", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 507, description = "The disk is full: it cannot be woken for the first time", body = ProblemBody, content_type = "application/problem+json"),
     )
 )]
 pub async fn resume(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<String>) -> Result<axum::Json<Database>, Problem> {

@@ -180,6 +180,7 @@ impl From<WakeError> for Problem {
         match error {
             WakeError::NotFound | WakeError::Deleting => Problem::deleting(text),
             WakeError::QueueFull => Problem::too_many(text),
+            WakeError::DiskFull(_) => Problem::disk_full(text),
             WakeError::ShuttingDown | WakeError::Failed(_) => Problem::unavailable(text),
             WakeError::Metadata(_) => hidden(&text),
         }
@@ -245,7 +246,7 @@ impl From<CreateError> for Problem {
             CreateError::NameTaken => Problem::name_taken("database", "this"),
             CreateError::PlanFull(_) => Problem::plan_full(text),
             CreateError::DiskFull => Problem::disk_full(text),
-            CreateError::NoImage | CreateError::ShuttingDown => Problem::unavailable(text),
+            CreateError::NoImage | CreateError::ShuttingDown | CreateError::Interrupted => Problem::unavailable(text),
             CreateError::Random(_) | CreateError::Password(_) | CreateError::Metadata(_) => hidden(&text),
         }
     }

@@ -7,6 +7,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::writer::Failure;
 use super::{Metadata, MetadataError, events, now_ms};
+use crate::crash;
 use crate::host::State;
 use crate::identity::{DatabaseId, TenantId};
 
@@ -29,6 +30,8 @@ pub struct DatabaseRow {
     pub message: Option<String>,
     /// Its first wake has made its folders: from then on they must be there.
     pub has_files: bool,
+    /// Its layer was seen with data in it: from then on it must not be empty.
+    pub written: bool,
     /// ms since 1970.
     pub created_at: i64,
 }
@@ -103,7 +106,7 @@ pub struct Page {
 
 /// The columns of a [`DatabaseRow`].
 const SELECT: &str = "SELECT d.seq, d.id, d.tenant_id, t.name AS tenant_name, d.name, d.state, d.plan, d.pg_version, d.image, \
-                             d.cool_down_ms, d.message, d.has_files, d.created_at \
+                             d.cool_down_ms, d.message, d.has_files, d.written, d.created_at \
                       FROM databases d JOIN tenants t ON t.id = d.tenant_id ";
 
 impl Metadata {
@@ -324,6 +327,7 @@ async fn insert(new: &NewDatabase, on: &mut SqliteConnection) -> Result<Database
         .execute(&mut *on)
         .await?;
     events::insert_created(on, &new.id, created_at).await?;
+    crash::point("create-written");
     Ok(DatabaseRow {
         seq: inserted.try_get("seq")?,
         id: new.id.clone(),
@@ -337,6 +341,7 @@ async fn insert(new: &NewDatabase, on: &mut SqliteConnection) -> Result<Database
         cool_down_ms: new.cool_down_ms,
         message: None,
         has_files: false,
+        written: false,
         created_at,
     })
 }
@@ -359,6 +364,7 @@ fn read(row: &SqliteRow) -> Result<DatabaseRow, MetadataError> {
         cool_down_ms: row.try_get::<Option<i64>, _>("cool_down_ms")?.map(|ms| ms.max(0) as u64),
         message: row.try_get("message")?,
         has_files: row.try_get("has_files")?,
+        written: row.try_get("written")?,
         created_at: row.try_get("created_at")?,
     })
 }

@@ -4,7 +4,7 @@
 //! database is kept and all that gathered while the last transaction ran go into the next. What a crash loses,
 //! the reconciler finds out from the files. Events lost with the host's power are only that.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::events::{self, NewEvent};
 use super::{Metadata, MetadataError, now_ms};
+use crate::crash;
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
@@ -20,10 +21,31 @@ const MOST_EVENTS: usize = 10_000;
 
 #[derive(Default)]
 struct Pending {
+    batch: Batch,
+    closed: bool,
+}
+
+/// What is written in one transaction.
+#[derive(Clone, Default)]
+struct Batch {
     states: HashMap<DatabaseId, (State, Option<String>)>,
+    /// Databases whose layers have data in them.
+    written: HashSet<DatabaseId>,
     /// In order.
     events: Vec<NewEvent>,
-    closed: bool,
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.states.is_empty() && self.written.is_empty() && self.events.is_empty()
+    }
+
+    /// Removes what was written, but for what is newer.
+    fn done(&mut self, written: &Batch) {
+        self.events.drain(..written.events.len());
+        self.written.retain(|id| !written.written.contains(id));
+        self.states.retain(|id, state| written.states.get(id) != Some(state));
+    }
 }
 
 /// The journal's handle. Cheap to clone.
@@ -31,8 +53,8 @@ struct Pending {
 pub struct StateJournal {
     pending: Arc<Mutex<Pending>>,
     wake: Arc<Notify>,
-    /// Told after each batch.
-    written: Arc<Notify>,
+    /// After each batch.
+    told: Arc<Notify>,
     /// Events kept of each database.
     keep: u32,
 }
@@ -42,26 +64,32 @@ impl StateJournal {
     /// all written.
     pub fn start(metadata: Metadata, keep: u32) -> (StateJournal, JoinHandle<()>) {
         let journal =
-            StateJournal { pending: Arc::default(), wake: Arc::default(), written: Arc::default(), keep };
+            StateJournal { pending: Arc::default(), wake: Arc::default(), told: Arc::default(), keep };
         let task = tokio::spawn(journal.clone().run(metadata));
         (journal, task)
     }
 
     /// Hands over a database's newest state and the message that goes with it. Never waits.
     pub fn record(&self, id: &DatabaseId, state: State, message: Option<String>) {
-        self.lock().states.insert(id.clone(), (state, message));
+        self.lock().batch.states.insert(id.clone(), (state, message));
+        self.wake.notify_one();
+    }
+
+    /// Hands over that a database's layer has data in it. Never waits.
+    pub fn written(&self, id: &DatabaseId) {
+        self.lock().batch.written.insert(id.clone());
         self.wake.notify_one();
     }
 
     /// Hands over an event. Never waits; where too many do, it is only logged.
     pub fn event(&self, database: &DatabaseId, kind: EventKind, message: Option<String>) {
         let mut pending = self.lock();
-        if pending.events.len() >= MOST_EVENTS {
+        if pending.batch.events.len() >= MOST_EVENTS {
             drop(pending);
             tracing::warn!(%database, kind = kind.as_str(), message, "an event is not kept: too many wait to be written");
             return;
         }
-        pending.events.push(NewEvent { database: database.clone(), at: now_ms(), kind, message });
+        pending.batch.events.push(NewEvent { database: database.clone(), at: now_ms(), kind, message });
         drop(pending);
         self.wake.notify_one();
     }
@@ -69,16 +97,16 @@ impl StateJournal {
     /// Waits until what was handed over of a database's events so far can be read, or the writer has ended. Cancel-safe.
     pub async fn events_written(&self, database: &DatabaseId) {
         loop {
-            let written = self.written.notified();
-            tokio::pin!(written);
-            written.as_mut().enable();
+            let told = self.told.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
             {
                 let pending = self.lock();
-                if pending.closed || pending.events.iter().all(|event| event.database != *database) {
+                if pending.closed || pending.batch.events.iter().all(|event| event.database != *database) {
                     return;
                 }
             }
-            written.await;
+            told.await;
         }
     }
 
@@ -90,12 +118,12 @@ impl StateJournal {
 
     /// The state handed over for a database and not yet written.
     pub fn pending(&self, id: &DatabaseId) -> Option<(State, Option<String>)> {
-        self.lock().states.get(id).cloned()
+        self.lock().batch.states.get(id).cloned()
     }
 
     /// All states handed over and not yet written.
     pub fn all_pending(&self) -> HashMap<DatabaseId, (State, Option<String>)> {
-        self.lock().states.clone()
+        self.lock().batch.states.clone()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Pending> {
@@ -105,32 +133,25 @@ impl StateJournal {
 
     async fn run(self, metadata: Metadata) {
         loop {
-            let (batch, events, closed) = {
+            let (batch, closed) = {
                 let pending = self.lock();
-                (pending.states.clone(), pending.events.clone(), pending.closed)
+                (pending.batch.clone(), pending.closed)
             };
-            if batch.is_empty() && events.is_empty() {
+            if batch.is_empty() {
                 if closed {
                     return;
                 }
                 self.wake.notified().await;
                 continue;
             }
-            match write(&metadata, &batch, &events, self.keep).await {
+            match write(&metadata, &batch, self.keep).await {
                 Ok(()) => {
                     // Kept until written, so that a reader never sees an older state in between.
-                    let mut pending = self.lock();
-                    pending.events.drain(..events.len());
-                    for (id, written) in &batch {
-                        if pending.states.get(id) == Some(written) {
-                            pending.states.remove(id);
-                        }
-                    }
-                    drop(pending);
-                    self.written.notify_waiters();
+                    self.lock().batch.done(&batch);
+                    self.told.notify_waiters();
                 }
                 Err(error) => {
-                    tracing::error!(%error, databases = batch.len(), "states could not be written; trying again");
+                    tracing::error!(%error, databases = batch.states.len(), "states could not be written; trying again");
                     if closed {
                         return;
                     }
@@ -141,14 +162,9 @@ impl StateJournal {
     }
 }
 
-async fn write(
-    metadata: &Metadata,
-    batch: &HashMap<DatabaseId, (State, Option<String>)>,
-    events: &[NewEvent],
-    keep: u32,
-) -> Result<(), MetadataError> {
+async fn write(metadata: &Metadata, batch: &Batch, keep: u32) -> Result<(), MetadataError> {
     let mut write = metadata.begin_unflushed().await?;
-    for (id, (state, message)) in batch {
+    for (id, (state, message)) in &batch.states {
         // A row that is being deleted stays so, whatever its VM still does.
         sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ? AND state <> 'deleting'")
             .bind(state.as_str())
@@ -157,8 +173,13 @@ async fn write(
             .execute(write.on())
             .await?;
     }
-    for event in events {
+    for id in &batch.written {
+        sqlx::query("UPDATE databases SET written = 1 WHERE id = ?").bind(id.as_str()).execute(write.on()).await?;
+    }
+    for event in &batch.events {
         events::insert(&mut write, event, keep).await?;
     }
-    write.commit().await
+    write.commit().await?;
+    crash::noted(batch.states.values().map(|(state, _)| *state));
+    Ok(())
 }

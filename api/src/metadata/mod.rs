@@ -37,12 +37,16 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "superuser logins", include_str!("../../../migrations/0003_superuser_logins.sql")),
     (4, "sql passwords", include_str!("../../../migrations/0004_sql_passwords.sql")),
     (5, "use", include_str!("../../../migrations/0005_use.sql")),
+    (6, "written", include_str!("../../../migrations/0006_written.sql")),
 ];
+
+/// What a full disk is called, wherever that is told on.
+pub(crate) const FULL: &str = "the disk with the metadata is full";
 
 /// Why the metadata cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum MetadataError {
-    #[error("the disk with the metadata is full: free some space, then try again; nothing was changed")]
+    #[error("{FULL}: free some space, then try again; nothing was changed")]
     Full,
     #[error("the metadata was made by a newer dormouse: start that one, or restore a copy from before it")]
     Newer,
@@ -56,10 +60,11 @@ pub enum MetadataError {
 
 impl From<sqlx::Error> for MetadataError {
     fn from(error: sqlx::Error) -> Self {
-        // 13 is SQLITE_FULL; a full disk also shows as an I/O error of the WAL (SQLITE_IOERR_WRITE).
+        // 13 is SQLITE_FULL; a full disk also shows as an I/O error of the WAL (SQLITE_IOERR_WRITE), or of its index, which
+        // the first connection makes and a growing WAL makes longer (SQLITE_IOERR_SHMSIZE).
         let code = error.as_database_error().and_then(|e| e.code());
         match code.as_deref() {
-            Some("13" | "778") => MetadataError::Full,
+            Some("13" | "778" | "4874") => MetadataError::Full,
             _ => MetadataError::Sql(error),
         }
     }

@@ -367,3 +367,41 @@ async fn the_wal_is_brought_home_beside_the_writer() {
     }
     assert!(length("dormouse.db-wal") <= checkpoint::KEPT.parse().unwrap());
 }
+
+/// Of creates that share a transaction which fails, with a statement or only at its commit, each is alone in its own failure.
+#[tokio::test]
+async fn where_a_shared_commit_fails_only_the_write_that_spoils_it_is_not_done() {
+    let (dir, m) = fresh().await;
+    let tenant = TenantId::default_tenant();
+    let sql = "CREATE TABLE nobody (id INTEGER PRIMARY KEY); \
+               CREATE TABLE spoilt (id INTEGER REFERENCES nobody DEFERRABLE INITIALLY DEFERRED); \
+               CREATE TRIGGER commits AFTER INSERT ON databases WHEN NEW.name = 'commit' BEGIN INSERT INTO spoilt VALUES (1); END; \
+               CREATE TRIGGER statements AFTER INSERT ON databases WHEN NEW.name = 'statement' BEGIN SELECT RAISE(ABORT, 'spoilt'); END";
+    sqlx::raw_sql(sql).execute(&m.writer).await.unwrap();
+    let mut expected = Vec::new();
+    for (round, spoils) in ["commit", "statement", "disk"].into_iter().enumerate() {
+        let names: Vec<String> = (0..9).map(|n| if n == 4 { spoils.into() } else { format!("{round}-{n}") }).collect();
+        if spoils == "disk" {
+            // Room for none of them, on this connection: the next one finds the disk as it is.
+            let sql = "PRAGMA max_page_count = 1";
+            sqlx::query(sql).execute(&m.writer).await.unwrap();
+        }
+        let long = |name: &str| if spoils == "disk" { format!("{name}-{}", "x".repeat(3000)) } else { name.to_owned() };
+        let names: Vec<String> = names.iter().map(|name| long(name)).collect();
+        let made = futures_util::future::join_all(names.iter().map(|name| create(&m, &tenant, name, 99))).await;
+        for (name, made) in names.into_iter().zip(made) {
+            let is_spoilt = name == "commit" || name == "statement";
+            let as_expected = match &made {
+                Ok(_) => !is_spoilt,
+                Err(CreateError::Metadata(MetadataError::Sql(_))) => is_spoilt,
+                Err(_) => false,
+            };
+            assert!(as_expected, "{name}: {made:?}");
+            expected.extend((!is_spoilt).then_some(name));
+        }
+    }
+    m.close().await;
+    let m = Metadata::open(&dir.path().join("dormouse.db")).await.unwrap();
+    let rows = m.list_databases(DatabaseFilter::default(), Page { after: 0, limit: 1000 }).await.unwrap();
+    assert_eq!(rows.into_iter().map(|row| row.name).collect::<Vec<_>>(), expected);
+}

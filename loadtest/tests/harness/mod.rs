@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -75,6 +76,17 @@ pub fn dormouse() -> PathBuf {
     path
 }
 
+/// The `dormouse` built for tests: its server can be made to die at each of its steps.
+pub fn testing_dormouse() -> PathBuf {
+    let path = dormouse().with_file_name("dormouse-testing");
+    assert!(
+        path.is_file(),
+        "{} is missing: run `make testing-server` first",
+        path.display()
+    );
+    path
+}
+
 /// A VMM built for tests: with crash points, and folders of the host in the guest.
 pub fn testing_vmm() -> PathBuf {
     let path = top().join("target/testing/release/dormouse-vmm");
@@ -106,6 +118,8 @@ pub struct Server {
     pub pooler_port: u16,
     api_port: u16,
     child: Option<Child>,
+    /// The `dormouse` that is run.
+    pub program: PathBuf,
     /// Put before the command, such as `unshare`.
     pub wrapper: Vec<String>,
     /// Variables with settings.
@@ -197,6 +211,7 @@ impl Server {
             pooler_port: free_port(),
             api_port,
             child: None,
+            program: dormouse(),
             wrapper: Vec::new(),
             settings: Vec::new(),
         }
@@ -225,7 +240,7 @@ impl Server {
     /// `dormouse` with this server's settings.
     pub fn command(&self) -> Command {
         let mut line = self.wrapper.clone();
-        line.push(dormouse().into_os_string().into_string().unwrap());
+        line.push(self.program.to_str().unwrap().to_owned());
         let mut command = Command::new(&line[0]);
         command.args(&line[1..]).current_dir(&self.home);
         command.env("DORMOUSE_HOME", &self.home);
@@ -251,25 +266,10 @@ impl Server {
 
     /// Starts the server and returns when it answers.
     pub fn run(&mut self) {
-        assert!(self.child.is_none());
-        let output = File::options()
-            .create(true)
-            .append(true)
-            .open(self.home.join("server.out"))
-            .unwrap();
-        let mut command = self.command();
-        command
-            .arg("up")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().unwrap())
-            .stderr(output);
-        let child = self.child.insert(command.spawn().unwrap());
+        self.spawn(&[]);
         let started = Instant::now();
-        loop {
-            let health = http::request(&self.rest.base, "GET", "/healthz", &[], "");
-            if health.is_ok_and(|response| response.status == 200) {
-                break;
-            }
+        while !self.answers() {
+            let child = self.child.as_mut().unwrap();
             if let Some(status) = child.try_wait().unwrap() {
                 panic!(
                     "the server ended: {status}; see {}",
@@ -287,6 +287,54 @@ impl Server {
             .unwrap()
             .trim()
             .to_owned();
+    }
+
+    fn answers(&self) -> bool {
+        let health = http::request(&self.rest.base, "GET", "/healthz", &[], "");
+        health.is_ok_and(|response| response.status == 200)
+    }
+
+    /// Starts a server that is to kill itself at a step, and returns when it answers (`true`) or has done so.
+    pub fn run_to(&mut self, step: &str) -> bool {
+        self.spawn(&[("DORMOUSE_CRASH_AT", step)]);
+        until("the server answers or has died", || {
+            self.answers() || self.has_died()
+        });
+        self.child.is_some()
+    }
+
+    /// Whether the server has killed itself.
+    pub fn has_died(&mut self) -> bool {
+        let ended = self.child.as_mut().map(|child| child.try_wait().unwrap());
+        match ended {
+            Some(None) => return false,
+            Some(Some(status)) => assert_eq!(status.signal(), Some(libc::SIGKILL), "{status}"),
+            None => {}
+        }
+        self.child = None;
+        true
+    }
+
+    /// The server's process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    fn spawn(&mut self, variables: &[(&str, &str)]) {
+        assert!(self.child.is_none());
+        let output = File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.join("server.out"))
+            .unwrap();
+        let mut command = self.command();
+        command
+            .arg("up")
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().unwrap())
+            .stderr(output);
+        self.child = Some(command.spawn().unwrap());
     }
 
     pub fn create(&self) -> Created {

@@ -34,6 +34,7 @@ use self::shelves::Shelves;
 use super::layout::Home;
 use super::process::{Kept, Process, Spec, rotate};
 use super::record::Record;
+use crate::crash;
 
 pub use self::cgroup::{Group, Groups};
 pub use self::jail::Jail;
@@ -167,17 +168,20 @@ impl Standby {
     /// Tells it whose it is, with the folders that it is lent.
     fn claim(mut self, spec: &Spec, lent: &[OwnedFd]) -> io::Result<(Process, u64)> {
         let at = monotonic_us();
-        let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20});
+        crash::point("wake-lent");
+        let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20, "written": spec.written});
         let line = format!("{claim}\n");
         match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), lent)? {
             sent if sent == line.len() => {}
             _ => return Err(io::ErrorKind::WriteZero.into()),
         }
+        crash::point("wake-claimed");
         let mut kept = std::mem::take(&mut self.kept.0);
         // While it is at work already. If the server ends before it is done, the next one finds it to be nobody's, and ends it.
         if let Some(Err(error)) = kept.record.as_mut().map(|record| record.claim(&spec.id)) {
             tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server would end it");
         }
+        crash::point("wake-recorded");
         Ok((Process::child(self.child, kept), at))
     }
 }
@@ -486,7 +490,7 @@ mod tests {
         while pool.len() == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let spec = Spec { id: DatabaseId::random().unwrap(), image: "i".into(), memory_mib: 64, storage_mib: 128 };
+        let spec = Spec { id: DatabaseId::random().unwrap(), image: "i".into(), memory_mib: 64, storage_mib: 128, written: false };
         let waking = pool.waking();
         let error = pool.take(&spec).await.err().unwrap();
         assert!(matches!(&error, MakeError::Lend { folder, .. } if *folder == home.database(&spec.id)), "{error}");
