@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -231,9 +230,6 @@ pub unsafe fn golden(
     }
     flush(&mut run, first)?;
     memory.sync_all().map_err(io("flush"))?;
-    // What was written lies in small pieces in the host's memory; what is read for a mapping of large pages lies in large ones,
-    // and those a guest maps as one. SAFETY: advice has no memory effects; failure costs speed only.
-    unsafe { libc::posix_fadvise(memory.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
 
     let mut file = File::create(&state_tmp).map_err(io("create"))?;
     let offset = HEADER_LEN as u64;
