@@ -279,6 +279,7 @@ fn a_database_whose_files_are_gone_is_not_taken_for_a_new_one() -> Test {
         assert!(error.contains("its files are gone"), "{error}");
         assert!(!db.folder().exists());
         // As if it had been at work when the server was killed.
+        db.noted().await;
         w.metadata.set_state(&db.id, State::Running, None).await.unwrap();
         db.id.clone()
     });
@@ -290,6 +291,8 @@ fn a_database_whose_files_are_gone_is_not_taken_for_a_new_one() -> Test {
         assert!(row.message.unwrap().contains("its files are gone"));
         std::fs::rename(&aside, db.folder()).unwrap();
         db.wake().await;
+        w.host.suspend(&db.id).await.unwrap();
+        until("asleep", async || w.host.at_work() == 0).await;
         std::fs::remove_dir_all(db.folder()).unwrap();
         w.host.delete(&db.id).await.unwrap();
         assert_eq!(db.state().await, None);

@@ -214,6 +214,11 @@ impl Database<'_> {
         row.message
     }
 
+    /// Waits until all that was handed over of its states is in its row.
+    pub async fn noted(&self) {
+        until("its state to be written", async || self.world.journal.pending(&self.id).is_none()).await;
+    }
+
     pub async fn becomes(&self, state: State) {
         until(&format!("{state:?}"), async || self.state().await == Some(state)).await;
     }
