@@ -95,6 +95,14 @@ async fn all_of_it(m: &Metadata) {
     journal.close();
     task.await.unwrap();
     assert_eq!(m.list_events(&id, Page { after: 0, limit: 10 }).await.unwrap().len(), 2);
+    let (asleep, since) = m.longest_asleep().await.unwrap().unwrap();
+    assert_eq!(asleep, id);
+    m.set_asleep(&id, None, since - 1).await.unwrap();
+    assert!(m.longest_asleep().await.unwrap().is_some(), "it fell asleep later than that");
+    m.set_asleep(&id, Some(since + 1), since).await.unwrap();
+    assert_eq!(m.longest_asleep().await.unwrap(), Some((id.clone(), since + 1)));
+    m.set_state(&id, State::Running, None).await.unwrap();
+    assert_eq!(m.longest_asleep().await.unwrap(), None, "one that is awake is not packed");
     m.remove_database(&id).await.unwrap();
 }
 

@@ -80,16 +80,18 @@ pub fn disk_usage(path: &Path) -> std::io::Result<u64> {
 
 /// Makes databases and measures each asleep, as created and used; then `awake` more of them awake at once.
 pub fn run(rest: &Rest, home: &Path, databases: usize, awake: usize) -> Result<Footprints, FootprintError> {
-    let (mut fresh, mut woken) = (Vec::new(), Vec::new());
+    let (mut fresh, mut woken, mut packed) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..databases {
         let created = rest.create(&wake::name("footprint"))?;
         let measured = rest.wait_at_rest(&created.database.id).map_err(Into::into).and_then(|()| asleep(home, &created));
         rest.delete(&created.database.id)?;
         fresh.push(measured?);
         let created = used::create(rest, &wake::name("footprint"), false)?;
-        let measured = asleep(home, &created);
+        let as_left = asleep(home, &created);
+        let measured = rest.pack(&created.database.id).map_err(Into::into).and_then(|()| asleep(home, &created));
         rest.delete(&created.database.id)?;
-        woken.push(measured?);
+        woken.push(as_left?);
+        packed.push(measured?);
     }
     let summarise = |what: &str, sample: Vec<(u64, usize)>| {
         let mut bytes: Vec<_> = sample.iter().map(|(bytes, _)| *bytes).collect();
@@ -103,7 +105,9 @@ pub fn run(rest: &Rest, home: &Path, databases: usize, awake: usize) -> Result<F
         })
     };
     let footprints: Option<Vec<_>> =
-        [summarise("never used", fresh), summarise("used", woken)].into_iter().collect();
+        [summarise("never used", fresh), summarise("used, as left", woken), summarise("used, packed", packed)]
+            .into_iter()
+            .collect();
     let footprints = footprints.ok_or(FootprintError::NoDatabases)?;
     let awake = (awake > 0).then(|| all_awake(rest, home, awake)).transpose()?;
     Ok(Footprints { footprints, awake })

@@ -52,7 +52,7 @@ enum Command {
         /// Used databases that they are taken of, at random.
         #[arg(long, default_value_t = 10)]
         databases: usize,
-        /// Samples of create, of cold start, and with the host's page cache dropped (which needs root).
+        /// Samples of create, of cold start, of wakes from packed, and with the host's page cache dropped (which needs root).
         #[arg(long, default_value_t = 20)]
         slow_samples: usize,
         /// Leaves out what takes a dropped page cache, which costs all that runs on this host.
@@ -115,6 +115,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 held: samples,
                 new: samples,
                 dropped: if keep_page_cache { 0 } else { slow_samples },
+                packed: slow_samples,
                 during: samples,
                 create: slow_samples,
                 cold: slow_samples,

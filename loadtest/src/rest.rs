@@ -215,6 +215,11 @@ impl Rest {
         self.wait_asleep(id)
     }
 
+    /// Packs one that sleeps; the key must be the operator's.
+    pub fn pack(&self, id: &str) -> Result<(), RestError> {
+        self.expect("POST", &format!("/v1/databases/{id}/pack"), "").map(drop)
+    }
+
     /// Asks for a suspend; that it was called off (409) is as good.
     pub fn try_suspend(&self, id: &str) -> Result<(), RestError> {
         match self.expect("POST", &format!("/v1/databases/{id}/suspend"), "") {

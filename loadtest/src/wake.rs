@@ -52,6 +52,8 @@ pub struct Counts {
     pub new: usize,
     /// Of each of these two again, the host's page cache dropped before.
     pub dropped: usize,
+    /// Of held ones, packed before.
+    pub packed: usize,
     pub during: usize,
     pub create: usize,
     pub cold: usize,
@@ -77,6 +79,7 @@ impl Wakes {
 }
 
 const HELD: &str = "asleep, query on a held connection";
+const PACKED: &str = "packed, query on a held connection";
 const NEW: &str = "asleep, new connection (TLS, SCRAM)";
 const HELD_DROPPED: &str = "the same, page cache dropped";
 const NEW_DROPPED: &str = "new connection, page cache dropped";
@@ -95,7 +98,7 @@ pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wa
     let mut series: Vec<(&str, Vec<Duration>)> = Vec::new();
     let mut traces = Vec::new();
     let mut used = Vec::new();
-    if counts.held + counts.new + counts.dropped + counts.during + counts.cold > 0 {
+    if counts.held + counts.new + counts.dropped + counts.packed + counts.during + counts.cold > 0 {
         let databases = counts.databases.max(1);
         eprintln!("using {databases} databases, each with a sleep after each session");
         let made = (0..databases).try_for_each(|_| {
@@ -155,6 +158,7 @@ fn sleeping(
     if dropped > 0 {
         series.push((HELD_DROPPED, held.wake(dropped, true, &mut Vec::new())?));
     }
+    series.push((PACKED, held.wake_packed(counts.packed)?));
     let (stayed, slept) = held.during(counts.during)?;
     series.push(("told to sleep a moment ago, still awake", stayed));
     series.push(("told to sleep a moment ago, slept first", slept));
@@ -222,6 +226,22 @@ impl<'a> Held<'a> {
                 return Err(WakeError::SessionLost);
             }
             traces.push(self.rest.wake_trace(id)?);
+        }
+        Ok(sample)
+    }
+
+    /// Likewise those that are packed.
+    fn wake_packed(&mut self, count: usize) -> Result<Vec<Duration>, WakeError> {
+        let mut sample = Vec::with_capacity(count);
+        for _ in 0..count {
+            let n = chosen(self.databases);
+            let id = self.databases[n].database.id.as_str();
+            self.rest.suspend(id)?;
+            self.rest.pack(id)?;
+            sample.push(first_row(&mut self.clients[n], Instant::now(), id)?);
+            if self.clients[n].value("select answer from kept")? != "42" {
+                return Err(WakeError::SessionLost);
+            }
         }
         Ok(sample)
     }

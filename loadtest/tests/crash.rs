@@ -401,8 +401,17 @@ fn a_vm_killed_at_each_named_step_loses_nothing() {
             // A write waits until the snapshot is spent: one that was not would be used again.
             ledger.add();
             let _ = server.rest.call("POST", &suspend, "").unwrap();
+        } else if step.starts_with("pack") {
+            server.rest.suspend(&id).unwrap();
+            fs::write(&at, step).unwrap();
+            let packed = server.rest.pack(&id);
+            assert!(packed.is_err(), "{step}: the process that packs was not killed");
+            woken = false;
         } else {
             server.rest.suspend(&id).unwrap();
+            if step.starts_with("unpack") {
+                server.rest.pack(&id).unwrap();
+            }
             fs::write(&at, step).unwrap();
             let target = ledger.created.target().unwrap();
             // A write, so that the step that spends the snapshot is among those met.

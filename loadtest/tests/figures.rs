@@ -43,16 +43,19 @@ fn wakes_and_footprints_have_all_their_figures() {
     };
     assert_eq!(samples("asleep, query on a held connection"), 4);
     assert_eq!(samples("asleep, new connection (TLS, SCRAM)"), 4);
+    assert_eq!(samples("packed, query on a held connection"), 1);
     assert_eq!(samples("told to sleep a moment ago"), 4);
     assert_eq!((samples("cold, after a clean suspend"), samples("cold, after a kill")), (1, 1));
     assert_eq!(samples("POST /v1/databases"), 2);
     assert!(wakes["held_trace"].as_array().unwrap().len() > 10);
 
     let weighed = report(&server, &["footprint", "--databases", "1", "--awake", "1"]);
-    let [fresh, used] = weighed["footprints"].as_array().unwrap().as_slice() else {
+    let [fresh, used, packed] = weighed["footprints"].as_array().unwrap().as_slice() else {
         panic!("{weighed}");
     };
     assert_eq!(fresh["p50_bytes"], 0);
     assert!(used["p50_bytes"].as_u64().unwrap() > 100 << 10, "a schema and a snapshot: {weighed}");
+    let packed = packed["p50_bytes"].as_u64().unwrap();
+    assert!(100 << 10 < packed && packed < 512 << 10, "{weighed}");
     assert!(weighed["awake"]["p50_pss_bytes"].as_u64().unwrap() > 1 << 20, "{weighed}");
 }

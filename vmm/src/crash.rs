@@ -2,7 +2,7 @@
 //!
 //! Without the cargo feature `crash-points`, which no shipped build has, a step is nothing at all.
 
-/// Steps of suspend and restore, in order.
+/// Steps of suspend and restore, of packing and of a wake from packed, in order.
 pub const STEPS: &[&str] = &[
     "suspend-begun",
     "suspend-flushed",
@@ -16,6 +16,14 @@ pub const STEPS: &[&str] = &[
     "spent-renamed",
     "spent",
     "restore-entered",
+    "pack-written",
+    "pack-renamed",
+    "pack-snapshot-gone",
+    "pack-layer-gone",
+    "unpack-begun",
+    "unpack-files",
+    "unpack-synced",
+    "unpack-spent",
 ];
 
 /// Kills the process if `DORMOUSE_CRASH_AT` names this step; takes 300 ms for it if `DORMOUSE_STALL_AT` does, for

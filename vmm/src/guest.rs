@@ -43,6 +43,8 @@ pub enum End {
     Hung,
     /// It was never begun: nobody claimed the VMM that stood by.
     Unclaimed,
+    /// None was to be begun: a task with its files is done.
+    CarriedOut,
 }
 
 /// Positions of the queues that the vCPU thread serves: (next available, next used) of fs, rng, console.

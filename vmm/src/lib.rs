@@ -10,7 +10,8 @@
 //!
 //! - [`settings`], [`image`], [`start`], [`standby`]: from the command line to a running guest;
 //! - [`jail`]: what the process gives up before it has a guest;
-//! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`] and [`sleep`]: suspend and restore;
+//! - [`machine`]: KVM; [`boot`]: the cold start; [`snapshot`] and [`sleep`]: suspend and restore; [`pack`]: packed
+//!   sleep;
 //! - [`guest`]: the vCPU thread; [`monitor`]: what it shares with the I/O thread; [`reactor`]: what both wait on;
 //! - [`watchdog`], [`tasks`]: whether the guest goes on, and what it is doing;
 //! - [`virtio`]: the devices; [`sessions`], [`control`]: the two sockets;
@@ -32,6 +33,7 @@ pub mod jail;
 pub mod layer;
 pub mod machine;
 pub mod monitor;
+pub mod pack;
 pub mod profile;
 pub mod reactor;
 pub mod reclaim;

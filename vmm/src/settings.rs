@@ -3,7 +3,18 @@
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+
+/// What is done with a database's files instead of running it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Task {
+    /// Pack it (`docs/packed.md`).
+    Pack,
+    /// Take a packed one apart, without its snapshot: its next start is a cold one.
+    Unpack,
+}
 
 /// Runs one database's virtual machine until it has been suspended or has ended.
 #[derive(Clone, Debug, Parser)]
@@ -37,6 +48,9 @@ pub struct Settings {
     /// With --jail-root: the network namespace to go to.
     #[arg(long, value_name = "FILE", requires = "jail_root")]
     pub jail_network: Option<PathBuf>,
+    /// Do this with the database's files, and end.
+    #[arg(long, conflicts_with_all = ["standby", "cold", "golden"])]
+    pub task: Option<Task>,
     /// Boot, whatever snapshot there is.
     #[arg(long)]
     pub cold: bool,

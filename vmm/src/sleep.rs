@@ -56,8 +56,12 @@ impl Sleeper {
         let began = Instant::now();
         crash::point("suspend-begun");
         if let Some(spending) = &self.spending {
-            // Whether it worked does not matter here: the new snapshot takes the old one's name.
-            let _ = spending.wait();
+            // Whether it worked does not matter here: the new snapshot takes the old one's name. But beside a packed file
+            // it would be nothing.
+            let spent = spending.wait();
+            if spending.is_of_packed() {
+                spent.map_err(|error| format!("its packed file cannot be marked as used: {error}"))?;
+            }
         }
         // What was restored from was sealed, so without a change since there is nothing to flush; and a layer that
         // was never written has to stay so, or it could not be told from one that was.

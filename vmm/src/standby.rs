@@ -16,6 +16,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::jail::{Apart, folders};
+use crate::settings::Task;
 
 /// What is said when all is ready.
 pub const READY: [u8; 6] = *b"ready\n";
@@ -36,6 +37,9 @@ pub struct Claim {
     /// Its layer was written: an empty one has lost its data.
     #[serde(default)]
     pub written: bool,
+    /// What to do instead of running it.
+    #[serde(default)]
+    pub task: Option<Task>,
 }
 
 /// A VMM that stands by.
@@ -144,7 +148,9 @@ mod tests {
     #[test]
     fn a_claim_names_a_database_and_nothing_unknown() {
         let claim: Claim = serde_json::from_str(r#"{"database":"db_x"}"#).unwrap();
-        assert_eq!(claim, Claim { database: "db_x".into(), storage_bytes: None, written: false });
+        assert_eq!(claim, Claim { database: "db_x".into(), storage_bytes: None, written: false, task: None });
+        let claim: Claim = serde_json::from_str(r#"{"database":"db_x","task":"pack"}"#).unwrap();
+        assert_eq!(claim.task, Some(Task::Pack));
         assert!(serde_json::from_str::<Claim>(r#"{"database":"db_x","image":"y"}"#).is_err());
     }
 }

@@ -1,9 +1,11 @@
-//! From the command line to a running guest: which of the three ways a guest begins, and everything around it.
+//! From the command line to a running guest: which of the ways a guest begins, and everything around it.
+
+mod packed;
 
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,8 +22,10 @@ use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
 use crate::image::{Image, ImageError};
 use crate::jail::{self, Apart, powers};
+use crate::layer::pack::hold;
 use crate::machine::{Host, Machine, MachineError, MemoryError, Ram};
 use crate::monitor::{Life, Monitor, Pace};
+use crate::pack::PackError;
 use crate::reactor::Terminate;
 use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
@@ -34,7 +38,7 @@ use crate::snapshot::spent::{self, Spending};
 use crate::snapshot::write::NAME;
 use crate::snapshot::{State, layer_copy};
 use crate::sockets;
-use crate::standby::{self, Standby};
+use crate::standby::{self, Claim, Standby};
 use crate::symbols::{Programs, Symbols};
 use crate::virtio::console::Console;
 use crate::virtio::files::FileServer;
@@ -60,6 +64,8 @@ pub enum StartError {
     Run(#[from] RunError),
     #[error("its files are gone: its folder \"layer\" is empty, and had data. Put it back, whole, or delete the database")]
     Lost,
+    #[error(transparent)]
+    Pack(#[from] PackError),
     #[error("{what}: {source}")]
     Io { what: String, source: io::Error },
 }
@@ -77,6 +83,7 @@ impl StartError {
             Self::Usage(_) => 64,
             Self::Machine(MachineError::NoKvm(_)) => 69,
             Self::Files(FsError::LayerLocked(_)) => 73,
+            Self::Pack(error) => error.code(),
             _ => 74,
         }
     }
@@ -206,12 +213,8 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let is_apart = apart.is_some();
     let Some((claim, descriptors)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
-    let settings = Settings {
-        database: claim.database,
-        storage_bytes: claim.storage_bytes,
-        written: claim.written,
-        ..settings.clone()
-    };
+    let Claim { database, storage_bytes, written, task } = claim;
+    let settings = Settings { database, storage_bytes, written, task, ..settings.clone() };
     settings.check().map_err(StartError::Usage)?;
     let folders = if is_apart { Folders::handed_over(descriptors) } else { Folders::find(&settings) };
     let folders = folders.map_err(unclaimed)?;
@@ -244,6 +247,10 @@ fn run_as(
     make_dir(&layer).map_err(StartError::io(format!("cannot make {}", layer.display())))?;
     let kept = jail::landlock::keep_to(&folders.database, folders.run.as_fd());
     kept.map_err(StartError::io("the jail cannot be closed (setting host.jail)"))?;
+    if let Some(task) = settings.task {
+        packed::carry_out(task, &folders.database, &settings.database)?;
+        return Ok(End::CarriedOut);
+    }
     let image = image.clone().over(crate::layer::template_of(&layer)?, settings);
     let place = Place { settings, image: &image, host, folders, layer, sockets: OnceCell::new() };
     // Before any thread is made: all must have SIGTERM blocked.
@@ -312,8 +319,12 @@ impl Place<'_> {
         Ok(())
     }
 
-    /// The three ways to begin, in order of preference.
+    /// The ways to begin, in order of preference.
     fn begin(&self, made: Made, life: &mut Life) -> Result<Begun, StartError> {
+        // Where there is one it is the truth, whatever lies beside it.
+        if let Some(packed) = self.packed()? {
+            return self.begin_packed(made, packed, life);
+        }
         if self.settings.cold || self.settings.golden.is_some() {
             return self.boot(made, life);
         }
@@ -363,7 +374,7 @@ impl Place<'_> {
         let Made { machine, .. } = made.over("", self.host, self.settings)?;
         let aside = "cannot move the snapshot aside";
         {
-            let _lock = LayerLock::take(&self.layer)?;
+            let _lock = hold(&self.layer)?;
             spent::refuse(&self.folders.database).map_err(StartError::io(aside))?;
         }
         let mut files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
@@ -431,7 +442,7 @@ impl Place<'_> {
         };
         let seed = dir.join(layer_copy::NAME);
         if seed.exists() {
-            let _lock = LayerLock::take(&self.layer)?;
+            let _lock = hold(&self.layer)?;
             layer_copy::copy(&seed, &self.layer)?;
         }
         let files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
@@ -562,35 +573,10 @@ impl Place<'_> {
     }
 }
 
-/// The layer's lock, for what has to happen before the layer is opened. Given up before the file server takes it.
-struct LayerLock(#[allow(dead_code)] File);
-
-impl LayerLock {
-    fn take(layer: &Path) -> Result<Self, FsError> {
-        let failed = |source| FsError::Io { what: format!("cannot lock the layer {}", layer.display()), source };
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(layer.join("lock"))
-            .map_err(failed)?;
-        // SAFETY: an open descriptor and flags.
-        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-            return Ok(Self(file));
-        }
-        let error = io::Error::last_os_error();
-        if error.kind() == io::ErrorKind::WouldBlock {
-            return Err(FsError::LayerLocked(layer.to_owned()));
-        }
-        Err(failed(error))
-    }
-}
-
 /// The exit status of a run.
 pub fn exit_code(result: &Result<End, StartError>) -> ExitCode {
     match result {
-        Ok(End::Suspended | End::Exit(0) | End::Unclaimed) => ExitCode::SUCCESS,
+        Ok(End::Suspended | End::Exit(0) | End::Unclaimed | End::CarriedOut) => ExitCode::SUCCESS,
         Ok(End::Hung) => ExitCode::from(75),
         Ok(End::Exit(code)) => ExitCode::from(10u8.saturating_add(u8::try_from(*code).unwrap_or(u8::MAX))),
         Err(error) => ExitCode::from(error.code()),

@@ -95,6 +95,109 @@ fn a_kill_in_restore_leaves_an_unused_snapshot_or_none() {
     }
 }
 
+fn carry_out(home: &Home, task: &str, crash: Option<&str>) -> (std::process::ExitStatus, String) {
+    let mut command = home.command("s");
+    command.args(["--task", task]);
+    if let Some(step) = crash {
+        command.env("DORMOUSE_CRASH_AT", step);
+    }
+    Vmm::new(command, home).end()
+}
+
+/// A database that sleeps, with a file of its own in its layer; its content.
+fn asleep_with_a_file(home: &Home) -> Vec<u8> {
+    let vmm = home.start("s", &[]);
+    let mut control = vmm.control();
+    control.event("ready");
+    assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    // The tiny guests write nothing. A file of nobody is packed like any other, and removed at the first change.
+    let content = b"of the layer".repeat(1000);
+    let files = home.database_dir().join("layer/files");
+    std::fs::create_dir_all(&files).unwrap();
+    std::fs::write(files.join("7"), &content).unwrap();
+    content
+}
+
+fn assert_unpacked(home: &Home, content: &[u8], step: &str) {
+    assert_eq!(std::fs::read(home.database_dir().join("layer/files/7")).unwrap(), content, "{step}");
+}
+
+/// Starts without crashing; says whether cold, and stops.
+fn start_packed(home: &Home) -> bool {
+    let vmm = home.start("s", &[]);
+    let mut control = vmm.control();
+    let cold = control.event("ready")["cold"].as_bool().unwrap();
+    assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    let mut left = files(&home.database_dir());
+    left.retain(|name| name != "console.log" && (cold || name != "packed.tmp"));
+    assert_eq!(left, ["layer"], "neither packed nor a snapshot is left");
+    cold
+}
+
+#[test]
+fn a_kill_while_packing_leaves_it_asleep_as_it_was_or_packed() {
+    if !has_kvm("crash in packing") {
+        return;
+    }
+    for (step, packed) in
+        [("pack-written", false), ("pack-renamed", true), ("pack-snapshot-gone", true), ("pack-layer-gone", true)]
+    {
+        use std::os::unix::process::ExitStatusExt;
+        let home = Home::new();
+        let content = asleep_with_a_file(&home);
+        let (status, log) = carry_out(&home, "pack", Some(step));
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{step}: {log}");
+        assert_eq!(home.database_dir().join("packed").exists(), packed, "{step}");
+        assert_eq!(home.database_dir().join("snapshot").exists(), !packed || step == "pack-renamed", "{step}");
+        assert!(!start_packed(&home), "{step}: it goes on");
+        assert_unpacked(&home, &content, step);
+        assert!(start_packed(&home), "{step}: used once");
+        // Another packing finishes what one left, or begins anew.
+        let home = Home::new();
+        let content = asleep_with_a_file(&home);
+        carry_out(&home, "pack", Some(step));
+        let (status, log) = carry_out(&home, "pack", None);
+        assert_eq!(status.code(), Some(0), "{step}: {log}");
+        let mut left = files(&home.database_dir());
+        left.retain(|name| name != "console.log");
+        assert_eq!(left, ["layer", "packed"], "{step}");
+        assert_eq!(files(&home.database_dir().join("layer")), ["journal", "lock"], "{step}");
+        assert!(!start_packed(&home), "{step}");
+        assert_unpacked(&home, &content, step);
+    }
+}
+
+#[test]
+fn a_kill_in_a_wake_from_packed_leaves_it_packed_or_used() {
+    if !has_kvm("crash in unpacking") {
+        return;
+    }
+    for (step, packed) in
+        [("unpack-begun", true), ("unpack-files", true), ("unpack-synced", true), ("unpack-spent", false)]
+    {
+        let home = Home::new();
+        let content = asleep_with_a_file(&home);
+        assert_eq!(carry_out(&home, "pack", None).0.code(), Some(0));
+        assert_killed(start_crashing(&home, step), step);
+        assert_eq!(home.database_dir().join("packed").exists(), packed, "{step}");
+        if packed {
+            // What the killed one left of the layer is nothing.
+            let files = home.database_dir().join("layer/files");
+            std::fs::create_dir_all(&files).unwrap();
+            std::fs::write(files.join("7"), b"half").unwrap();
+            std::fs::write(files.join("8"), b"of nobody").unwrap();
+            assert!(!start_packed(&home), "{step}: it goes on");
+            assert!(!files.join("8").exists(), "{step}");
+            assert_unpacked(&home, &content, step);
+        }
+        assert!(start(&home), "{step}: used once");
+    }
+}
+
 /// Sessions ended with 57P01 for no visible reason: the thread that spends the old snapshot, held up on a loaded
 /// machine, had taken the new one.
 #[test]

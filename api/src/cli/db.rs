@@ -46,6 +46,8 @@ pub enum Command {
     Resume(Which),
     /// Shut a database down: its next use is a cold start, on the newest image; sessions end
     Restart(Which),
+    /// Pack a database that sleeps, without waiting for its time asleep (operator only)
+    Pack(Which),
     /// Show what happened to a database, the newest last
     Events {
         #[command(flatten)]
@@ -107,6 +109,7 @@ pub fn run(client: &Client, args: &ServerArgs, command: Command) -> Result<ExitC
         Command::Show { which, wake_trace: true } => wake_trace(client, args, &which)?,
         Command::Show { which, .. } => show(&client.get(&which.path(client)?)?)?,
         Command::Suspend(which) => show(&client.post(&format!("{}/suspend", which.path(client)?), None)?)?,
+        Command::Pack(which) => show(&client.post(&format!("{}/pack", which.path(client)?), None)?)?,
         Command::Resume(which) => show(&client.post(&format!("{}/resume", which.path(client)?), None)?)?,
         Command::Restart(which) => show(&client.post(&format!("{}/restart", which.path(client)?), None)?)?,
         Command::Events { which, last } => events(client, args, &which, last)?,
@@ -206,7 +209,7 @@ fn print_one(value: &Value, json: bool) -> Result<(), CliError> {
         println!("{value}");
         return Ok(());
     }
-    for field in ["id", "name", "tenant", "state", "message", "plan", "pg_version", "image", "cool_down_ms", "created_at"] {
+    for field in ["id", "name", "tenant", "state", "message", "plan", "pg_version", "image", "cool_down_ms", "packed_bytes", "created_at"] {
         match &value[field] {
             Value::Null => {}
             Value::String(text) => println!("{field:<13} {text}"),

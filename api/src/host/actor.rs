@@ -16,7 +16,7 @@ use super::machine::{Answer, Effect, Input, Machine, Phase, Want};
 use super::process::Process;
 use super::state::State;
 use super::vm::{self, VmCommand, VmContext, VmEvent};
-use super::{Awake, DeleteError, EventKind, Inner, RestartError, SuspendError, WakeError};
+use super::{Awake, DeleteError, EventKind, Inner, PackError, RestartError, SuspendError, WakeError};
 use crate::crash;
 use crate::identity::{DatabaseId, TenantId};
 
@@ -47,6 +47,7 @@ pub enum Command {
     Suspend(oneshot::Sender<Result<(), SuspendError>>),
     /// Shut it down, so that its next start is a cold one.
     Restart { end_sessions: bool, reply: oneshot::Sender<Result<(), RestartError>> },
+    Pack(oneshot::Sender<Result<(), PackError>>),
     Delete(oneshot::Sender<Result<(), DeleteError>>),
     CoolDown(u64),
     ShutDown,
@@ -58,6 +59,8 @@ enum Note {
     /// From the VM of this life.
     Vm(u64, VmEvent),
     Removed(Result<(), String>),
+    /// The process that packed it is gone.
+    Packed(Result<(), PackError>),
     /// The snapshot is gone, and this is the image of the next start.
     Discarded(Result<String, String>),
 }
@@ -100,6 +103,10 @@ pub struct Actor {
     suspenders: Vec<oneshot::Sender<Result<(), SuspendError>>>,
     deleters: Vec<oneshot::Sender<Result<(), DeleteError>>>,
     stoppers: Vec<oneshot::Sender<Result<(), RestartError>>>,
+    packers: Vec<oneshot::Sender<Result<(), PackError>>>,
+    /// While it is packed: dropped, that is called off.
+    packing: Option<oneshot::Sender<()>>,
+    packed: Option<Result<(), PackError>>,
     vm: Option<mpsc::UnboundedSender<VmCommand>>,
     /// Counts lives, so that a word from a VM of before is not taken for one of this.
     life: u64,
@@ -142,6 +149,9 @@ impl Actor {
             suspenders: Vec::new(),
             deleters: Vec::new(),
             stoppers: Vec::new(),
+            packers: Vec::new(),
+            packing: None,
+            packed: None,
             vm: None,
             life: 0,
             counts: Vec::new(),
@@ -269,6 +279,15 @@ impl Actor {
                 let facts = &self.facts;
                 Some(Input::Discarded { rest: self.host.home.rest(&facts.id, &facts.image, facts.memory_mib), done })
             }
+            Note::Packed(result) => {
+                if let Err(error @ (PackError::Unfit(_) | PackError::Failed(_))) = &result {
+                    tracing::warn!(database = %self.facts.id, %error, "pack");
+                }
+                self.packing = None;
+                self.packed = Some(result);
+                let facts = &self.facts;
+                Some(Input::Packed(self.host.home.rest(&facts.id, &facts.image, facts.memory_mib)))
+            }
             Note::Removed(result) => {
                 let done = result.is_ok();
                 if let Err(reason) = result {
@@ -373,6 +392,19 @@ impl Actor {
                 self.stoppers.push(reply);
                 Some(Input::StopAsked)
             }
+            Command::Pack(reply) => {
+                let (home, id) = (&self.host.home, &self.facts.id);
+                if home.packed(id).exists() && !home.snapshot(id).exists() && self.machine.at_rest() {
+                    let _ = reply.send(Ok(()));
+                    return None;
+                }
+                if !home.has_memory(id) && self.machine.state() == State::Suspended {
+                    let _ = reply.send(Err(PackError::Unfit("it was never used and has no files".into())));
+                    return None;
+                }
+                self.packers.push(reply);
+                Some(Input::PackAsked)
+            }
             Command::Delete(reply) => {
                 self.deleters.push(reply);
                 Some(Input::DeleteAsked)
@@ -463,6 +495,18 @@ impl Actor {
                 }
             }
             Effect::Discard => self.discard(),
+            Effect::Pack => self.pack(),
+            Effect::StopPacking => self.packing = None,
+            Effect::AnswerPack(answer) => {
+                let result = match (answer, self.packed.take()) {
+                    (Answer::Done, Some(result)) => result,
+                    (Answer::Gone, _) => Err(PackError::Deleting),
+                    _ => Err(PackError::Awake),
+                };
+                for reply in self.packers.drain(..) {
+                    let _ = reply.send(result.clone());
+                }
+            }
             Effect::AnswerDelete(answer) => {
                 for reply in self.deleters.drain(..) {
                     let reason = || self.reason.clone().unwrap_or_default();
@@ -484,19 +528,32 @@ impl Actor {
         None
     }
 
+    fn spec(&self) -> super::process::Spec {
+        super::process::Spec {
+            id: self.facts.id.clone(),
+            image: self.facts.image.clone(),
+            memory_mib: self.facts.memory_mib,
+            storage_mib: self.facts.storage_mib,
+            written: self.facts.written,
+        }
+    }
+
+    fn pack(&mut self) {
+        let (host, spec, note) = (self.host.clone(), self.spec(), self.note.clone());
+        let (packing, called_off) = oneshot::channel();
+        self.packing = Some(packing);
+        tokio::spawn(async move {
+            let _ = note.send(Note::Packed(host.pack(&spec, called_off).await));
+        });
+    }
+
     fn start_vm(&mut self, adopted: Option<(UnixStream, Process)>) {
         self.life += 1;
         let (life, note) = (self.life, self.note.clone());
         let context = VmContext {
             host: self.host.clone(),
             home: self.host.home.clone(),
-            spec: super::process::Spec {
-                id: self.facts.id.clone(),
-                image: self.facts.image.clone(),
-                memory_mib: self.facts.memory_mib,
-                storage_mib: self.facts.storage_mib,
-                written: self.facts.written,
-            },
+            spec: self.spec(),
             pg_version: self.facts.pg_version,
             tenant: self.facts.tenant.clone(),
             has_files: self.facts.has_files,

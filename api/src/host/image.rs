@@ -50,6 +50,9 @@ impl Inner {
 
     /// Removes the snapshot of a database without a process, durably; gives the image of the next start.
     pub(crate) async fn discard_snapshot(&self, id: &DatabaseId, image: &str, pg_version: u32) -> Result<String, String> {
+        if self.home.packed(id).exists() {
+            self.unpack(id, image, pg_version).await?;
+        }
         let (snapshot, folder) = (self.home.snapshot(id), self.home.database(id));
         let removed = tokio::task::spawn_blocking(move || match fs::remove_file(&snapshot) {
             Ok(()) => fs::File::open(&folder)?.sync_all(),

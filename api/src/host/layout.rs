@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use dormouse_images::store::Store;
+use dormouse_vmm::pack;
 use dormouse_vmm::snapshot::format;
 
 use super::machine::Rest;
@@ -84,6 +85,16 @@ impl Home {
         self.database(id).join("snapshot")
     }
 
+    /// Instead of the snapshot and the layer's files, of one that is packed.
+    pub fn packed(&self, id: &DatabaseId) -> PathBuf {
+        self.database(id).join(pack::NAME)
+    }
+
+    /// Whether its next start goes on from where it was.
+    pub fn has_memory(&self, id: &DatabaseId) -> bool {
+        self.snapshot(id).exists() || self.packed(id).exists()
+    }
+
     pub fn console_log(&self, id: &DatabaseId) -> PathBuf {
         self.database(id).join("console.log")
     }
@@ -130,11 +141,11 @@ impl Home {
         majors.filter_map(|major| Some((major, self.current_image(major)?))).collect()
     }
 
-    /// How a database without a process rests, by its files: suspended if it has a snapshot, or if it was never
-    /// written and its image has a golden snapshot for its size.
+    /// How a database without a process rests, by its files: suspended if it has a snapshot or is packed, or if it was
+    /// never written and its image has a golden snapshot for its size.
     pub fn rest(&self, id: &DatabaseId, image: &str, memory_mib: u64) -> Rest {
         let golden = self.image(image).join("golden").join(memory_mib.to_string()).join("state");
-        if self.snapshot(id).exists() || (self.layer_is_empty(id) && golden.exists()) {
+        if self.has_memory(id) || (self.layer_is_empty(id) && golden.exists()) {
             Rest::Suspended
         } else {
             Rest::Stopped
@@ -144,6 +155,11 @@ impl Home {
     /// Memory (MiB) of the guest whose snapshot the database has; none, or one that cannot be read: `None`.
     pub fn snapshot_memory_mib(&self, id: &DatabaseId) -> Option<u64> {
         use std::io::Read;
+        if let Ok(mut packed) = fs::File::open(self.packed(id)) {
+            let mut block = [0; pack::format::HEADER_LEN];
+            packed.read_exact(&mut block).ok()?;
+            return Some(pack::format::Header::decode(&block).ok()?.memory >> 20);
+        }
         let mut block = [0; format::HEADER_LEN];
         fs::File::open(self.snapshot(id)).ok()?.read_exact(&mut block).ok()?;
         // A snapshot that is damaged is for the VMM to refuse; its memory is the plan's then.

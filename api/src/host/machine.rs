@@ -19,6 +19,7 @@
 //!     │                                   └─────────────────────────────────────────┘                     │
 //!     └────────────────────────────────────────────────────── process gone ───────────────────────────────┘
 //! ```
+//! Beside it, from rest and back: `Packing`, which whoever needs the database calls off.
 
 use super::state::State;
 
@@ -30,6 +31,8 @@ pub enum Phase {
     /// A VMM has been started (or found at the server's start) and is not ready.
     Resuming,
     Running,
+    /// Asleep, and a process packs its files.
+    Packing,
     /// The pooler has been asked to stop forwarding.
     Quiescing,
     /// The VMM has been told to suspend.
@@ -82,6 +85,10 @@ pub enum Input {
     StopAsked,
     /// What its next start would have gone on from is gone (`done`), or could not be removed.
     Discarded { rest: Rest, done: bool },
+    /// The operator, or its time asleep, has it packed.
+    PackAsked,
+    /// The process that packed it is gone, and this is what its files say.
+    Packed(Rest),
     /// Its owner deletes it; the row says so already.
     DeleteAsked,
     /// The VM could not be started, or was not ready in time.
@@ -123,6 +130,12 @@ pub enum Effect {
     Stop,
     /// Remove the snapshot, so that the next start is a cold one; answered by [`Input::Discarded`].
     Discard,
+    /// Pack its files; answered by [`Input::Packed`].
+    Pack,
+    /// Call that off; the answer is the same.
+    StopPacking,
+    /// The actor knows what came of it, if that is [`Answer::Done`].
+    AnswerPack(Answer),
     AnswerWakers(Answer),
     AnswerSuspend(Answer),
     AnswerDelete(Answer),
@@ -209,7 +222,7 @@ impl Machine {
             return State::Deleting;
         }
         match self.phase {
-            Phase::Rest(Rest::Suspended) => State::Suspended,
+            Phase::Rest(Rest::Suspended) | Phase::Packing => State::Suspended,
             Phase::Rest(Rest::Stopped) => State::Stopped,
             Phase::Rest(Rest::Error) => State::Error,
             Phase::Resuming => State::Resuming,
@@ -231,7 +244,7 @@ impl Machine {
     }
 
     fn alive(&self) -> bool {
-        !matches!(self.phase, Phase::Rest(_) | Phase::Deleting | Phase::Gone)
+        !matches!(self.phase, Phase::Rest(_) | Phase::Packing | Phase::Deleting | Phase::Gone)
     }
 
     /// Takes one input; the effects are to be carried out in order.
@@ -246,6 +259,8 @@ impl Machine {
             Input::Cut => self.cut(),
             Input::StopAsked => self.stop_asked(),
             Input::Discarded { rest, done } => self.discarded(rest, done),
+            Input::PackAsked => self.pack_asked(),
+            Input::Packed(rest) => self.packed(rest),
             Input::DeleteAsked => self.delete_asked(),
             Input::WakeFailed => self.wake_failed(),
             Input::Ready => self.ready(),
@@ -267,13 +282,12 @@ impl Machine {
             return vec![AnswerWakers(Answer::ShuttingDown)];
         }
         match self.phase {
-            Phase::Rest(_) => {
-                self.wanted = true;
-                self.attempts = 0;
-                self.phase = Phase::Resuming;
-                vec![Spawn]
-            }
+            Phase::Rest(_) => self.begin_wake(),
             Phase::Running => vec![AnswerWakers(Answer::Done)],
+            Phase::Packing => {
+                self.wanted = true;
+                self.stop_packing()
+            }
             Phase::Saving if !self.cancel_sent => {
                 self.wanted = true;
                 self.cancel_sent = true;
@@ -286,6 +300,13 @@ impl Machine {
         }
     }
 
+    fn begin_wake(&mut self) -> Vec<Effect> {
+        self.wanted = true;
+        self.attempts = 0;
+        self.phase = Phase::Resuming;
+        vec![Spawn]
+    }
+
     fn spoke(&mut self) -> Vec<Effect> {
         match self.phase {
             // The server's end is not called off by a client.
@@ -296,7 +317,7 @@ impl Machine {
 
     fn suspend_asked(&mut self) -> Vec<Effect> {
         match self.phase {
-            Phase::Rest(_) => vec![AnswerSuspend(Answer::Done)],
+            Phase::Rest(_) | Phase::Packing => vec![AnswerSuspend(Answer::Done)],
             Phase::Deleting | Phase::Gone => vec![AnswerSuspend(Answer::Gone)],
             _ if self.delete => vec![AnswerSuspend(Answer::Gone)],
             Phase::Running => {
@@ -342,8 +363,10 @@ impl Machine {
             self.wanted = false;
             effects.push(AnswerWakers(Answer::ShuttingDown));
         }
-        if self.phase == Phase::Running {
-            effects.extend(self.attempt());
+        match self.phase {
+            Phase::Running => effects.extend(self.attempt()),
+            Phase::Packing => effects.extend(self.stop_packing()),
+            _ => {}
         }
         effects
     }
@@ -365,6 +388,9 @@ impl Machine {
     }
 
     fn cut(&mut self) -> Vec<Effect> {
+        if self.phase == Phase::Packing {
+            return self.stop_packing();
+        }
         if !self.alive() {
             return vec![];
         }
@@ -381,6 +407,7 @@ impl Machine {
         let first = !std::mem::replace(&mut self.stop, true);
         match self.phase {
             Phase::Rest(_) => self.discard(),
+            Phase::Packing => self.stop_packing(),
             Phase::Running => self.begin_stop(vec![]),
             Phase::Saving if first && !self.cancel_sent => {
                 self.cancel_sent = true;
@@ -426,6 +453,46 @@ impl Machine {
         effects
     }
 
+    fn pack_asked(&mut self) -> Vec<Effect> {
+        match self.phase {
+            _ if self.delete => vec![AnswerPack(Answer::Gone)],
+            Phase::Deleting | Phase::Gone => vec![AnswerPack(Answer::Gone)],
+            Phase::Rest(Rest::Suspended) if self.want != Want::ShutDown => {
+                self.phase = Phase::Packing;
+                self.cancel_sent = false;
+                vec![Pack]
+            }
+            // Whoever asks second is answered with the first.
+            Phase::Packing => vec![],
+            _ => vec![AnswerPack(Answer::Busy)],
+        }
+    }
+
+    fn stop_packing(&mut self) -> Vec<Effect> {
+        if std::mem::replace(&mut self.cancel_sent, true) { vec![] } else { vec![StopPacking] }
+    }
+
+    fn packed(&mut self, rest: Rest) -> Vec<Effect> {
+        if self.phase != Phase::Packing {
+            return vec![];
+        }
+        self.cancel_sent = false;
+        let mut effects = vec![AnswerPack(Answer::Done)];
+        if self.delete {
+            if std::mem::take(&mut self.stop) {
+                effects.push(AnswerStop(Answer::Gone));
+            }
+            effects.extend(self.remove());
+        } else if self.stop {
+            effects.extend(self.discard());
+        } else if self.wanted {
+            effects.extend(self.begin_wake());
+        } else {
+            self.phase = Phase::Rest(rest);
+        }
+        effects
+    }
+
     fn delete_asked(&mut self) -> Vec<Effect> {
         if self.phase == Phase::Gone {
             return vec![AnswerDelete(Answer::Done)];
@@ -445,6 +512,8 @@ impl Machine {
             self.expected = true;
             self.phase = Phase::Leaving;
             effects.push(Kill);
+        } else if self.phase == Phase::Packing {
+            effects.extend(self.stop_packing());
         } else {
             effects.extend(self.remove());
         }

@@ -54,6 +54,72 @@ fn sleeps_when_idle_and_wakes_once_for_many() {
     );
 }
 
+const PACKED: Effect = AnswerPack(Answer::Done);
+const AT_REST: Input = Input::Packed(Rest::Suspended);
+
+#[test]
+fn a_sleeping_database_is_packed_and_stays_asleep() {
+    let machine = story(
+        ASLEEP,
+        &[
+            (Input::PackAsked, &[Pack], Phase::Packing),
+            (Input::PackAsked, &[], Phase::Packing),
+            (Input::SuspendAsked, &[SUSPENDED], Phase::Packing),
+            (AT_REST, &[PACKED], ASLEEP),
+            (Input::Wake, &[Spawn], Phase::Resuming),
+            (Input::PackAsked, &[AnswerPack(Answer::Busy)], Phase::Resuming),
+        ],
+    );
+    assert_eq!(machine.state(), State::Resuming);
+    assert_eq!(Machine::new(Phase::Packing).state(), State::Suspended);
+    assert!(!Machine::new(Phase::Packing).at_rest());
+    story(COLD, &[(Input::PackAsked, &[AnswerPack(Answer::Busy)], COLD)]);
+}
+
+#[test]
+fn whoever_needs_it_calls_packing_off_and_nothing_runs_beside_it() {
+    let begun = (Input::PackAsked, &[Pack] as &[Effect], Phase::Packing);
+    story(
+        ASLEEP,
+        &[
+            begun,
+            (Input::Wake, &[StopPacking], Phase::Packing),
+            (Input::Wake, &[], Phase::Packing),
+            (AT_REST, &[PACKED, Spawn], Phase::Resuming),
+            (Input::Ready, &[OK], Phase::Running),
+        ],
+    );
+    story(
+        ASLEEP,
+        &[
+            begun,
+            (Input::DeleteAsked, &[EndSessions(End::Deleted), AnswerWakers(Answer::Gone), AnswerSuspend(Answer::Gone), StopPacking], Phase::Packing),
+            (Input::PackAsked, &[AnswerPack(Answer::Gone)], Phase::Packing),
+            (AT_REST, &[PACKED, Remove], Phase::Deleting),
+        ],
+    );
+    story(
+        ASLEEP,
+        &[
+            begun,
+            (Input::StopAsked, &[StopPacking], Phase::Packing),
+            (Input::Wake, &[], Phase::Packing),
+            (AT_REST, &[PACKED, EndSessions(End::Restarted), Discard], Phase::Leaving),
+            (Input::Discarded { rest: Rest::Stopped, done: true }, &[AnswerStop(Answer::Done), Spawn], Phase::Resuming),
+        ],
+    );
+    story(
+        ASLEEP,
+        &[
+            begun,
+            (Input::ShutDown, &[StopPacking], Phase::Packing),
+            (AT_REST, &[PACKED], ASLEEP),
+            (Input::PackAsked, &[AnswerPack(Answer::Busy)], ASLEEP),
+        ],
+    );
+    story(ASLEEP, &[begun, (Input::Cut, &[StopPacking], Phase::Packing), (AT_REST, &[PACKED], ASLEEP)]);
+}
+
 #[test]
 fn a_client_waiting_for_its_answer_puts_the_sleep_off() {
     story(

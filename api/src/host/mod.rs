@@ -21,6 +21,7 @@ mod image;
 pub mod layout;
 pub mod machine;
 pub mod metrics;
+mod pack;
 mod pool;
 pub mod process;
 mod reconcile;
@@ -57,6 +58,7 @@ use crate::settings::{Plan, Settings};
 pub use self::create::{Create, CreateError, Created};
 pub use self::event::EventKind;
 pub use self::machine::End;
+pub use self::pack::PackError;
 pub use self::sessions::{NoSessions, Sessions};
 pub use self::state::State;
 pub use self::wakes::{Wake, WakeKind, Wakes};
@@ -201,6 +203,8 @@ pub(crate) struct Limits {
     pub turn_timeout: Duration,
     pub suspend_wait: Duration,
     pub wake_queue: usize,
+    /// How long a database sleeps as it was left; `None`: for ever.
+    pub pack_after: Option<Duration>,
 }
 
 pub(crate) struct Inner {
@@ -261,6 +265,7 @@ impl Host {
                     turn_timeout: settings.turn_timeout(),
                     suspend_wait: settings.suspend_wait,
                     wake_queue: settings.wake_queue,
+                    pack_after: settings.pack_after,
                 },
                 turns: Turns::new(settings.wakes_at_once, settings.memory_reserve_mib << 20),
                 since: std::time::SystemTime::now(),

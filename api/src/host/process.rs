@@ -30,6 +30,8 @@ pub struct Spec {
 pub mod status {
     pub const NO_KVM: i32 = 69;
     pub const LOCKED: i32 = 73;
+    /// It cannot be packed, now or later.
+    pub const UNFIT: i32 = 77;
     pub const HUNG: i32 = 75;
 }
 
@@ -138,6 +140,13 @@ impl Process {
             }
         }
     }
+}
+
+/// Has a process give way to all others, or no longer.
+pub fn set_background(process: &Process, background: bool) {
+    let Some(pid) = process.pid() else { return };
+    // SAFETY: three integers. That it cannot be done, without root, only makes it a little less welcome.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, if background { 19 } else { 0 }) };
 }
 
 /// The reason a VMM left in its log past `mark` (the log's length when it was started): its last complaint, or

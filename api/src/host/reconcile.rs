@@ -68,6 +68,7 @@ impl Host {
             }
         });
         self.inner.keep_ready();
+        self.keep_packed();
         Ok(done)
     }
 

@@ -147,6 +147,10 @@ fn length(path: &std::path::Path) -> u64 {
 
 /// Whether what it wakes from was saved before this server started.
 fn snapshot_is_older(context: &VmContext) -> bool {
+    if context.home.packed(&context.spec.id).exists() {
+        // How old its snapshot is, is not known.
+        return true;
+    }
     let saved = std::fs::metadata(context.home.snapshot(&context.spec.id)).and_then(|m| m.modified());
     saved.is_ok_and(|saved| saved < context.since)
 }
@@ -275,7 +279,7 @@ impl<F: Fn(VmEvent)> Life<F> {
         (self.events)(VmEvent::Starting);
         let home = self.context.home.clone();
         rotate(&home.vmm_log(&id), VMM_LOG_LIMIT);
-        self.had_snapshot = home.snapshot(&id).exists();
+        self.had_snapshot = home.has_memory(&id);
         let (host, image) = (&self.context.host, &self.context.spec.image);
         let newest = home.current_image(self.context.pg_version);
         let moved = if !self.had_snapshot {

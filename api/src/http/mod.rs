@@ -123,6 +123,7 @@ fn routed() -> OpenApiRouter<Api> {
         .routes(routes!(databases::list, databases::create))
         .routes(routes!(databases::show, databases::change, databases::delete))
         .routes(routes!(databases::suspend))
+        .routes(routes!(operations::pack))
         .routes(routes!(databases::resume))
         .routes(routes!(databases::login))
         .routes(routes!(databases::password))

@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::Api;
 use super::auth::Principal;
 use super::body::{Body, Search};
-use super::databases::{Database, find, rfc3339, view};
+use super::databases::{Database, find, rfc3339, view, view_one};
 use super::page::{cut, page};
 use super::problem::{Problem, ProblemBody};
 use crate::host::{EventKind, WakeKind};
@@ -170,6 +170,26 @@ pub async fn restart(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<
     let row = find(shared, &principal, &id).await?;
     shared.host.restart(&row.id, true).await?;
     Ok(axum::Json(view(shared, find(shared, &principal, &id).await?)))
+}
+
+/// Packs a database that sleeps: snapshot and data layer become one compressed file. It is done by itself after a time asleep
+/// (setting `host.pack_after_s`). Packed already is no error; whoever needs the database meanwhile calls it off. For the operator.
+#[utoipa::path(
+    post, path = "/v1/databases/{id}/pack", tag = "databases", params(("id" = String, Path, description = "The database's id")),
+    security(("key" = []), ("session" = [])),
+    responses(
+        (status = 200, description = "It is packed", body = Database),
+        (status = 403, description = "Only the operator may", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 404, description = "There is no such database", body = ProblemBody, content_type = "application/problem+json"),
+        (status = 409, description = "It does not sleep, or it cannot be packed; `detail` says why", body = ProblemBody, content_type = "application/problem+json"),
+    )
+)]
+pub async fn pack(Axum(api): Axum<Api>, principal: Principal, Path(id): Path<String>) -> Result<axum::Json<Database>, Problem> {
+    let shared = api.shared();
+    principal.admin()?;
+    let row = find(shared, &principal, &id).await?;
+    shared.host.pack(&row.id).await?;
+    Ok(axum::Json(view_one(shared, find(shared, &principal, &id).await?)))
 }
 
 /// Moves a database to the newest image of its major version, without waking it: its snapshot, which only the old image

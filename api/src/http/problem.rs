@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::host::{CreateError, DeleteError, ExecuteError, RestartError, SuspendError, TasksError, WakeError};
+use crate::host::{CreateError, DeleteError, ExecuteError, PackError, RestartError, SuspendError, TasksError, WakeError};
 use crate::metadata::MetadataError;
 
 /// An error, on the wire.
@@ -197,6 +197,19 @@ impl From<SuspendError> for Problem {
             SuspendError::Failed(_) => Problem::internal(text),
             SuspendError::QueueFull => Problem::too_many(text),
             SuspendError::Metadata(_) => hidden(&text),
+        }
+    }
+}
+
+impl From<PackError> for Problem {
+    fn from(error: PackError) -> Problem {
+        let text = error.to_string();
+        match error {
+            PackError::NotFound | PackError::Deleting => Problem::deleting(text),
+            PackError::Awake | PackError::CalledOff | PackError::Unfit(_) => Problem::busy(text),
+            PackError::QueueFull => Problem::too_many(text),
+            PackError::Failed(_) => Problem::internal(text),
+            PackError::Metadata(_) => hidden(&text),
         }
     }
 }

@@ -448,6 +448,7 @@ async fn openapi_describes_every_route() {
         "/v1/databases",
         "/v1/databases/{id}",
         "/v1/databases/{id}/logins",
+        "/v1/databases/{id}/pack",
         "/v1/databases/{id}/password",
         "/v1/databases/{id}/resume",
         "/v1/databases/{id}/suspend",

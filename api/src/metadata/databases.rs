@@ -104,6 +104,11 @@ pub struct Page {
     pub limit: i64,
 }
 
+/// Writes a state, its message and, of one that falls asleep, since when; by the id.
+pub(crate) const SET_STATE: &str = "UPDATE databases SET state = ?1, message = ?2, \
+                                           asleep_since = CASE WHEN ?1 = 'suspended' AND has_files = 1 THEN ?3 END \
+                                    WHERE id = ?4";
+
 /// The columns of a [`DatabaseRow`].
 const SELECT: &str = "SELECT d.seq, d.id, d.tenant_id, t.name AS tenant_name, d.name, d.state, d.plan, d.pg_version, d.image, \
                              d.cool_down_ms, d.message, d.has_files, d.written, d.created_at \
@@ -197,9 +202,10 @@ impl Metadata {
     pub async fn set_state(&self, id: &DatabaseId, state: State, message: Option<&str>) -> Result<(), MetadataError> {
         self.write((id.clone(), state, message.map(str::to_owned)), |(id, state, message), on| {
             Box::pin(async move {
-                sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ?")
+                sqlx::query(SET_STATE)
                     .bind(state.as_str())
                     .bind(message)
+                    .bind(now_ms())
                     .bind(id.as_str())
                     .execute(on)
                     .await?;
@@ -215,6 +221,31 @@ impl Metadata {
             Box::pin(async move {
                 let done = sqlx::query("UPDATE databases SET has_files = 1 WHERE id = ?").bind(id.as_str()).execute(on).await?;
                 Ok(done.rows_affected() > 0)
+            })
+        })
+        .await
+    }
+
+    /// The database that has slept longest as it was left, and since when, in ms since 1970.
+    pub async fn longest_asleep(&self) -> Result<Option<(DatabaseId, i64)>, MetadataError> {
+        let sql = "SELECT id, asleep_since FROM databases WHERE asleep_since > 0 ORDER BY asleep_since LIMIT 1";
+        let Some(row) = sqlx::query(sql).fetch_optional(&self.readers).await? else { return Ok(None) };
+        let id: String = row.try_get("id")?;
+        let wrong = MetadataError::Row { id: id.clone(), what: "no database id".into() };
+        Ok(Some((DatabaseId::parse(&id).ok_or(wrong)?, row.try_get("asleep_since")?)))
+    }
+
+    /// Notes since when a database sleeps as it was left; `None`: it no longer does. Nothing, if it fell asleep after `seen`.
+    pub async fn set_asleep(&self, id: &DatabaseId, since: Option<i64>, seen: i64) -> Result<(), MetadataError> {
+        self.write((id.clone(), since, seen), |(id, since, seen), on| {
+            Box::pin(async move {
+                sqlx::query("UPDATE databases SET asleep_since = ? WHERE id = ? AND asleep_since <= ?")
+                    .bind(*since)
+                    .bind(id.as_str())
+                    .bind(*seen)
+                    .execute(on)
+                    .await?;
+                Ok(())
             })
         })
         .await

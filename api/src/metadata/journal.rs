@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::events::{self, NewEvent};
-use super::{Metadata, MetadataError, now_ms};
+use super::{Metadata, MetadataError, SET_STATE, now_ms};
 use crate::crash;
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
@@ -166,9 +166,10 @@ async fn write(metadata: &Metadata, batch: &Batch, keep: u32) -> Result<(), Meta
     let mut write = metadata.begin_unflushed().await?;
     for (id, (state, message)) in &batch.states {
         // A row that is being deleted stays so, whatever its VM still does.
-        sqlx::query("UPDATE databases SET state = ?, message = ? WHERE id = ? AND state <> 'deleting'")
+        sqlx::query(&format!("{SET_STATE} AND state <> 'deleting'"))
             .bind(state.as_str())
             .bind(message.as_deref())
+            .bind(now_ms())
             .bind(id.as_str())
             .execute(write.on())
             .await?;

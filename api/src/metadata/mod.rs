@@ -24,6 +24,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 
 use checkpoint::Checkpoints;
+pub(crate) use databases::SET_STATE;
 pub use databases::{CreateError, DatabaseFilter, DatabaseRow, ImageUse, NewDatabase, Page};
 pub use events::EventRow;
 pub use journal::StateJournal;
@@ -38,6 +39,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "sql passwords", include_str!("../../../migrations/0004_sql_passwords.sql")),
     (5, "use", include_str!("../../../migrations/0005_use.sql")),
     (6, "written", include_str!("../../../migrations/0006_written.sql")),
+    (7, "asleep", include_str!("../../../migrations/0007_asleep.sql")),
 ];
 
 /// What a full disk is called, wherever that is told on.

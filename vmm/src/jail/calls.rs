@@ -213,7 +213,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_ftruncate, NONE, Any),
     (libc::SYS_fallocate, NONE, Any),
     (libc::SYS_flock, NONE, Any),
-    (libc::SYS_getdents64, NONE, Any),
+    (libc::SYS_getdents64, SPEND, Any),
     (libc::SYS_fstat, FILES, Any),
     (libc::SYS_fstatfs, NONE, Any),
     // Names.

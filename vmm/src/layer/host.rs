@@ -174,6 +174,18 @@ impl Host {
         Ok(())
     }
 
+    /// Removes the folder `files`, unless something is in it that is no object's.
+    pub fn remove_files(&mut self) -> io::Result<()> {
+        // SAFETY: a constant NUL-terminated name below a folder we have open.
+        let removed = check(unsafe { libc::unlinkat(self.dir.as_raw_fd(), c"files".as_ptr(), libc::AT_REMOVEDIR) });
+        match removed.map_err(|e| (e.kind(), e)) {
+            Ok(_) | Err((io::ErrorKind::NotFound, _)) => self.files = None,
+            Err((io::ErrorKind::DirectoryNotEmpty, _)) => {}
+            Err((_, error)) => return Err(error),
+        }
+        Ok(())
+    }
+
     /// Makes the names in `files` durable.
     pub fn sync_files(&self) -> io::Result<()> {
         self.files()?.sync_all()?;

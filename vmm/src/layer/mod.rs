@@ -28,6 +28,7 @@ mod map;
 mod merge;
 mod object;
 mod open;
+pub mod pack;
 #[cfg(test)]
 mod powercut;
 mod record;

@@ -24,6 +24,8 @@ pub enum ReadError {
     /// What it holds of the CPU or the devices does not make sense.
     #[error("its saved state is damaged")]
     State,
+    #[error("{0}")]
+    Packed(#[from] crate::pack::PackError),
     #[error("its golden memory is gone or another: {0}")]
     Base(String),
     #[error(transparent)]
@@ -47,6 +49,25 @@ pub struct Fit<'a> {
     pub template: &'a str,
     pub identity: &'a str,
     pub memory: u64,
+}
+
+impl Fit<'_> {
+    /// Checks that a snapshot belongs to this database, image, CPU and host.
+    pub fn check(&self, header: &Header) -> Result<(), ReadError> {
+        let memory = (header.memory.to_string(), self.memory.to_string());
+        for (what, theirs, ours) in [
+            ("database", header.database.as_str(), self.database),
+            ("image", &header.image, self.image),
+            ("template", &header.template, self.template),
+            ("CPU and host", &header.identity, self.identity),
+            ("memory size", &memory.0, &memory.1),
+        ] {
+            if theirs != ours {
+                return Err(ReadError::Other { what, theirs: theirs.to_owned(), ours: ours.to_owned() });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// An opened snapshot whose header, state and index have been checked.
@@ -95,19 +116,7 @@ impl Snapshot {
 
     /// Checks that it belongs to this database, image, CPU and host.
     pub fn check(&self, fit: &Fit) -> Result<(), ReadError> {
-        let memory = (self.header.memory.to_string(), fit.memory.to_string());
-        for (what, theirs, ours) in [
-            ("database", self.header.database.as_str(), fit.database),
-            ("image", &self.header.image, fit.image),
-            ("template", &self.header.template, fit.template),
-            ("CPU and host", &self.header.identity, fit.identity),
-            ("memory size", &memory.0, &memory.1),
-        ] {
-            if theirs != ours {
-                return Err(ReadError::Other { what, theirs: theirs.to_owned(), ours: ours.to_owned() });
-            }
-        }
-        Ok(())
+        fit.check(&self.header)
     }
 
     /// Bytes of the file.

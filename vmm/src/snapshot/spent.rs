@@ -14,6 +14,7 @@ use std::time::Instant;
 use super::write::{NAME, TEMPORARY};
 use crate::crash;
 use crate::jail::{ThreadKind, threads};
+use crate::pack;
 
 /// The snapshot between being spent and being removed. Whatever lies there is nothing.
 pub const SPENT: &str = "snapshot.spent";
@@ -31,6 +32,7 @@ struct Mark {
 pub struct Spending {
     mark: Arc<Mark>,
     dir: PathBuf,
+    packed: bool,
 }
 
 /// When it was durable.
@@ -51,7 +53,20 @@ fn spend(dir: &Path) -> io::Result<Instant> {
 impl Spending {
     /// Begins.
     pub fn begin(dir: &Path) -> io::Result<Self> {
-        let spending = Self { mark: Arc::default(), dir: dir.to_owned() };
+        Self::by(dir, false, spend)
+    }
+
+    /// Likewise, where a packed file is to be marked.
+    pub fn of_packed(dir: &Path) -> io::Result<Self> {
+        Self::by(dir, true, pack::spent::spend)
+    }
+
+    pub fn is_of_packed(&self) -> bool {
+        self.packed
+    }
+
+    fn by(dir: &Path, packed: bool, spend: fn(&Path) -> io::Result<Instant>) -> io::Result<Self> {
+        let spending = Self { mark: Arc::default(), dir: dir.to_owned(), packed };
         let own = spending.clone();
         threads::spawn(ThreadKind::Spend, move || {
             let result = spend(&own.dir);
@@ -90,7 +105,7 @@ pub fn refuse(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    for leftover in [SPENT, TEMPORARY] {
+    for leftover in [SPENT, TEMPORARY, pack::SPENT, pack::TEMPORARY] {
         match std::fs::remove_file(dir.join(leftover)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

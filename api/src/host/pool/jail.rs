@@ -103,7 +103,7 @@ fn empty_network() -> io::Result<File> {
 }
 
 /// What of a database's folder is looked at before it is lent.
-const MARKS: &[&str] = &["layer", "layer/files", "layer/lock", "layer/journal", "snapshot"];
+const MARKS: &[&str] = &["layer", "layer/files", "layer/lock", "layer/journal", "snapshot", "packed"];
 
 /// How a VMM finds its database's folders.
 #[derive(Debug)]

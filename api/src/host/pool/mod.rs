@@ -166,10 +166,15 @@ impl Start {
 
 impl Standby {
     /// Tells it whose it is, with the folders that it is lent.
-    fn claim(mut self, spec: &Spec, lent: &[OwnedFd]) -> io::Result<(Process, u64)> {
+    fn claim(mut self, spec: &Spec, lent: &[OwnedFd], task: Option<&str>) -> io::Result<(Process, u64)> {
         let at = monotonic_us();
         crash::point("wake-lent");
-        let claim = json!({"database": spec.id.as_str(), "storage_bytes": spec.storage_mib << 20, "written": spec.written});
+        let claim = json!({
+            "database": spec.id.as_str(),
+            "storage_bytes": spec.storage_mib << 20,
+            "written": spec.written,
+            "task": task,
+        });
         let line = format!("{claim}\n");
         match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), lent)? {
             sent if sent == line.len() => {}
@@ -213,6 +218,8 @@ struct Shared {
     state: Mutex<State>,
     /// There may be something to do for the keeper.
     changed: Notify,
+    /// A wake is over: for all that wait until there is none.
+    ended: Notify,
 }
 
 struct State {
@@ -242,6 +249,7 @@ pub struct Waking(Arc<Shared>);
 impl Drop for Waking {
     fn drop(&mut self) {
         self.0.lock().wakes -= 1;
+        self.0.ended.notify_waiters();
         self.0.changed.notify_one();
     }
 }
@@ -250,7 +258,7 @@ impl Pool {
     /// `most` stand by at once.
     pub fn new(start: Start, most: usize) -> Pool {
         let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, lost: false, closed: false };
-        let shared = Shared { start, state: Mutex::new(state), changed: Notify::new() };
+        let shared = Shared { start, state: Mutex::new(state), changed: Notify::new(), ended: Notify::new() };
         Pool { shared: Arc::new(shared), keeper: OnceLock::new() }
     }
 
@@ -288,7 +296,7 @@ impl Pool {
                     return Err(error);
                 }
             };
-            match shelved.standby.claim(spec, &lent) {
+            match shelved.standby.claim(spec, &lent, None) {
                 Ok((process, at)) => return Ok(Taken { process, at, stood_by: true }),
                 // Why it has ended stands in its log.
                 Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
@@ -297,7 +305,7 @@ impl Pool {
         let start = &self.shared.start;
         let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
         let lent = made.folders.lend(&spec.id, home)?;
-        let (process, at) = made.claim(spec, &lent)?;
+        let (process, at) = made.claim(spec, &lent, None)?;
         Ok(Taken { process, at, stood_by: false })
     }
 
@@ -308,6 +316,20 @@ impl Pool {
     /// The control group of a VMM that runs already.
     pub fn group_of(&self, pid: u32) -> Option<Group> {
         self.shared.start.groups.as_ref()?.find(pid)
+    }
+
+    /// A VMM that carries out a task with the database's files and ends. It is made for that: those that stand by are for
+    /// whoever waits.
+    pub async fn make_for(&self, spec: &Spec, task: &str) -> Result<Process, MakeError> {
+        let (start, home) = (&self.shared.start, self.home());
+        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
+        let lent = made.folders.lend(&spec.id, home)?;
+        Ok(made.claim(spec, &lent, Some(task))?.0)
+    }
+
+    /// Returns once no wake has been under way for a moment.
+    pub async fn quiet(&self) {
+        self.shared.quiet().await;
     }
 
     /// How many stand by.
@@ -370,13 +392,13 @@ impl Shared {
     /// Returns once no wake has been under way for a moment.
     async fn quiet(&self) {
         loop {
-            let changed = self.changed.notified();
+            let ended = self.ended.notified();
             let (wakes, begun) = {
                 let state = self.lock();
                 (state.wakes, state.begun)
             };
             if wakes > 0 {
-                changed.await;
+                ended.await;
                 continue;
             }
             tokio::time::sleep(QUIET).await;

@@ -1,0 +1,171 @@
+//! Packed sleep (`docs/packed.md`): a database that has slept long enough becomes one compressed file.
+//!
+//! The bytes are a tenant's, so it is a jailed VMM that packs, claimed like any other; here is when, and how that is called
+//! off. One at a time, with the lowest priority, and not while a wake is under way. What is next is one row of the metadata, by
+//! an index: nothing is kept or looked at for a database that sleeps.
+
+use std::sync::Weak;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::actor::Command;
+use super::process::{Spec, last_words, set_background, status};
+use super::{Host, Inner, SendError};
+use crate::identity::DatabaseId;
+use crate::metadata::{MetadataError, now_ms};
+
+/// Why a database was not packed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PackError {
+    #[error("there is no such database")]
+    NotFound,
+    #[error("the database is being deleted")]
+    Deleting,
+    #[error("the database does not sleep: suspend it first")]
+    Awake,
+    #[error("somebody needed the database meanwhile")]
+    CalledOff,
+    /// Nor will it be later, as it sleeps now.
+    #[error("the database cannot be packed: {0}")]
+    Unfit(String),
+    #[error("the database was not packed: {0}")]
+    Failed(String),
+    #[error("too many requests wait for this database; try again")]
+    QueueFull,
+    #[error("{0}")]
+    Metadata(String),
+}
+
+/// After the metadata could not be read or written.
+const PAUSE: Duration = Duration::from_secs(60);
+
+impl Inner {
+    /// Packs the files of a database without a process; called off when the other end of `called_off` is dropped. Nothing of
+    /// it is under way when this returns.
+    pub(crate) async fn pack(&self, spec: &Spec, called_off: oneshot::Receiver<()>) -> Result<(), PackError> {
+        let done = self.carry_out(spec, "pack", true, called_off).await;
+        if done.is_err() {
+            // What was killed leaves it, and it may not be there.
+            let _ = std::fs::remove_file(self.home.database(&spec.id).join(dormouse_vmm::pack::TEMPORARY));
+        }
+        done
+    }
+
+    /// Has a packed database no longer packed, without its snapshot.
+    pub(crate) async fn unpack(&self, id: &DatabaseId, image: &str, pg_version: u32) -> Result<(), String> {
+        // No guest is begun, so any image will do: one that this program knows.
+        let image = self.home.current_image(pg_version).unwrap_or_else(|| image.to_owned());
+        let memory_mib = self.plan_of(crate::settings::DEFAULT_PLAN).memory_mib;
+        let spec = Spec { id: id.clone(), image, memory_mib, storage_mib: 0, written: true };
+        let (_kept, never) = oneshot::channel();
+        self.carry_out(&spec, "unpack", false, never).await.map_err(|error| format!("it cannot be unpacked: {error}"))
+    }
+
+    async fn carry_out(
+        &self,
+        spec: &Spec,
+        task: &str,
+        background: bool,
+        mut called_off: oneshot::Receiver<()>,
+    ) -> Result<(), PackError> {
+        let mark = std::fs::metadata(self.home.vmm_log(&spec.id)).map_or(0, |log| log.len());
+        let run = self.home.run_of(&spec.id);
+        dormouse_vmm::settings::make_dir(&run).map_err(|e| PackError::Failed(format!("{}: {e}", run.display())))?;
+        let mut process = tokio::select! {
+            made = self.pool.make_for(spec, task) => made.map_err(|error| PackError::Failed(error.to_string()))?,
+            // One that is not claimed yet ends by itself.
+            _ = &mut called_off => return Err(PackError::CalledOff),
+        };
+        set_background(&process, background);
+        let status = tokio::select! {
+            status = process.gone() => status,
+            _ = called_off => {
+                set_background(&process, false);
+                process.kill();
+                process.gone().await;
+                return Err(PackError::CalledOff);
+            }
+        };
+        let status = status.and_then(|status| status.code());
+        if status == Some(0) {
+            return Ok(());
+        }
+        let words = last_words(&self.home, &spec.id, mark, true).unwrap_or_else(|| "its VMM was killed".into());
+        Err(if status == Some(status::UNFIT) { PackError::Unfit(words) } else { PackError::Failed(words) })
+    }
+}
+
+impl Host {
+    /// Packs a database that sleeps. Packed already is no error.
+    pub async fn pack(&self, id: &DatabaseId) -> Result<(), PackError> {
+        let seen = now_ms();
+        let (reply, answer) = oneshot::channel();
+        match self.send(id, Command::Pack(reply), false).await {
+            Ok(()) => {}
+            Err(SendError::NotFound) => return Err(PackError::NotFound),
+            Err(SendError::Deleting) => return Err(PackError::Deleting),
+            Err(SendError::Full) => return Err(PackError::QueueFull),
+            Err(SendError::Metadata(e)) => return Err(PackError::Metadata(e.to_string())),
+        }
+        answer.await.unwrap_or(Err(PackError::Deleting))?;
+        self.inner.metadata.set_asleep(id, None, seen).await.map_err(|e| PackError::Metadata(e.to_string()))
+    }
+
+    /// Begins to pack databases as their time comes, if that is set.
+    pub(super) fn keep_packed(&self) {
+        if let Some(after) = self.inner.limits.pack_after {
+            tokio::spawn(keep(std::sync::Arc::downgrade(&self.inner), after));
+        }
+    }
+
+    /// Packs one that has slept long enough. When this returns it is no longer the one that has slept longest.
+    async fn pack_next(&self, id: &DatabaseId) -> Result<(), MetadataError> {
+        self.inner.pool.quiet().await;
+        let seen = now_ms();
+        let again = match self.pack(id).await {
+            Ok(()) => return Ok(()),
+            Err(PackError::Unfit(_) | PackError::NotFound | PackError::Deleting) => None,
+            Err(error) => {
+                tracing::info!(database = %id, %error, "not packed yet");
+                Some(seen)
+            }
+        };
+        self.inner.metadata.set_asleep(id, again, seen).await
+    }
+}
+
+/// The one task that packs by itself.
+async fn keep(host: Weak<Inner>, after: Duration) {
+    loop {
+        // Held only while there is something to do: the host may end meanwhile.
+        let Some(inner) = host.upgrade() else { return };
+        let host = Host { inner };
+        if host.inner.closing.load(Ordering::Acquire) {
+            return;
+        }
+        let pause = match host.inner.metadata.longest_asleep().await {
+            // Who falls asleep from now on is due later than that.
+            Ok(None) => after,
+            Ok(Some((id, since))) => {
+                let slept = Duration::from_millis(now_ms().saturating_sub(since).max(0).unsigned_abs());
+                match after.checked_sub(slept).filter(|left| !left.is_zero()) {
+                    Some(left) => left,
+                    None => match host.pack_next(&id).await {
+                        Ok(()) => continue,
+                        Err(error) => failed(&error),
+                    },
+                }
+            }
+            Err(error) => failed(&error),
+        };
+        drop(host);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+fn failed(error: &MetadataError) -> Duration {
+    tracing::warn!(%error, "what is to be packed next is not known");
+    PAUSE
+}
