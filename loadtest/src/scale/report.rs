@@ -125,7 +125,8 @@ fn rows() -> Vec<Row> {
             (step.used_bytes >> 10).to_string()
         }),
     ]);
-    let sizes: [(&str, fn(&Step) -> u64); 3] = [
+    type Size = (&'static str, fn(&Step) -> u64);
+    let sizes: [Size; 3] = [
         ("memory of the server, resident, MiB", |step| step.resident_bytes),
         ("of it no file's, MiB", |step| step.anonymous_bytes),
         ("metadata on disk, MiB", |step| step.metadata_bytes),
