@@ -244,7 +244,10 @@ fn run_as(
     let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
     life.step("machine");
     let layer = folders.database.join("layer");
-    make_dir(&layer).map_err(StartError::io(format!("cannot make {}", layer.display())))?;
+    // Whoever only packs or unpacks one must not make it: that it is not there says that data is lost.
+    if settings.task.is_none() {
+        make_dir(&layer).map_err(StartError::io(format!("cannot make {}", layer.display())))?;
+    }
     let kept = jail::landlock::keep_to(&folders.database, folders.run.as_fd());
     kept.map_err(StartError::io("the jail cannot be closed (setting host.jail)"))?;
     if let Some(task) = settings.task {
@@ -406,6 +409,10 @@ impl Place<'_> {
         let state = State::decode(&snapshot.state)?;
         life.step("snapshot");
         let mut files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
+        if self.folders.database.join(crate::pack::NAME).exists() {
+            // It was packed in the moment before its lock was ours. Whoever tries again finds that.
+            return Err(ReadError::Files(FsError::LayerLocked(self.layer.clone())));
+        }
         self.share(&mut files)?;
         life.step("layer");
         self.listen_early(life)?;

@@ -172,6 +172,29 @@ fn a_kill_while_packing_leaves_it_asleep_as_it_was_or_packed() {
 }
 
 #[test]
+fn a_packed_file_of_another_state_of_the_layer_or_a_damaged_one_removes_nothing() {
+    if !has_kvm("packing beside another packed file") {
+        return;
+    }
+    for (name, at) in [("layer/journal", None), ("packed", Some(1024))] {
+        let home = Home::new();
+        let content = asleep_with_a_file(&home);
+        carry_out(&home, "pack", Some("pack-renamed"));
+        let path = home.database_dir().join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        match at {
+            None => bytes.push(0),
+            Some(at) => bytes[at] ^= 1,
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let (status, log) = carry_out(&home, "pack", None);
+        assert_eq!(status.code(), Some(74), "{name}: {log}");
+        assert!(home.database_dir().join("snapshot").exists(), "{name}: {log}");
+        assert_unpacked(&home, &content, name);
+    }
+}
+
+#[test]
 fn a_kill_in_a_wake_from_packed_leaves_it_packed_or_used() {
     if !has_kvm("crash in unpacking") {
         return;

@@ -48,7 +48,7 @@ impl Inner {
     /// After a clean end of its VM, with which all of the layer is on disk: has it noted that there are data in it, if there
     /// are.
     pub(crate) fn note_written(&self, facts: &mut Facts) {
-        if !facts.written && !self.home.layer_is_empty(&facts.id) {
+        if !facts.written && self.home.layer_has_data(&facts.id) {
             facts.written = true;
             self.journal.written(&facts.id);
         }

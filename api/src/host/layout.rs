@@ -171,4 +171,9 @@ impl Home {
         // A layer that cannot be read is for the VMM to explain; a cold start is what it would come to.
         dormouse_vmm::layer::is_empty(&self.database(id).join("layer")).unwrap_or(false)
     }
+
+    /// Whether something was changed in its layer, as far as that can be told.
+    pub(crate) fn layer_has_data(&self, id: &DatabaseId) -> bool {
+        dormouse_vmm::layer::is_empty(&self.database(id).join("layer")).is_ok_and(|empty| !empty)
+    }
 }

@@ -124,6 +124,9 @@ impl Host {
     async fn pack_next(&self, id: &DatabaseId) -> Result<(), MetadataError> {
         self.inner.pool.quiet().await;
         let seen = now_ms();
+        if self.inner.closing.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let again = match self.pack(id).await {
             Ok(()) => return Ok(()),
             Err(PackError::Unfit(_) | PackError::NotFound | PackError::Deleting) => None,

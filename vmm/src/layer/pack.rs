@@ -82,11 +82,11 @@ impl Held {
             if sum > most {
                 return Ok(None);
             }
-            found.push((runs, file));
+            found.push(runs);
         }
         let mut w = Writer::default();
         w.u32(found.len() as u32);
-        for (Runs { id, len, runs }, _) in &found {
+        for Runs { id, len, runs } in &found {
             w.u64(*id);
             w.u64(*len);
             w.u32(runs.len() as u32);
@@ -96,7 +96,9 @@ impl Held {
             }
         }
         let mut bytes = w.bytes;
-        for (Runs { runs, .. }, file) in &found {
+        for Runs { id, runs, .. } in &found {
+            // Opened again: a database may have more files than a process may have open.
+            let file = self.host.open_file(*id, false)?;
             for (offset, len) in runs {
                 let at = bytes.len();
                 bytes.resize(at + *len as usize, 0);

@@ -92,7 +92,11 @@ impl Packed {
             remove(&snapshot)?;
             held.clear()?;
         }
-        Ok(held.scatter(layer)?)
+        held.scatter(layer).inspect_err(|_| {
+            // On a full disk this gives the room back, which others need.
+            let _ = held.clear();
+        })?;
+        Ok(())
     }
 }
 

@@ -21,6 +21,9 @@ const LEVEL: i32 = 18;
 /// How far back a match may lie, as a power of two: memory repeats what is in the files.
 pub(super) const WINDOW: u32 = 26;
 
+/// The most that a snapshot to be packed holds beside its pages, bytes: state and index.
+const MOST_REST: u64 = 16 << 20;
+
 /// What came of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Written {
@@ -34,8 +37,12 @@ pub struct Written {
 pub fn pack(dir: &Path, database: &str) -> Result<Written, PackError> {
     let mut held = hold(&dir.join("layer"))?;
     let written = match Packed::open(dir, database)? {
-        // A packing was cut short: what is left of it is to be done.
+        // A packing was cut short: what is left of it is to be done, if it is of this very layer and whole.
         Some(packed) => {
+            if held.journal()? != packed.header.journal {
+                return Err(PackError::Journal);
+            }
+            packed.layer()?;
             let bytes = packed.header.snapshot.at.offset + packed.header.snapshot.at.len;
             sync_dir(dir)?;
             Written { bytes, before: bytes }
@@ -136,10 +143,13 @@ fn compress(content: &[u8], over: &[u8]) -> Result<Vec<u8>, PackError> {
 
 /// Reads a snapshot, and checks all of it.
 fn take_apart(path: &Path) -> Result<Content, PackError> {
-    let bytes = match std::fs::read(path) {
+    let unreadable = PackError::io("its snapshot cannot be read");
+    match std::fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(PackError::Awake),
-        other => other.map_err(PackError::io("its snapshot cannot be read"))?,
-    };
+        Ok(metadata) if metadata.len() > MOST_PAGES + MOST_REST => return Err(PackError::TooLarge(MOST_PAGES >> 20)),
+        _ => {}
+    }
+    let bytes = std::fs::read(path).map_err(unreadable)?;
     let block = bytes.first_chunk::<SNAPSHOT_HEADER>().ok_or(PackError::Snapshot(Unreadable::Damaged("its header")))?;
     let header = format::Header::decode(block).map_err(PackError::Snapshot)?;
     let part = |extent: Extent, what| {
