@@ -423,9 +423,14 @@ pub(crate) async fn begin(
     let mut tried = false;
     loop {
         steps.note("wake_asked");
-        let greet = async |socket: Arc<Path>| guest::begin(&socket, packet).await.ok();
+        let greet = async |socket: Arc<Path>| {
+            let life = shared.registry.life(database);
+            Some((guest::begin(&socket, packet).await.ok()?, life))
+        };
         let (early, waking) = bind::wake_and(shared, database, greet).await;
         let awake = waking.await?;
+        // What was begun in a life that ended before the wake was answered is of no use.
+        let early = early.filter(|(_, life)| *life == shared.registry.life(database)).map(|(begun, _)| begun);
         steps.note("pooler_told");
         if let Some(burying) = bind::buried(shared, database, &awake) {
             // Only politeness: it goes on when this does not wait for it.

@@ -73,6 +73,8 @@ struct Database {
     awake: Option<Arc<Awake>>,
     /// Its VMM listens here, and is about to be awake.
     listening: Option<Arc<Path>>,
+    /// How many VMMs have listened.
+    lives: u64,
     dead: Vec<Dead>,
     /// Told when `quiesced` ends, when `urgent` falls to 0, and of `listening`.
     changed: Option<Arc<Notify>>,
@@ -216,8 +218,14 @@ impl Registry {
     pub fn listens(&self, id: DatabaseId, socket: PathBuf) {
         self.with(id, |database| {
             database.listening = Some(socket.into());
+            database.lives += 1;
             database.tell();
         });
+    }
+
+    /// Which VMM it was that listened last, for who keeps the database from being forgotten.
+    pub fn life(&self, id: DatabaseId) -> u64 {
+        self.with(id, |database| database.lives)
     }
 
     /// What listens has come to nothing.

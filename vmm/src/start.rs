@@ -539,6 +539,7 @@ impl Place<'_> {
         // Told before the I/O thread is there: it may have bound a session by the time its lock is free for this one.
         monitor.io().life.step("run");
         let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
+        jail::threads::end_spares();
         crash::point("restore-entered");
         let end = guest.run(&mut sleeper);
         if let Some(spending) = &sleeper.spending {

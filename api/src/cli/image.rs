@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use dormouse_images::store::{InUse, Store};
-use dormouse_images::{BuildOptions, DEFAULT_MAJOR, Manifest, bake_golden, build, rehearse};
+use dormouse_images::{BuildOptions, DEFAULT_MAJOR, Manifest, bake_and_rehearse, build};
 
 use serde_json::json;
 
@@ -98,9 +98,9 @@ fn make(settings: &Settings, source: PathBuf, postgres: u32) -> Result<ExitCode,
     // One for each size that a plan gives.
     let sizes: BTreeSet<u64> = settings.plans.values().map(|plan| plan.memory_mib).collect();
     for mib in sizes {
-        let new = bake_golden(&settings.home, image, mib, PARKED, &vmm).map_err(said)?;
+        let (new, rehearsed) = bake_and_rehearse(&settings.home, image, mib, PARKED, &vmm).map_err(said)?;
         println!("golden snapshot of {mib} MiB {}", if new { "made" } else { "as before" });
-        if let Some(pages) = rehearse(&settings.home, image, mib, &vmm).map_err(said)? {
+        if let Some(pages) = rehearsed {
             println!("rehearsed: VMs that stand by have {pages} of its pages ready");
         }
     }

@@ -56,7 +56,7 @@ pub(crate) fn at<T>(result: io::Result<T>, what: &'static str, path: &Path) -> R
 ///
 /// # Errors
 /// If the image cannot be read or the VMM does not make a snapshot in time; then there is none, and none is half there.
-pub fn bake_golden(
+pub(crate) fn bake_golden(
     home: &Path,
     image: &str,
     memory_mib: u64,

@@ -9,7 +9,7 @@
 //! - [`manifest`] is the type of `image.json`, for who runs images;
 //! - [`store`] knows the folders under `DORMOUSE_HOME`, lists what is there and collects what nobody needs;
 //! - [`build()`] runs the recipes and packs the result;
-//! - [`bake_golden`] has the VMM make a golden snapshot; [`rehearse`] notes what a clone of it changes.
+//! - [`bake_and_rehearse`] has the VMM make a golden snapshot, and notes what a clone of it changes.
 //!
 //! Promises: an image and a template are named by the hash of their content, appear whole or not at all, and are
 //! never changed; a build adds one and switches `current-MAJOR`, and never touches another. Nothing is removed but by
@@ -28,8 +28,8 @@ mod tree;
 pub const DEFAULT_MAJOR: u32 = 17;
 
 pub use build::{BuildError, BuildOptions, Built, build};
-pub use golden::{GoldenError, bake_golden};
+pub use golden::GoldenError;
 pub use hash::tree_hash;
 pub use manifest::Manifest;
 pub use recipe::RecipeError;
-pub use rehearse::rehearse;
+pub use rehearse::bake_and_rehearse;

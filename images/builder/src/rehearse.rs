@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::golden::{DATABASE, GoldenError, WARM_DATABASE, at, scratch_home, tail, wait};
+use crate::golden::{DATABASE, GoldenError, WARM_DATABASE, at, bake_golden, scratch_home, tail, wait};
 use crate::manifest::file;
 use crate::store::Store;
 use crate::tree::Draft;
@@ -43,12 +43,38 @@ const HELD_SESSION: &[&str] = &[
     "INSERT INTO rehearsal (name) VALUES ('one more') RETURNING id",
 ];
 
+/// Makes the golden snapshot of an image for guests of `memory_mib` MiB, unless it is there, with `park` backends ready, and
+/// notes which of its pages a clone changes, unless that is known. `vmm` is the program and its first arguments (`dormouse vmm`).
+/// Returns whether a snapshot was made, and how many pages a rehearsal found that was made.
+///
+/// # Errors
+/// If the image cannot be read, the VMM makes no snapshot in time, or a clone does not do what it must. A snapshot that was made now and whose first clone fails is gone again.
+pub fn bake_and_rehearse(
+    home: &Path,
+    image: &str,
+    memory_mib: u64,
+    park: u32,
+    vmm: &[OsString],
+) -> Result<(bool, Option<usize>), GoldenError> {
+    let made = bake_golden(home, image, memory_mib, park, vmm)?;
+    match rehearse(home, image, memory_mib, vmm) {
+        Ok(pages) => Ok((made, pages)),
+        Err(error) => {
+            if made {
+                let golden = Store::new(home).image(image).join(file::GOLDEN).join(memory_mib.to_string());
+                at(std::fs::remove_dir_all(&golden), "remove", &golden)?;
+            }
+            Err(error)
+        }
+    }
+}
+
 /// Notes which pages of the golden guest of `memory_mib` MiB a clone changes, unless that is known already. `vmm` is the
 /// program and its first arguments. Returns how many they are, of a rehearsal made now.
 ///
 /// # Errors
 /// If a clone does not run, answer and sleep as it must; then the golden snapshot is no good.
-pub fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Result<Option<usize>, GoldenError> {
+fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Result<Option<usize>, GoldenError> {
     let golden = Store::new(home).image(image).join(file::GOLDEN).join(memory_mib.to_string());
     let target = golden.join(file::HOT);
     if target.exists() {
@@ -90,9 +116,12 @@ pub fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> 
             return Err(other.map_or_else(failed, |_| GoldenError::TooSlow { console: tail(&console) }));
         }
     }
-    let pages = std::fs::metadata(draft.path()).map_err(failed)?.len() / 4;
+    let bytes = std::fs::metadata(draft.path()).map_err(failed)?.len();
+    if bytes == 0 || !bytes.is_multiple_of(4) {
+        return Err(failed(io::Error::other("its VMM noted no pages, or half of them")));
+    }
     at(draft.finish(&target), "write", &target)?;
-    Ok(Some(pages as usize))
+    Ok(Some(bytes as usize / 4))
 }
 
 /// Uses the clone whose sockets are in `run`, and has it suspended.

@@ -72,7 +72,7 @@ pub(crate) fn flush_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-/// A folder under construction, removed again if it is dropped before it got its name.
+/// A folder or a file under construction, removed again if it is dropped before it got its name.
 pub(crate) struct Draft {
     path: PathBuf,
 }
@@ -83,7 +83,7 @@ impl Draft {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let path = target.with_file_name(format!(".new-{name}-{}", std::process::id()));
         if path.exists() {
-            fs::remove_dir_all(&path)?;
+            remove(&path)?;
         }
         Ok(Draft { path })
     }
@@ -103,8 +103,13 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // After `finish` there is nothing at this path; else what is left is of no use to anyone.
-        let _ = fs::remove_dir_all(&self.path);
+        let _ = remove(&self.path);
     }
+}
+
+/// A folder and all in it, or a file.
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn make_ready() -> io::Result<()> {
             let held = block_termination().map(drop);
             must(kind, filter::narrow(kind));
             let _ = closed.send(held);
-            // An error: the process ends without ever having had a database.
+            // An error: it is not needed.
             if let Ok(job) = jobs.recv() {
                 must(kind, landlock::narrow());
                 job();
@@ -48,6 +48,15 @@ pub fn make_ready() -> io::Result<()> {
         SPARES.lock().unwrap_or_else(PoisonError::into_inner).push(Spare { kind, job, handle });
     }
     Ok(())
+}
+
+/// Ends those that are not needed: what waits for a job has not taken on all of its jail yet.
+pub fn end_spares() {
+    let left = std::mem::take(&mut *SPARES.lock().unwrap_or_else(PoisonError::into_inner));
+    for Spare { job, handle, .. } in left {
+        drop(job);
+        let _ = handle.join();
+    }
 }
 
 /// Runs the job on a thread of a kind: on one made beforehand if there is one.

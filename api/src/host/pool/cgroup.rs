@@ -10,6 +10,7 @@
 //! Of the controllers those are used that the group has. A group is made with its VMM, before that is claimed, and removed
 //! once it has ended.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -103,6 +104,17 @@ fn make_room(group: &Path) -> io::Result<()> {
     write(&server, "cgroup.procs", &own)
 }
 
+/// Whether systemd leaves a group to who runs in it: else it is systemd's to change.
+fn is_delegated(group: &Path) -> bool {
+    let Ok(path) = CString::new(group.as_os_str().as_bytes()) else { return false };
+    [c"trusted.delegate", c"user.delegate"].into_iter().any(|name| {
+        let mut value = [0u8; 2];
+        // SAFETY: both names end with a zero, and the value has the length that is told.
+        let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+        len == 1 && value[0] == b'1'
+    })
+}
+
 fn make(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(said(folder)(error)),
@@ -119,6 +131,9 @@ impl Groups {
         let made = own().and_then(|(mount, own)| {
             let group = if setting == OWN { own } else { setting.into() };
             let base = mount.join(group.strip_prefix("/").unwrap_or(&group));
+            if setting == OWN && base != mount && ![Some(&*base), base.parent()].into_iter().flatten().any(is_delegated) {
+                return Err(io::Error::other(format!("{} is not delegated to the server (Delegate=yes)", base.display())));
+            }
             Groups::below(&base, home)
         });
         let why = match made {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use dormouse_images::store::Store;
-use dormouse_images::{BuildOptions, DEFAULT_MAJOR, bake_golden, build, rehearse};
+use dormouse_images::{BuildOptions, DEFAULT_MAJOR, bake_and_rehearse, build};
 
 #[derive(Parser)]
 #[command(version, about = "Builds and lists Dormouse's images")]
@@ -61,9 +61,9 @@ fn run(command: Command) -> Result<(), Box<dyn std::error::Error>> {
         }
         Action::Golden { postgres, memory_mib, park, vmm } => {
             let image = store.current(postgres).ok_or("there is no such image: build one first")?;
-            let made = bake_golden(&command.home, &image, memory_mib, park, &vmm)?;
+            let (made, rehearsed) = bake_and_rehearse(&command.home, &image, memory_mib, park, &vmm)?;
             println!("{image} golden snapshot of {memory_mib} MiB: {}", if made { "made" } else { "as before" });
-            if let Some(pages) = rehearse(&command.home, &image, memory_mib, &vmm)? {
+            if let Some(pages) = rehearsed {
                 println!("rehearsed: {pages} pages differ");
             }
         }
