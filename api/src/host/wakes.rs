@@ -75,6 +75,8 @@ impl Wake {
 #[derive(Default)]
 pub struct Wakes {
     last: Mutex<VecDeque<(DatabaseId, Wake)>>,
+    /// Answers that came before their wake was heard of here, as a session's that was bound early may.
+    early: Mutex<VecDeque<(DatabaseId, Vec<Step>)>>,
     /// From asked to running, by [`WakeKind`].
     pub ready: [Histogram; WakeKind::ALL.len()],
     /// From the first byte of whoever asked to the first byte of the answer.
@@ -95,6 +97,22 @@ impl Wakes {
             last.pop_front();
         }
         last.push_back((id.clone(), wake));
+        drop(last);
+        let answer = {
+            let mut early = self.early();
+            let at = early.iter().position(|(of, _)| of == id);
+            at.and_then(|at| early.remove(at))
+        };
+        // One from before it was asked for is of a database that was awake then.
+        if let Some((_, steps)) = answer
+            && steps.last().is_some_and(|(_, at)| *at >= asked)
+        {
+            self.answered(id, &steps);
+        }
+    }
+
+    fn early(&self) -> MutexGuard<'_, VecDeque<(DatabaseId, Vec<Step>)>> {
+        self.early.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the VMM did after it had said that it runs.
@@ -120,10 +138,20 @@ impl Wakes {
                 wake.client = true;
                 wake.steps.extend(steps.iter().map(|(name, at)| ((*name).to_owned(), *at)));
             }
-            counts
+            (counts, asked <= wake.ready)
         });
-        if counts == Some(true) {
-            self.answered.observe(Duration::from_micros(last.1.saturating_sub(first.1)));
+        match counts {
+            Some((true, _)) => self.answered.observe(Duration::from_micros(last.1.saturating_sub(first.1))),
+            Some((false, true)) => {}
+            // Of a wake to come, or of none.
+            _ => {
+                let mut early = self.early();
+                early.retain(|(of, _)| of != id);
+                if early.len() >= KEPT {
+                    early.pop_front();
+                }
+                early.push_back((id.clone(), steps.to_vec()));
+            }
         }
     }
 
@@ -165,6 +193,21 @@ mod tests {
         assert!(wake.is_complete());
         assert_eq!((wakes.ready[0].count(), wakes.answered.count()), (1, 1));
         assert!(wakes.last(&id('b')).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_comes_before_its_wake_is_heard_of_is_that_wake_s() {
+        let wakes = Wakes::default();
+        wakes.woken(&id('a'), WakeKind::Resume, (10, 50), Vec::new());
+        // One asked when it was awake, and not one of the next wake.
+        wakes.answered(&id('a'), &[("query_received", 60), ("wake_asked", 61), ("first_byte_back", 70)]);
+        wakes.woken(&id('a'), WakeKind::Resume, (110, 150), Vec::new());
+        assert!(wakes.last(&id('a')).unwrap().steps().is_empty());
+        wakes.answered(&id('a'), &[("query_received", 200), ("wake_asked", 201), ("first_byte_back", 240)]);
+        wakes.woken(&id('a'), WakeKind::Resume, (203, 250), vec![("memory".into(), 230)]);
+        let wake = wakes.last(&id('a')).unwrap();
+        assert_eq!(wake.steps(), [("query_received", 0), ("wake_asked", 1), ("memory", 30), ("first_byte_back", 40)]);
+        assert_eq!(wakes.answered.count(), 1);
     }
 
     #[test]
