@@ -165,6 +165,18 @@ fn a_power_cut_loses_no_acknowledged_row() {
     server.stop();
 }
 
+/// The power goes while the VM is held still; the server is started again on what the disk has.
+fn cut(server: &mut Server, disk: &Disk, id: &str, copy: &Path) {
+    for pid in rest::vm_processes(id) {
+        signal(pid, libc::SIGSTOP);
+    }
+    disk.copy(copy);
+    server.kill();
+    harness::kill_vm(id);
+    disk.become_copy(copy);
+    server.run();
+}
+
 #[test]
 fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     let Some((mut server, disk, created)) = database_on_a_disk() else {
@@ -192,14 +204,7 @@ fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     );
     // That snapshot is spent: a cut now, before the next sleep, means a cold start with all rows.
     client.query("insert into ledger values (5001)").unwrap();
-    for pid in rest::vm_processes(&id) {
-        signal(pid, libc::SIGSTOP);
-    }
-    disk.copy(&copy);
-    server.kill();
-    harness::kill_vm(&id);
-    disk.become_copy(&copy);
-    server.run();
+    cut(&mut server, &disk, &id, &copy);
     let mut client = harness::connect_again(&created.target().unwrap());
     check(&mut client, 5001);
     assert_ne!(
@@ -273,14 +278,7 @@ fn a_power_cut_at_each_step_of_the_snapshot_loses_no_row_and_uses_none_twice() {
         rows += 1;
         client.query(&format!("insert into ledger values ({rows})")).unwrap();
         let now = started(&mut client);
-        for pid in rest::vm_processes(&id) {
-            signal(pid, libc::SIGSTOP);
-        }
-        disk.copy(&copy);
-        server.kill();
-        harness::kill_vm(&id);
-        disk.become_copy(&copy);
-        server.run();
+        cut(&mut server, &disk, &id, &copy);
         let mut client = harness::connect_again(&target);
         check(&mut client, rows);
         assert_ne!(started(&mut client), now, "{step}: a spent snapshot was used again");

@@ -174,30 +174,40 @@ async fn the_vmm_s_end_during_a_suspend_is_not_taken_for_a_crash() {
     assert_eq!(ask(&client, "get").await, "kept");
 }
 
-/// The database sleeps and is being woken, but the host has not said so yet; told that, the returned word goes out.
-async fn being_woken(w: &World) -> Arc<Notify> {
+/// A held session whose client has asked a database that is being woken. Its VMM listens, and the host has not said so yet.
+struct BeingWoken {
+    client: Arc<tokio_postgres::Client>,
+    asked: tokio::task::JoinHandle<Result<String, tokio_postgres::Error>>,
+    /// Told this, the host answers the wake.
+    gate: Arc<Notify>,
+    socket: std::path::PathBuf,
+}
+
+/// `change`: what becomes of the VM in its sleep.
+async fn being_woken(w: &World, change: impl FnOnce(&mut support::guest::Inner)) -> BeingWoken {
+    let client = Arc::new(w.connect().await);
+    ask(&client, "set kept").await;
     let gate = Arc::new(Notify::new());
     *w.host.wake_gate.lock().unwrap() = Some(gate.clone());
     w.suspend().await;
     held(w, 1).await;
-    gate
+    w.vm().with(change);
+    let asked = tokio::spawn({
+        let client = client.clone();
+        async move { try_ask(&client, "get").await }
+    });
+    // The first was for the connection.
+    w.host.wake_seen.notified().await;
+    w.host.wake_seen.notified().await;
+    BeingWoken { client, asked, gate, socket: w.vm().wake().socket }
 }
 
 #[tokio::test]
 async fn a_held_session_is_served_before_its_wake_is_answered() {
     let w = World::new().await;
-    let client = Arc::new(w.connect().await);
-    ask(&client, "set kept").await;
-    let gate = being_woken(&w).await;
-    let asked = tokio::spawn({
-        let client = client.clone();
-        async move { ask(&client, "get").await }
-    });
-    w.host.wake_seen.notified().await;
-    w.host.wake_seen.notified().await;
-    let awake = w.vm().wake();
-    w.sessions.listening(w.host.database, awake.socket);
-    assert_eq!(asked.await.unwrap(), "kept");
+    let BeingWoken { client, asked, gate, socket } = being_woken(&w, |_| {}).await;
+    w.sessions.listening(w.host.database, socket);
+    assert_eq!(asked.await.unwrap().unwrap(), "kept");
     assert_eq!(w.vm().with(|vm| vm.hellos.last().unwrap()[4]), 3, "bound by its epoch");
     assert_eq!(w.sessions.quiesce(w.host.database), Err(Busy::Starting), "the wake is still under way");
     gate.notify_one();
@@ -210,21 +220,9 @@ async fn a_held_session_is_served_before_its_wake_is_answered() {
 #[tokio::test]
 async fn one_that_is_early_for_another_life_of_the_guest_ends_with_57p01() {
     let w = World::new().await;
-    let client = Arc::new(w.connect().await);
-    ask(&client, "set kept").await;
-    let gate = being_woken(&w).await;
-    let hellos = w.vm().with(|vm| {
-        vm.epoch += 1;
-        vm.hellos.len()
-    });
-    let asked = tokio::spawn({
-        let client = client.clone();
-        async move { try_ask(&client, "get").await }
-    });
-    w.host.wake_seen.notified().await;
-    w.host.wake_seen.notified().await;
-    let awake = w.vm().wake();
-    w.sessions.listening(w.host.database, awake.socket);
+    let BeingWoken { asked, gate, socket, .. } = being_woken(&w, |vm| vm.epoch += 1).await;
+    let hellos = w.vm().with(|vm| vm.hellos.len());
+    w.sessions.listening(w.host.database, socket);
     w.until("it to be refused", || w.vm().with(|vm| vm.hellos.len()) > hellos).await;
     gate.notify_one();
     assert_eq!(code(&asked.await.unwrap().unwrap_err()), "57P01");
@@ -234,23 +232,14 @@ async fn one_that_is_early_for_another_life_of_the_guest_ends_with_57p01() {
 #[tokio::test]
 async fn an_answer_to_the_wake_does_not_end_what_is_being_bound() {
     let w = World::new().await;
-    let client = Arc::new(w.connect().await);
-    ask(&client, "set kept").await;
-    let gate = being_woken(&w).await;
-    let asked = tokio::spawn({
-        let client = client.clone();
-        async move { ask(&client, "get").await }
-    });
-    w.host.wake_seen.notified().await;
-    w.host.wake_seen.notified().await;
-    let awake = w.vm().wake();
+    let BeingWoken { asked, gate, socket, client: _client } = being_woken(&w, |_| {}).await;
     // Both at once, again and again: whichever comes first, the session goes on.
     for _ in 0..20 {
-        w.sessions.listening(w.host.database, awake.socket.clone());
+        w.sessions.listening(w.host.database, socket.clone());
         gate.notify_one();
         tokio::task::yield_now().await;
     }
-    assert_eq!(asked.await.unwrap(), "kept");
+    assert_eq!(asked.await.unwrap().unwrap(), "kept");
     assert_eq!(w.sessions.metrics().lost.get(), 0);
 }
 

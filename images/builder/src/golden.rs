@@ -98,23 +98,9 @@ pub(crate) fn bake_golden(
     for argument in manifest.first_process.arguments.iter().chain(&warm) {
         words.extend([OsStr::new("--postgres-arg"), argument.as_ref()]);
     }
-    let (program, first) = vmm.split_first().ok_or_else(|| GoldenError::Start(io::ErrorKind::InvalidInput.into()))?;
-    let mut child =
-        Command::new(program).args(first).args(words).stdin(Stdio::null()).spawn().map_err(GoldenError::Start)?;
-    let status = match wait(&mut child, PATIENCE) {
-        Ok(Some(status)) => status,
-        other => {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(match other {
-                Err(error) => GoldenError::Start(error),
-                _ => GoldenError::TooSlow { console: tail(&console) },
-            });
-        }
-    };
-    if !status.success() {
-        return Err(GoldenError::Vmm { status, console: tail(&console) });
-    }
+    let mut child = start(vmm, &words)?;
+    let end = wait(&mut child, PATIENCE);
+    ended_well(&mut child, end, &console, GoldenError::Start)?;
     for name in [file::MEMORY, file::STATE] {
         if !draft.path().join(name).is_file() {
             return Err(GoldenError::Missing(name));
@@ -148,6 +134,30 @@ pub(crate) fn scratch_home(home: &Path) -> io::Result<Draft> {
     fs::create_dir_all(scratch.path().join("databases").join(DATABASE).join("layer"))?;
     fs::create_dir_all(scratch.path().join("run").join(DATABASE))?;
     Ok(scratch)
+}
+
+/// Starts the VMM, the program and first arguments of which are `vmm`, with these arguments.
+pub(crate) fn start(vmm: &[OsString], words: &[&OsStr]) -> Result<Child, GoldenError> {
+    let (program, first) = vmm.split_first().ok_or_else(|| GoldenError::Start(io::ErrorKind::InvalidInput.into()))?;
+    Command::new(program).args(first).args(words).stdin(Stdio::null()).spawn().map_err(GoldenError::Start)
+}
+
+/// Whether the VMM came to a good end. One that has come to none is killed; `failed` names what went wrong on this side.
+pub(crate) fn ended_well(
+    child: &mut Child,
+    end: io::Result<Option<ExitStatus>>,
+    console: &Path,
+    failed: impl FnOnce(io::Error) -> GoldenError,
+) -> Result<(), GoldenError> {
+    match end {
+        Ok(Some(status)) if status.success() => Ok(()),
+        Ok(Some(status)) => Err(GoldenError::Vmm { status, console: tail(console) }),
+        other => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(other.map_or_else(failed, |_| GoldenError::TooSlow { console: tail(console) }))
+        }
+    }
 }
 
 /// Waits for a child to end, at most so long; `None` if it has not.

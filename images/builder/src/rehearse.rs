@@ -5,12 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::golden::{DATABASE, GoldenError, WARM_DATABASE, at, bake_golden, scratch_home, tail, wait};
+use crate::golden::{
+    DATABASE, GoldenError, WARM_DATABASE, at, bake_golden, ended_well, scratch_home, start, tail, wait,
+};
 use crate::manifest::file;
 use crate::store::Store;
 use crate::tree::Draft;
@@ -97,25 +99,11 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         "--note-pages".as_ref(),
         notes.as_os_str(),
     ];
-    let (program, first) = vmm.split_first().ok_or_else(|| GoldenError::Start(io::ErrorKind::InvalidInput.into()))?;
-    let mut child = Command::new(program)
-        .args(first)
-        .args(words)
-        .stdin(Stdio::null())
-        .spawn()
-        .map_err(GoldenError::Start)?;
+    let mut child = start(vmm, &words)?;
     let run = scratch.path().join("run").join(DATABASE);
-    let played = play(&run, &mut child).and_then(|()| wait(&mut child, PATIENCE));
+    let end = play(&run, &mut child).and_then(|()| wait(&mut child, PATIENCE));
     let failed = |source| GoldenError::Rehearsal { source, console: tail(&console) };
-    match played {
-        Ok(Some(status)) if status.success() => {}
-        Ok(Some(status)) => return Err(GoldenError::Vmm { status, console: tail(&console) }),
-        other => {
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(other.map_or_else(failed, |_| GoldenError::TooSlow { console: tail(&console) }));
-        }
-    }
+    ended_well(&mut child, end, &console, failed)?;
     let bytes = std::fs::metadata(draft.path()).map_err(failed)?.len();
     if bytes == 0 || !bytes.is_multiple_of(4) {
         return Err(failed(io::Error::other("its VMM noted no pages, or half of them")));

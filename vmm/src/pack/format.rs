@@ -58,17 +58,10 @@ impl Header {
         out.u64(self.journal.0);
         out.u32(self.journal.1);
         for part in [self.layer, self.snapshot] {
-            out.u64(part.at.offset);
-            out.u64(part.at.len);
-            out.u32(part.at.crc);
+            part.at.write(&mut out);
             out.u64(part.content);
         }
-        let bytes = out.into_bytes();
-        let mut block = [0; HEADER_LEN];
-        block[4..4 + bytes.len()].copy_from_slice(&bytes);
-        let crc = crc32c::crc32c(&block[4..]);
-        block[..4].copy_from_slice(&crc.to_le_bytes());
-        Ok(block)
+        Ok(format::seal(&out.into_bytes()))
     }
 
     pub fn decode(block: &[u8; HEADER_LEN]) -> Result<Self, Unreadable> {
@@ -86,7 +79,7 @@ impl Header {
         let memory = reader.u64()?;
         let journal = (reader.u64()?, reader.u32()?);
         let mut part = |most: u64| {
-            let at = Extent { offset: reader.u64()?, len: reader.u64()?, crc: reader.u32()? };
+            let at = Extent::read(&mut reader)?;
             let part = Part { at, content: reader.u64()? };
             let fits = part.content <= most + MOST_BESIDE && part.at.len <= most + MOST_BESIDE;
             if fits { Ok(part) } else { Err(damaged.clone()) }

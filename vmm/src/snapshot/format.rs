@@ -28,6 +28,27 @@ pub struct Extent {
     pub crc: u32,
 }
 
+impl Extent {
+    pub fn write(self, out: &mut Writer) {
+        out.u64(self.offset);
+        out.u64(self.len);
+        out.u32(self.crc);
+    }
+
+    pub fn read(reader: &mut Reader) -> Result<Self, Malformed> {
+        Ok(Self { offset: reader.u64()?, len: reader.u64()?, crc: reader.u32()? })
+    }
+}
+
+/// A header's block: the CRC-32C of all that follows, the bytes, which fit, and zeroes.
+pub fn seal<const LEN: usize>(bytes: &[u8]) -> [u8; LEN] {
+    let mut block = [0; LEN];
+    block[4..4 + bytes.len()].copy_from_slice(bytes);
+    let crc = crc32c::crc32c(&block[4..]);
+    block[..4].copy_from_slice(&crc.to_le_bytes());
+    block
+}
+
 /// What a snapshot is bound to and where its parts are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -63,17 +84,9 @@ impl Header {
             out.bytes(name.as_bytes());
         }
         out.u64(self.memory);
-        for extent in [self.state, self.index] {
-            out.u64(extent.offset);
-            out.u64(extent.len);
-            out.u32(extent.crc);
-        }
-        let bytes = out.into_bytes();
-        let mut block = [0; HEADER_LEN];
-        block[4..4 + bytes.len()].copy_from_slice(&bytes);
-        let crc = crc32c::crc32c(&block[4..]);
-        block[..4].copy_from_slice(&crc.to_le_bytes());
-        Ok(block)
+        self.state.write(&mut out);
+        self.index.write(&mut out);
+        Ok(seal(&out.into_bytes()))
     }
 
     /// Reads and checks the block.
@@ -95,9 +108,7 @@ impl Header {
         };
         let (database, image, template, epoch, identity, base) = (name()?, name()?, name()?, name()?, name()?, name()?);
         let memory = reader.u64()?;
-        let mut extent =
-            || Ok::<_, Malformed>(Extent { offset: reader.u64()?, len: reader.u64()?, crc: reader.u32()? });
-        let (state, index) = (extent()?, extent()?);
+        let (state, index) = (Extent::read(&mut reader)?, Extent::read(&mut reader)?);
         Ok(Self { database, image, template, epoch, identity, base, memory, state, index })
     }
 }
