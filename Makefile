@@ -72,9 +72,14 @@ test: ## everything: unit tests, the console in a browser, PostgreSQL on real KV
 	@$(MAKE) -s test-console
 	@$(MAKE) -s test-rust
 
+# In a folder of its own, so that this VMM is never taken for the one to ship; what it is made of is shared with the rest, which
+# needs the same selection of packages, for that decides which features they have (a Cargo before 1.91 compiles it twice).
+TESTING_VMM = env CARGO_BUILD_BUILD_DIR=target cargo test --release --workspace --exclude dormouse-loadtest \
+	--features dormouse-vmm/crash-points,dormouse-vmm/shared-folder --target-dir target/testing --test crash --test jail
+
 .PHONY: testing-vmm
 testing-vmm: ## a VMM for tests: it can be made to die at each step of suspend and resume, and show a folder to its guest
-	@$(STEP) "VMM for tests" cargo build --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing
+	@$(STEP) "VMM for tests" $(TESTING_VMM) --no-run
 
 .PHONY: testing-server
 testing-server: ## a server for tests: it can be made to die at each of its steps
@@ -100,7 +105,9 @@ test-postgres-18: testing-vmm oracle-18 server ## the same of PostgreSQL 18
 .PHONY: test-rust
 test-rust: testing-vmm testing-server test-image ## the workspace's tests, with those on real KVM (loadtest/tests) last
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
-	@$(STEP) "tests of crashes and of the jail" cargo test --release --package dormouse-vmm --features crash-points,shared-folder --target-dir target/testing --test crash --test jail
+	@$(STEP) "tests of crashes and of the jail" $(TESTING_VMM)
+	@$(STEP) "nothing of the tests in what is shipped" \
+		sh -c 'grep -q DORMOUSE_CRASH_AT target/testing/release/dormouse-vmm && ! grep -l DORMOUSE_CRASH_AT target/release/dormouse target/release/dormouse-vmm'
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-heavy

@@ -164,7 +164,7 @@ mod tests {
         let first = take("a").await;
         let other = take("b").await;
         let mut second = Box::pin(take("a"));
-        assert!(futures::poll!(second.as_mut()).is_pending());
+        assert!(futures_util::poll!(second.as_mut()).is_pending());
         drop(first);
         let second = second.await;
         drop((second, other));
@@ -181,13 +181,13 @@ mod tests {
         assert!(turns.join(id("b"), true).is_some());
         let mut strangers: Vec<_> = strangers.into_iter().map(|place| Box::pin(place.turn())).collect();
         for stranger in &mut strangers {
-            assert!(futures::poll!(stranger.as_mut()).is_pending());
+            assert!(futures_util::poll!(stranger.as_mut()).is_pending());
         }
         let mut known = Box::pin(turns.join(id("a"), false).unwrap().turn());
-        assert!(futures::poll!(known.as_mut()).is_pending());
+        assert!(futures_util::poll!(known.as_mut()).is_pending());
         drop(busy);
         let first = strangers.remove(0).await;
-        assert!(futures::poll!(known.as_mut()).is_pending());
+        assert!(futures_util::poll!(known.as_mut()).is_pending());
         drop(first);
         drop(known.await);
         drop(strangers);

@@ -552,7 +552,7 @@ async fn wrong_passwords_are_limited_however_many_come_at_once() {
     let w = World::with(|s| s.password_guesses = 4).await;
     let config = w.config().password("wrong").clone();
     let all = (0..20).map(|_| config.connect(tokio_postgres::NoTls));
-    let mut codes: Vec<String> = futures::future::join_all(all).await.into_iter().map(|r| code(&r.err().unwrap())).collect();
+    let mut codes: Vec<String> = futures_util::future::join_all(all).await.into_iter().map(|r| code(&r.err().unwrap())).collect();
     codes.sort();
     assert_eq!(codes.iter().filter(|c| *c == "28P01").count(), 4, "{codes:?}");
     assert_eq!(codes.iter().filter(|c| *c == "53400").count(), 16, "{codes:?}");

@@ -110,9 +110,9 @@ async fn a_driver_s_whole_repertoire_survives_sleeps() {
     real.sleep().await;
 
     // COPY in and out, by the extended protocol, with its two Syncs.
-    use futures::SinkExt;
+    use futures_util::SinkExt;
     let sink = client.copy_in::<_, bytes::Bytes>("copy t from stdin").await.unwrap();
-    futures::pin_mut!(sink);
+    futures_util::pin_mut!(sink);
     for n in 0..1000 {
         sink.send(format!("{n}\trow\n").into()).await.unwrap();
     }
@@ -120,11 +120,11 @@ async fn a_driver_s_whole_repertoire_survives_sleeps() {
     assert_eq!(sink.finish().await.unwrap(), 1000);
     real.sleep().await;
     let sink = client.copy_in::<_, bytes::Bytes>("copy t from stdin").await.unwrap();
-    futures::pin_mut!(sink);
+    futures_util::pin_mut!(sink);
     sink.send("not a number\trow\n".into()).await.unwrap();
     assert_eq!(code(&sink.finish().await.unwrap_err()), "22P02");
     real.sleep().await;
-    use futures::StreamExt;
+    use futures_util::StreamExt;
     let out = client.copy_out("copy t to stdout").await.unwrap();
     let lines: Vec<_> = out.collect().await;
     assert_eq!(lines.len(), 1005);
