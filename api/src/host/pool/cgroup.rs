@@ -7,15 +7,16 @@
 //!                                                     └─ …
 //! ```
 //!
-//! Of the controllers those are used that the group has. A group is made with its VMM, before that is claimed, and removed
+//! Of the controllers those are used that the group has and lets its groups have; which are not is told. A group is made with its VMM, before that is claimed, and removed
 //! once it has ended.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sha2::{Digest, Sha256};
 
@@ -34,6 +35,18 @@ const BESIDE_SHARE: u64 = 8;
 const USUAL: (u64, u64) = (100, 512);
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
+/// The controllers that can be switched on; each of the others is told of.
+fn switch_on(switch: impl Fn(&str) -> io::Result<()>) -> Vec<&'static str> {
+    let is_on = |name: &&'static str| {
+        let switched = switch(name);
+        if let Err(why) = &switched {
+            tracing::warn!(controller = name, %why, "VMMs do without a controller of their control groups: of that they have no bounds but the host's");
+        }
+        switched.is_ok()
+    };
+    CONTROLLERS.into_iter().filter(is_on).collect()
+}
+
 /// The groups of a home's VMMs.
 #[derive(Clone, Debug)]
 pub struct Groups(Arc<Inner>);
@@ -44,6 +57,8 @@ struct Inner {
     controllers: Vec<&'static str>,
     /// Those whose VMM had been told to end and was still there.
     left: Mutex<Vec<PathBuf>>,
+    /// Bounds that a group did not take; each is told of once.
+    refused: Mutex<BTreeSet<&'static str>>,
 }
 
 /// A VMM's.
@@ -51,6 +66,10 @@ struct Inner {
 pub struct Group {
     folder: PathBuf,
     groups: Groups,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn said(what: &Path) -> impl Fn(io::Error) -> io::Error {
@@ -143,7 +162,7 @@ impl Groups {
             }
             Ok(groups) => {
                 let _ = fs::remove_dir(&groups.0.folder);
-                io::Error::other(format!("it has none of {}", CONTROLLERS.join(", ")))
+                io::Error::other(format!("it has none of {} for them", CONTROLLERS.join(", ")))
             }
             Err(error) => error,
         };
@@ -169,14 +188,14 @@ impl Groups {
         }
         let there = fs::read_to_string(base.join("cgroup.controllers")).map_err(said(base))?;
         let has = |name: &str| there.split_ascii_whitespace().any(|found| found == name);
-        let controllers: Vec<_> = CONTROLLERS.into_iter().filter(|name| has(name)).collect();
-        if !controllers.is_empty() {
+        if CONTROLLERS.into_iter().any(has) {
             make_room(base)?;
         }
-        for folder in [base, &folder] {
-            controllers.iter().try_for_each(|name| write(folder, "cgroup.subtree_control", &format!("+{name}")))?;
-        }
-        Ok(Groups(Arc::new(Inner { folder, controllers, left: Mutex::default() })))
+        let controllers = switch_on(|name| match has(name) {
+            true => [base, &folder].into_iter().try_for_each(|folder| write(folder, "cgroup.subtree_control", &format!("+{name}"))),
+            false => Err(io::Error::other(format!("{} does not have it", base.display()))),
+        });
+        Ok(Groups(Arc::new(Inner { folder, controllers, left: Mutex::default(), refused: Mutex::default() })))
     }
 
     /// The bounds of a VMM.
@@ -205,8 +224,15 @@ impl Groups {
         self.tidy();
         let group = self.group(pid);
         make(&group.folder)?;
-        let filled = self.limits(kind).into_iter().try_for_each(|(file, text)| write(&group.folder, file, &text));
-        match filled.and_then(|()| write(&group.folder, "cgroup.procs", &pid.to_string())) {
+        for (file, text) in self.limits(kind) {
+            // One bound less is no reason for none.
+            if let Err(why) = write(&group.folder, file, &text)
+                && locked(&self.0.refused).insert(file)
+            {
+                tracing::warn!(%why, "VMMs have a bound less: their control groups do not take it");
+            }
+        }
+        match write(&group.folder, "cgroup.procs", &pid.to_string()) {
             Ok(()) => Ok(group),
             Err(error) => {
                 group.remove();
@@ -230,8 +256,8 @@ impl Groups {
         Group { folder: self.0.folder.join(pid.to_string()), groups: self.clone() }
     }
 
-    fn left(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
-        self.0.left.lock().unwrap_or_else(PoisonError::into_inner)
+    fn left(&self) -> MutexGuard<'_, Vec<PathBuf>> {
+        locked(&self.0.left)
     }
 }
 
@@ -312,6 +338,18 @@ mod tests {
             assert_eq!(read(folder.join("cgroup.subtree_control")), "+pids");
         }
         assert_eq!(read(group.folder.join("memory.max")) + &read(group.folder.join("cpu.weight")), "");
+    }
+
+    #[test]
+    fn a_controller_or_a_bound_that_is_refused_leaves_the_others() {
+        let refused = |name: &str| if name == "memory" { Err(io::ErrorKind::ResourceBusy.into()) } else { Ok(()) };
+        assert_eq!(switch_on(refused), ["pids", "cpu"]);
+        let (_dir, _, groups) = stand_in("cpu memory pids\n", 42);
+        let folder = groups.group(42).folder;
+        fs::remove_file(folder.join("memory.max")).unwrap();
+        groups.add(42, &KIND(512)).unwrap();
+        assert_eq!([read(folder.join("pids.max")), read(folder.join("cpu.weight")), read(folder.join("cgroup.procs"))], ["64", "100", "42"]);
+        assert_eq!(*locked(&groups.0.refused), BTreeSet::from(["memory.max"]));
     }
 
     #[test]
