@@ -310,6 +310,22 @@ async fn a_cool_down_reaches_a_running_guest_and_outlives_a_sleep() -> Test {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_vmm_that_ends_before_it_is_ready_is_no_longer_said_to_listen() -> Test {
+    let dir = tempfile::tempdir()?;
+    let w = World::new(dir.path(), &[]).await;
+    let db = w.create("a").await;
+    db.order("slow", "");
+    let (host, id) = (w.host.clone(), db.id.clone());
+    let waking = tokio::spawn(async move { host.wake(&id).await });
+    until("it to listen", async || *w.pooler.listening.lock().unwrap()).await;
+    db.kill_vm();
+    assert!(waking.await.unwrap().is_err());
+    assert!(!*w.pooler.listening.lock().unwrap());
+    w.host.shut_down().await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_suspend_that_fails_says_why_and_is_not_tried_at_every_idle_moment() -> Test {
     let dir = tempfile::tempdir()?;
     let w = World::new(dir.path(), &[("plans.free.cool_down_ms", "60000")]).await;

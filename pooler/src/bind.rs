@@ -83,7 +83,6 @@ pub(crate) async fn wake(shared: &Shared, database: DatabaseId) -> Result<Awake,
     loop {
         let woken = shared.host.wake(database).await;
         if let Err(error) = &woken {
-            shared.registry.listens_no_more(database);
             shared.metrics.wake_errors.add(1);
             tracing::info!(%database, %error, "database could not be woken");
         } else if shared.registry.settled(database).await {
@@ -242,7 +241,7 @@ pub(crate) async fn bury(database: DatabaseId, graves: Graves, starting: Startin
 
 /// Passes a cancel request to the guest and waits until it is through, which the guest shows by closing.
 pub(crate) async fn cancel(shared: &Arc<Shared>, session: &Session) {
-    let Some((_starting, awake)) = shared.registry.cancel_target(session.database) else { return };
+    let Some((_starting, socket)) = shared.registry.cancel_target(session) else { return };
     let key = &session.key;
     let request = CancelRequest::new(key.process, SecretKey::Bytes(key.guest_secret.to_vec().into()));
     let mut packet = BytesMut::new();
@@ -250,7 +249,7 @@ pub(crate) async fn cancel(shared: &Arc<Shared>, session: &Session) {
         return;
     }
     let pass = async {
-        let (mut stream, _) = connect(&awake.socket, Hello::New).await?;
+        let (mut stream, _) = connect(&socket, Hello::New).await?;
         stream.write_all(&packet).await?;
         let mut unread = [0; 64];
         while stream.read(&mut unread).await? > 0 {}

@@ -192,15 +192,18 @@ impl Registry {
         Starting { registry: self.clone(), id, urgent }
     }
 
-    /// Where to send a cancel request: only to a database that is awake and not about to sleep, for in any other no
-    /// statement runs.
-    pub fn cancel_target(self: &Arc<Registry>, id: DatabaseId) -> Option<(Starting, Arc<Awake>)> {
-        self.with(id, |database| match &database.awake {
-            Some(awake) if !database.quiesced => {
-                let awake = awake.clone();
-                Some((self.start(id, database, false), awake))
-            }
-            _ => None,
+    /// Where to send a session's cancel request: only to a database that is awake and not about to sleep, or to the VMM that
+    /// is about to be awake and has the session already; in any other none of its statements runs.
+    pub fn cancel_target(self: &Arc<Registry>, session: &Session) -> Option<(Starting, PathBuf)> {
+        let id = session.database;
+        self.with(id, |database| {
+            let socket = match (&database.awake, &database.listening) {
+                _ if database.quiesced => return None,
+                (Some(awake), _) => awake.socket.clone(),
+                (None, Some(socket)) if session.is_open() => socket.to_path_buf(),
+                _ => return None,
+            };
+            Some((self.start(id, database, false), socket))
         })
     }
 
@@ -228,7 +231,7 @@ impl Registry {
         self.with(id, |database| database.lives)
     }
 
-    /// What listens has come to nothing.
+    /// What listened is gone.
     pub fn listens_no_more(&self, id: DatabaseId) {
         self.with(id, |database| database.listening = None);
     }
@@ -248,18 +251,13 @@ impl Registry {
     async fn until(&self, id: DatabaseId, is_so: impl Fn(&Database) -> bool) -> bool {
         let mut waited = false;
         loop {
+            // Made under the lock under which it was looked: every word from then on is heard.
             let changed = self.with(id, |database| {
-                (!is_so(database)).then(|| database.changed.get_or_insert_default().clone())
+                (!is_so(database)).then(|| database.changed.get_or_insert_default().clone().notified_owned())
             });
             let Some(changed) = changed else { return waited };
             waited = true;
-            let changed = changed.notified();
-            tokio::pin!(changed);
-            // Registered before the second look, so that no word is missed between the two.
-            changed.as_mut().enable();
-            if self.with(id, |database| !is_so(database)) {
-                changed.await;
-            }
+            changed.await;
         }
     }
 

@@ -145,6 +145,11 @@ impl Session {
         self.number
     }
 
+    /// Whether it has a connection to the guest, and bytes go both ways.
+    pub fn is_open(&self) -> bool {
+        self.state().phase == Phase::Open
+    }
+
     pub fn counts(&self) -> SessionCounts {
         let state = self.state();
         SessionCounts { session: self.number, sent: state.sent, received: state.received }

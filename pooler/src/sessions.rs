@@ -58,6 +58,11 @@ impl Sessions {
         self.registry.listens(database, socket);
     }
 
+    /// It has ended: who comes from now on waits for the next. One client's refused wake does not say so.
+    pub fn listening_no_more(&self, database: DatabaseId) {
+        self.registry.listens_no_more(database);
+    }
+
     /// The database is awake, for whatever reason: its held sessions bind again, so that what the guest says unasked
     /// (a notification) reaches them. Wakes that the pooler asked for need not be told. `existing` are the sessions
     /// that the VMM has; those that nobody here knows, from before a restart of this process, are closed. The list must

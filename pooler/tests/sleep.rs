@@ -244,6 +244,40 @@ async fn an_answer_to_the_wake_does_not_end_what_is_being_bound() {
 }
 
 #[tokio::test]
+async fn a_statement_begun_before_its_wake_is_answered_can_be_cancelled() {
+    let w = World::new().await;
+    let BeingWoken { client, asked, gate, socket } = being_woken(&w, |_| {}).await;
+    w.sessions.listening(w.host.database, socket);
+    assert_eq!(asked.await.unwrap().unwrap(), "kept");
+    let token = client.cancel_token();
+    let waiting = tokio::spawn(async move { try_ask(&client, "wait").await });
+    w.vm().until(|vm| vm.sessions[&1].queries.contains(&"wait".to_owned()).then_some(())).await;
+    token.cancel_query(tokio_postgres::NoTls).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("the cancel request was dropped");
+    assert_eq!(code(&ended.unwrap().unwrap_err()), "57014");
+    gate.notify_one();
+}
+
+#[tokio::test]
+async fn a_wake_refused_to_one_client_slows_no_other() {
+    let w = World::new().await;
+    let BeingWoken { client, asked, gate, socket } = being_woken(&w, |_| {}).await;
+    w.sessions.listening(w.host.database, socket);
+    assert_eq!(asked.await.unwrap().unwrap(), "kept");
+    *w.host.wake_gate.lock().unwrap() = None;
+    *w.host.wake_error.lock().unwrap() = Some(WakeError::TooMany("too many wait".into()));
+    assert_eq!(code(&w.try_connect().await.unwrap_err()), "53300");
+    *w.host.wake_error.lock().unwrap() = None;
+    *w.host.wake_gate.lock().unwrap() = Some(Arc::new(Notify::new()));
+    let greeted = w.vm().with(|vm| vm.hellos.len());
+    let config = w.config();
+    let connecting = tokio::spawn(async move { config.connect(tokio_postgres::NoTls).await });
+    w.until("the guest to be greeted", || w.vm().with(|vm| vm.hellos.len()) > greeted).await;
+    connecting.abort();
+    drop((client, gate));
+}
+
+#[tokio::test]
 async fn a_new_session_begins_before_its_wake_is_answered() {
     let w = World::new().await;
     let gate = Arc::new(Notify::new());

@@ -18,6 +18,8 @@ pub trait Sessions: Send + Sync + 'static {
     fn suspended(&self, id: &DatabaseId);
     /// A VMM that is about to be awake listens at `socket`: who waits for it may connect.
     fn listening(&self, id: &DatabaseId, socket: PathBuf);
+    /// It has ended.
+    fn listening_no_more(&self, id: &DatabaseId);
     /// The database is awake. `existing`: the sessions in its guest, asked for when some may be from before this
     /// server; those that nobody here holds are closed.
     fn awake(&self, id: &DatabaseId, awake: &Awake, existing: &[SessionCounts]);
@@ -37,6 +39,7 @@ impl Sessions for NoSessions {
     fn release(&self, _: &DatabaseId) {}
     fn suspended(&self, _: &DatabaseId) {}
     fn listening(&self, _: &DatabaseId, _: PathBuf) {}
+    fn listening_no_more(&self, _: &DatabaseId) {}
     fn awake(&self, _: &DatabaseId, _: &Awake, _: &[SessionCounts]) {}
     fn clients(&self, _: &DatabaseId) -> usize {
         0
@@ -76,6 +79,12 @@ impl Sessions for dormouse_pooler::Sessions {
     fn listening(&self, id: &DatabaseId, socket: PathBuf) {
         if let Some(id) = pooler_id(id) {
             self.listening(id, socket);
+        }
+    }
+
+    fn listening_no_more(&self, id: &DatabaseId) {
+        if let Some(id) = pooler_id(id) {
+            self.listening_no_more(id);
         }
     }
 

@@ -109,6 +109,7 @@ pub fn start(
         };
         let reason = life.run(adopted).await;
         drop(life.turn.take());
+        life.context.host.sessions().listening_no_more(&life.context.spec.id);
         if reason.is_none() {
             crash::point("suspend-gone");
         }

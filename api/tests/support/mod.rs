@@ -68,6 +68,8 @@ pub struct Pooler {
     pub busy: Mutex<bool>,
     pub counts: Mutex<Vec<SessionCounts>>,
     pub clients: Mutex<usize>,
+    /// A VMM listens, as far as it was told.
+    pub listening: Mutex<bool>,
 }
 
 impl Pooler {
@@ -101,6 +103,10 @@ impl Sessions for Pooler {
     }
     fn listening(&self, _: &DatabaseId, socket: PathBuf) {
         assert!(socket.ends_with("vm.sock"), "{}", socket.display());
+        *self.listening.lock().unwrap() = true;
+    }
+    fn listening_no_more(&self, _: &DatabaseId) {
+        *self.listening.lock().unwrap() = false;
     }
     fn awake(&self, _: &DatabaseId, _: &Awake, existing: &[SessionCounts]) {
         self.note(format!("awake {}", existing.len()));
