@@ -112,7 +112,6 @@ impl Plan {
         Self {
             pairs: 1,
             scale: 1,
-            seconds: 1,
             warm_up: 1,
             table_mib: 16,
             copy_mib: 4,

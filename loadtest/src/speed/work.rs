@@ -39,6 +39,9 @@ const COPY_ROW: u64 = 100;
 const ROWS_ON_PAGE: u64 = (8192 - 24) / 124;
 const PAGES_IN_MIB: u64 = 128;
 
+/// Of each client, in a quick run.
+const QUICK_TRANSACTIONS: u32 = 25;
+
 /// What the works need to be there.
 pub struct Material {
     pub table_bytes: u64,
@@ -132,7 +135,7 @@ impl Work {
         if let Means::Pgbench(script) = self.means(plan)
             && plan.warm_up > 0
         {
-            transactions(programs, target, plan.clients, plan.warm_up, script)?;
+            transactions(programs, target, plan, plan.warm_up, script)?;
         }
         if self == Self::CopyIn {
             let mut client = Client::connect(target)?;
@@ -151,7 +154,7 @@ impl Work {
     ) -> Result<Done, SpeedError> {
         let sql = match self.means(plan) {
             Means::Pgbench(script) => {
-                return transactions(programs, target, plan.clients, plan.seconds, script);
+                return transactions(programs, target, plan, plan.seconds, script);
             }
             Means::Psql(sql) => sql,
         };
@@ -173,11 +176,16 @@ impl Work {
 fn transactions(
     programs: &Programs,
     target: &Target,
-    clients: u32,
+    plan: &Plan,
     seconds: u32,
     script: &[&str],
 ) -> Result<Done, SpeedError> {
-    let mut arguments = vec![format!("--client={clients}"), format!("--time={seconds}")];
+    let length = match plan.quick {
+        // Within a second of a busy machine there may be none.
+        true => format!("--transactions={QUICK_TRANSACTIONS}"),
+        false => format!("--time={seconds}"),
+    };
+    let mut arguments = vec![format!("--client={}", plan.clients), length];
     arguments.extend(script.iter().map(|argument| (*argument).to_owned()));
     let started = Instant::now();
     let figures = pgbench::run(programs, target, &arguments)?;
