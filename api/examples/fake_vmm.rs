@@ -12,6 +12,7 @@
 //! | `hang` | keeps a suspend open until it is cancelled, or the file is gone |
 //! | `deaf` | answers neither stop nor suspend |
 //! | `disguise` | writes over its command line |
+//! | `pack` | told to pack: ends with the status in it, or never if that is `hang`; leaves `packed.tmp` and a line in `packings` |
 //! | `sessions` | the sessions it has, as JSON |
 //!
 //! With a file `never-ready` in its home it ends with the status in it before it stands by.
@@ -65,6 +66,9 @@ fn main() {
         eprintln!("the layer is locked by another VMM");
         std::process::exit(73);
     }
+    if claim.task.is_some() {
+        return pack(&folder);
+    }
     let snapshot = folder.join("snapshot");
     let cold = !snapshot.exists() && folder.join("layer/files").exists();
     let epoch = fs::read_to_string(&snapshot).ok().filter(|e| !e.is_empty());
@@ -93,6 +97,23 @@ fn main() {
     for stream in listener.incoming() {
         let vm = vm.clone();
         thread::spawn(move || vm.serve(stream.unwrap()));
+    }
+}
+
+fn pack(folder: &Path) {
+    let ordered = fs::read_to_string(folder.join("pack")).unwrap_or_default();
+    fs::write(folder.join("packed.tmp"), "").unwrap();
+    let mut packings = fs::OpenOptions::new().create(true).append(true).open(folder.join("packings")).unwrap();
+    writeln!(packings, "{}", std::process::id()).unwrap();
+    match ordered.trim() {
+        "" => {
+            fs::rename(folder.join("packed.tmp"), folder.join("packed")).unwrap();
+            fs::remove_file(folder.join("snapshot")).unwrap();
+        }
+        "hang" => loop {
+            thread::sleep(Duration::from_secs(60));
+        },
+        status => std::process::exit(status.parse().unwrap()),
     }
 }
 

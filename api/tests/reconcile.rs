@@ -348,3 +348,76 @@ fn a_first_wake_of_a_database_that_is_deleted_meanwhile_leaves_nothing() -> Test
     });
     Ok(())
 }
+
+/// It kept its database from waking until it fell asleep by itself.
+#[test]
+fn a_vm_that_could_not_be_noted_is_found_by_its_socket() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (ids, epochs, pids) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let (mut ids, mut epochs, mut pids) = (Vec::new(), Vec::new(), Vec::new());
+        for name in ["at work", "at rest", "deleted", "being deleted"] {
+            let db = w.create(name).await;
+            epochs.push(db.wake().await.epoch);
+            db.order("sessions", r#"[{"session":3,"sent":1,"received":2}]"#);
+            db.noted().await;
+            pids.push(db.lives()[0]);
+            // As if the disk had been full when it was claimed: half a note, and none.
+            let note = dir.path().join("run/vmms").join(db.lives()[0].to_string());
+            if name == "at work" { std::fs::write(note, "").unwrap() } else { std::fs::remove_file(note).unwrap() }
+            ids.push(db.id.clone());
+        }
+        // Nor could the rows be written.
+        for id in &ids[1..3] {
+            w.metadata.set_state(id, State::Suspended, None).await.unwrap();
+        }
+        w.metadata.set_state(&ids[3], State::Deleting, None).await.unwrap();
+        (ids, epochs, pids)
+    });
+    killed(async || {
+        let w = World::unreconciled(dir.path(), &[]).await;
+        let done = w.host.reconcile().await.unwrap();
+        assert_eq!((done.adopted, done.killed, done.deleted, done.rested), (1, 0, 1, 0));
+        assert!(pids[..3].iter().all(|pid| alive(*pid)) && !alive(pids[3]));
+        for (id, epoch) in ids.iter().zip(&epochs).take(2) {
+            let db = w.database(id);
+            assert_eq!(db.wake().await.epoch, *epoch);
+            assert_eq!(db.lives().len(), 1, "there never was another");
+            assert!(dir.path().join("run/vmms").join(db.lives()[0].to_string()).exists(), "the next server finds it as any other");
+            assert_eq!(w.pooler.take(), ["awake 1"], "nobody holds its session");
+        }
+        w.host.delete(&ids[2]).await.unwrap();
+        assert!(!alive(pids[2]));
+        w.host.shut_down().await;
+        assert!(!alive(pids[0]) && !alive(pids[1]));
+    });
+    Ok(())
+}
+
+/// A layer that was emptied later would have been taken for a new database's.
+#[test]
+fn that_a_database_has_data_is_noted_however_its_first_vm_ended() -> Test {
+    let dir = tempfile::tempdir()?;
+    let (seen, unseen) = killed(async || {
+        let w = World::new(dir.path(), &[]).await;
+        let (seen, unseen) = (w.create("seen").await, w.create("unseen").await);
+        for db in [&seen, &unseen] {
+            db.wake().await;
+            db.noted().await;
+        }
+        seen.kill_vm();
+        until("it to be noted", async || w.metadata.database(&seen.id).await.unwrap().unwrap().written).await;
+        assert!(!w.metadata.database(&unseen.id).await.unwrap().unwrap().written);
+        (seen.id.clone(), (unseen.id.clone(), unseen.lives()[0]))
+    });
+    // SAFETY: kill takes plain numbers; the process is the fake VMM of this test.
+    unsafe { libc::kill(unseen.1 as i32, libc::SIGKILL) };
+    killed(async || {
+        until("it to be gone", async || !alive(unseen.1)).await;
+        let w = World::again(dir.path(), &[]).await;
+        until("it to be noted", async || w.metadata.database(&unseen.0).await.unwrap().unwrap().written).await;
+        w.database(&seen).wake().await;
+        w.host.shut_down().await;
+    });
+    Ok(())
+}

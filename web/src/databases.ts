@@ -47,6 +47,7 @@ export function eventWords(kind: string): string {
     died: "Its virtual machine ended unexpectedly",
     wake_failed: "Could not be woken",
     suspend_failed: "Could not be put to sleep",
+    pack_failed: "Not packed, and sleeps on as it was",
     settings_undone: "A setting that kept it from starting was undone",
     image_adopted: "Moved to a new image",
     restarted: "Shut down, as asked",

@@ -280,9 +280,6 @@ impl Actor {
                 Some(Input::Discarded { rest: self.host.home.rest(&facts.id, &facts.image, facts.memory_mib), done })
             }
             Note::Packed(result) => {
-                if let Err(error @ (PackError::Unfit(_) | PackError::Failed(_))) = &result {
-                    tracing::warn!(database = %self.facts.id, %error, "pack");
-                }
                 self.packing = None;
                 self.packed = Some(result);
                 let facts = &self.facts;
@@ -337,9 +334,8 @@ impl Actor {
         self.stop_deadline = None;
         self.unsaved = Unsaved::default();
         let failed = reason.is_some();
-        if !failed {
-            self.host.note_written(&mut self.facts);
-        }
+        self.host.note_written(&self.facts.id, &mut self.facts.written, !failed);
+        self.host.clear_unpacked(&self.facts.id);
         let facts = &self.facts;
         if let Some(reason) = reason {
             let state = self.machine.state();

@@ -22,6 +22,8 @@ pub enum EventKind {
     WakeFailed,
     /// It could not be put to sleep, and stays awake.
     SuspendFailed,
+    /// It could not be packed, and sleeps on as it was left. Told of the first attempt of those that follow one another.
+    PackFailed,
     /// A setting of `ALTER SYSTEM` that kept it from starting was undone.
     SettingsUndone,
     /// It was moved to another image: a new kernel, or a minor update of Postgres.
@@ -31,7 +33,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub const ALL: [EventKind; 10] = [
+    pub const ALL: [EventKind; 11] = [
         EventKind::Created,
         EventKind::StartedCold,
         EventKind::SnapshotRefused,
@@ -39,6 +41,7 @@ impl EventKind {
         EventKind::Died,
         EventKind::WakeFailed,
         EventKind::SuspendFailed,
+        EventKind::PackFailed,
         EventKind::SettingsUndone,
         EventKind::ImageAdopted,
         EventKind::Restarted,
@@ -53,6 +56,7 @@ impl EventKind {
             EventKind::Died => "died",
             EventKind::WakeFailed => "wake_failed",
             EventKind::SuspendFailed => "suspend_failed",
+            EventKind::PackFailed => "pack_failed",
             EventKind::SettingsUndone => "settings_undone",
             EventKind::ImageAdopted => "image_adopted",
             EventKind::Restarted => "restarted",

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use super::{Facts, Inner};
+use super::Inner;
 use crate::crash;
 use crate::identity::DatabaseId;
 
@@ -45,13 +45,23 @@ impl Inner {
         Err(format!("its files are gone: {layer} is not there. Put it back (is its disk mounted?), or delete the database"))
     }
 
-    /// After a clean end of its VM, with which all of the layer is on disk: has it noted that there are data in it, if there
-    /// are.
-    pub(crate) fn note_written(&self, facts: &mut Facts) {
-        if !facts.written && self.home.layer_has_data(&facts.id) {
-            facts.written = true;
-            self.journal.written(&facts.id);
+    /// After the end of its VM: has it noted that there are data in its layer, if there are. After a clean end they are on
+    /// disk. After another they are put there first: without them, after a power cut, the note would make an error of a
+    /// database that has lost nothing which anybody was told of.
+    pub(crate) fn note_written(self: &Arc<Self>, id: &DatabaseId, written: &mut bool, clean: bool) {
+        if *written || !self.home.layer_has_data(id) {
+            return;
         }
+        *written = true;
+        if clean {
+            return self.journal.written(id);
+        }
+        let (host, id) = (self.clone(), id.clone());
+        tokio::task::spawn_blocking(move || match flush(&host.home.database(&id).join("layer")) {
+            Ok(()) => host.journal.written(&id),
+            // After its next clean end.
+            Err(error) => tracing::warn!(database = %id, %error, "that it has data is not noted: they cannot be put on disk"),
+        });
     }
 
     /// Makes sure of a database's folders before it is woken. What is given has to be waited for before anyone hears of the
@@ -81,6 +91,16 @@ impl Inner {
                 Err(error) => Err(Unsettled::Failed(format!("that it has files cannot be noted: {error}"))),
             }
         })))
+    }
+}
+
+/// All of a file system, of which a layer is part. Once in the life of a database at most, and in few.
+fn flush(folder: &Path) -> io::Result<()> {
+    let folder = File::open(folder)?;
+    // SAFETY: a descriptor that is open during the call.
+    match unsafe { libc::syncfs(std::os::fd::AsRawFd::as_raw_fd(&folder)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -49,6 +49,9 @@ impl Histogram {
 pub struct HostMetrics {
     /// Suspends that were committed.
     pub suspends: Counter,
+    /// Databases packed, and attempts that failed.
+    pub packed: Counter,
+    pub pack_failures: Counter,
     /// By [`EventKind`], in its order.
     pub events: [Counter; EventKind::ALL.len()],
 }

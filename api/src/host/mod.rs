@@ -205,6 +205,7 @@ pub(crate) struct Limits {
     pub wake_queue: usize,
     /// How long a database sleeps as it was left; `None`: for ever.
     pub pack_after: Option<Duration>,
+    pub pack_timeout: Duration,
 }
 
 pub(crate) struct Inner {
@@ -266,6 +267,7 @@ impl Host {
                     suspend_wait: settings.suspend_wait,
                     wake_queue: settings.wake_queue,
                     pack_after: settings.pack_after,
+                    pack_timeout: settings.pack_timeout,
                 },
                 turns: Turns::new(settings.wakes_at_once, settings.memory_reserve_mib << 20),
                 since: std::time::SystemTime::now(),
@@ -681,6 +683,7 @@ impl Inner {
     /// something that the reconciler finishes.
     pub(crate) async fn remove_database(&self, id: &DatabaseId) -> Result<(), String> {
         crash::point("delete-ended");
+        self.end_unknown(id).await;
         self.remove_folders(id).await?;
         crash::point("delete-files-removed");
         self.metadata.remove_database(id).await.map_err(|e| e.to_string())?;

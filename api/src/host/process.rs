@@ -12,6 +12,7 @@ use tokio::process::Child;
 use super::layout::Home;
 use super::pool::{Group, Pool};
 use super::record::Record;
+use super::socket::is_open;
 use crate::identity::DatabaseId;
 
 /// What a VMM is told of its database.
@@ -75,12 +76,31 @@ impl Process {
         Process { handle: Handle::Child(child), kept }
     }
 
-    /// The process behind a control socket, if it is the VMM of this database.
+    /// The process behind the control socket in a database's folder: its VMM, unless it is noted as another's. That it is not
+    /// noted at all, since the disk was full when it was claimed, is made up for.
     pub fn behind(stream: &UnixStream, id: &DatabaseId, pool: &Pool) -> io::Result<Process> {
-        let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))?;
-        let record = Record::find(pool.home(), pid as u32).filter(|record| record.database().as_ref() == Some(id));
-        let record = record.ok_or_else(|| io::Error::other(format!("process {pid} is not noted as the VMM of {id}")))?;
-        Process::adopt(record, pool)
+        let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))? as u32;
+        let found = Record::find(pool.home(), pid);
+        let noted = found.as_ref().and_then(Record::database);
+        if noted.as_ref().is_some_and(|noted| noted != id) {
+            return Err(io::Error::other(format!("process {pid} is noted as the VMM of another database than {id}")));
+        }
+        let record = match found {
+            Some(record) => record,
+            None => Record::new(pool.home(), pid)?,
+        };
+        let process = Process::adopt(record.of(id), pool)?;
+        // Of one that has ended, the number may have been another process' by the time it was looked at.
+        if !is_open(stream) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if noted.is_none() {
+            tracing::warn!(database = %id, pid, "a VMM that was not noted is found by its socket");
+            if let Some(Err(error)) = process.kept.record.as_ref().map(Record::write) {
+                tracing::warn!(database = %id, pid, %error, "nor can it be noted now");
+            }
+        }
+        Ok(process)
     }
 
     /// One that another server left.
@@ -100,6 +120,12 @@ impl Process {
         // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.
         let pidfd = unsafe { AsyncFd::register(fd)? };
         Ok(Process { handle: Handle::Adopted { pid, pidfd }, kept: Kept::new(Some(record), pool.group_of(pid)) })
+    }
+
+    /// Whether it is this one that listens where a connection leads.
+    pub fn is_behind(&self, stream: &UnixStream) -> bool {
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        pid.is_some() && pid.map(|pid| pid as u32) == self.pid()
     }
 
     pub fn pid(&self) -> Option<u32> {
@@ -212,9 +238,78 @@ pub fn rotate(path: &Path, limit: u64) {
     }
 }
 
+/// Leaves of a log and its old file the last `keep` bytes, from a line's beginning. Whoever writes to it must have ended. The
+/// folder may have been a VMM's that was taken over: nothing is followed, and what is not a file stays.
+pub fn shorten(path: &Path, keep: u64) {
+    if let Err(error) = try_to_shorten(path, keep) {
+        tracing::warn!(path = %path.display(), %error, "log could not be shortened");
+    }
+}
+
+fn try_to_shorten(path: &Path, keep: u64) -> io::Result<()> {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let old = path.with_extension("log.1");
+    let (mut text, mut whole) = (Vec::new(), 0);
+    for path in [&old, path] {
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let mut file = match std::os::unix::fs::OpenOptionsExt::custom_flags(fs::File::options().read(true), flags).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file?,
+        };
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::Error::other("it is not a file"));
+        }
+        whole += found.len();
+        file.seek(SeekFrom::Start(found.len().saturating_sub(keep)))?;
+        file.take(keep).read_to_end(&mut text)?;
+    }
+    if whole <= keep {
+        return Ok(());
+    }
+    let cut = text.len().saturating_sub(keep as usize);
+    // Of a line that is longer its end is kept.
+    let line = text[cut..].iter().position(|byte| *byte == b'\n').map_or(cut, |end| cut + end + 1);
+    let aside = path.with_extension("log.new");
+    let _ = fs::remove_file(&aside);
+    let mut file = std::os::unix::fs::OpenOptionsExt::mode(fs::File::options().write(true).create_new(true), 0o600).open(&aside)?;
+    file.write_all(&text[line..])?;
+    fs::rename(&aside, path)?;
+    match fs::remove_file(&old) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{cry, tail, words};
+    use super::{cry, shorten, tail, words};
+
+    #[test]
+    fn a_log_is_shortened_to_its_last_lines_and_no_link_is_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, old) = (dir.path().join("console.log"), dir.path().join("console.log.1"));
+        let write = |path: &std::path::Path, from: u32, to: u32| {
+            std::fs::write(path, (from..to).map(|n| format!("line {n:04}\n")).collect::<String>()).unwrap();
+        };
+        write(&old, 0, 100);
+        write(&log, 100, 103);
+        shorten(&log, 55);
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "line 0098\nline 0099\nline 0100\nline 0101\nline 0102\n");
+        assert!(!old.exists());
+        shorten(&log, 55);
+        assert_eq!(std::fs::read_to_string(&log).unwrap().len(), 50);
+        // Rotated a moment ago.
+        std::fs::rename(&log, &old).unwrap();
+        shorten(&log, 20);
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "line 0102\n");
+        let other = dir.path().join("other");
+        write(&other, 0, 100);
+        std::fs::remove_file(&log).unwrap();
+        std::os::unix::fs::symlink(&other, &log).unwrap();
+        shorten(&log, 20);
+        assert_eq!((log.is_symlink(), std::fs::read_to_string(&other).unwrap().len()), (true, 1000));
+    }
 
     #[test]
     fn the_last_cry_is_a_panic_before_a_fatal_and_of_this_life() {

@@ -3,6 +3,7 @@
 //! | found | done |
 //! |---|---|
 //! | a VM that answers on `vm.ctl`, its database known | adopted: it goes on as if nothing had happened, but for the sessions, whose clients are gone |
+//! | a VM that nothing was noted of (the disk was full), of a row in a state of work | found by its socket, and adopted; of a row in another state, by who wakes or deletes the database |
 //! | a VM that does not answer, or whose database is unknown or being deleted | killed; the data directory is the truth |
 //! | a row `creating` (of an older server; now a create is one transaction) | undone: nobody was told its password |
 //! | a row `deleting` | finished |
@@ -19,7 +20,7 @@ use super::machine::{Phase, Rest};
 use super::process::Process;
 use super::record::Record;
 use super::socket::connect;
-use super::{Host, State};
+use super::{Host, Inner, State};
 use crate::crash;
 use crate::identity::DatabaseId;
 use crate::metadata::{DatabaseRow, MetadataError};
@@ -41,6 +42,27 @@ const LOOKED_UP: usize = 500;
 /// How long a killed VM may take to go. SIGKILL needs no consent; this bounds a machine in trouble.
 const KILL_TIME: Duration = Duration::from_secs(10);
 
+impl Inner {
+    /// The control connection of a database's VM that is not known here, and its process.
+    pub(crate) async fn reach(&self, id: &DatabaseId) -> Option<(UnixStream, Process)> {
+        let stream = connect(&self.home.run_of(id), "vm.ctl").await.ok()?;
+        let process = Process::behind(&stream, id, &self.pool).inspect_err(|error| {
+            tracing::warn!(database = %id, %error, "who listens in its folder is not taken for its VM");
+        });
+        Some((stream, process.ok()?))
+    }
+
+    /// Ends such a VM, before its files go.
+    pub(crate) async fn end_unknown(&self, id: &DatabaseId) {
+        let Some((_stream, mut process)) = self.reach(id).await else { return };
+        tracing::warn!(database = %id, pid = process.pid(), "killing a VM that nobody knew of: its database is being deleted");
+        process.kill();
+        if tokio::time::timeout(KILL_TIME, process.gone()).await.is_err() {
+            tracing::error!(database = %id, pid = process.pid(), "killed, and still there");
+        }
+    }
+}
+
 impl Host {
     /// Brings rows, processes and files back together. Call once, before anything is woken.
     pub async fn reconcile(&self) -> Result<Reconciled, MetadataError> {
@@ -57,6 +79,7 @@ impl Host {
             done.undone += one.undone;
             done.deleted += one.deleted;
             done.rested += one.rested;
+            done.adopted += one.adopted;
         }
         drop(settled);
         crash::point("takeover-done");
@@ -80,12 +103,9 @@ impl Host {
         };
         let wanted = row.filter(|row| !matches!(row.state, State::Creating | State::Deleting));
         if let Some(row) = wanted
-            && let Some(adopted) = self.reach(pid, &row.id).await
+            && let Some(adopted) = self.inner.reach(&row.id).await.filter(|(_, process)| process.pid() == Some(pid))
         {
-            crash::point("takeover-reached");
-            tracing::info!(database = %row.id, pid, "adopted a running VM");
-            self.inner.start_actor(&row, Phase::Resuming, None, Some(adopted), None);
-            crash::point("takeover-adopted");
+            self.take_over(&row, adopted);
             done.adopted += 1;
             return Ok(());
         }
@@ -97,16 +117,19 @@ impl Host {
                 tracing::error!(database, pid, "killed, and still there");
             }
             crash::point("takeover-killed");
+            if let Some(id) = &id {
+                self.inner.clear_unpacked(id);
+            }
             done.killed += 1;
         }
         Ok(())
     }
 
-    /// The VM's control connection, if it is that process that answers.
-    async fn reach(&self, pid: u32, id: &DatabaseId) -> Option<(UnixStream, Process)> {
-        let stream = connect(&self.inner.home.run_of(id), "vm.ctl").await.ok()?;
-        let process = Process::behind(&stream, id, &self.inner.pool).ok()?;
-        (process.pid() == Some(pid)).then_some((stream, process))
+    fn take_over(&self, row: &DatabaseRow, vm: (UnixStream, Process)) {
+        crash::point("takeover-reached");
+        tracing::info!(database = %row.id, pid = vm.1.pid(), "adopted a running VM");
+        self.inner.start_actor(row, Phase::Resuming, None, Some(vm), None);
+        crash::point("takeover-adopted");
     }
 
     async fn settle_row(&self, row: &DatabaseRow) -> Result<Reconciled, MetadataError> {
@@ -130,11 +153,19 @@ impl Host {
             _ if inner.lock_actors().contains_key(&row.id) => return Ok(done),
             _ => {}
         }
+        if let Some(vm) = inner.reach(&row.id).await {
+            self.take_over(row, vm);
+            done.adopted += 1;
+            return Ok(done);
+        }
         if let Err(lost) = inner.check_files(&row.id, row.has_files) {
             inner.metadata.set_state(&row.id, State::Error, Some(&lost)).await?;
             done.rested += 1;
             return Ok(done);
         }
+        // As after a VM's end that nobody saw.
+        inner.note_written(&row.id, &mut row.written.clone(), false);
+        inner.clear_unpacked(&row.id);
         let rest = inner.home.rest(&row.id, &row.image, inner.plan_of(&row.plan).memory_mib);
         let (state, message) = match rest {
             Rest::Suspended => (State::Suspended, None),

@@ -1,9 +1,10 @@
 //! What a server notes of its VMMs for the next one: `run/vmms/PID`, which none of them can reach.
 //!
-//! Of what a process says of itself nothing counts, such as its command line: it may have been taken over by its guest.
+//! Of what a process says of itself nothing counts, such as its command line: it may have been taken over by its guest. One that
+//! could not be noted, such as on a full disk, is known by where it listens: in its database's folder nobody else can.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -46,19 +47,30 @@ fn started(pid: u32) -> Option<u64> {
 }
 
 impl Record {
-    /// Notes a process that was just started, and is nobody's yet.
+    /// Of a process that runs and is nobody's yet. Nothing is written.
     pub fn new(home: &Home, pid: u32) -> io::Result<Record> {
         let started = started(pid).ok_or(io::ErrorKind::NotFound)?;
         let note = Note { boot: boot()?, started, database: PLACEHOLDER.to_owned() };
-        let path = home.vmms().join(pid.to_string());
-        File::create(&path)?.write_all(&serde_json::to_vec(&note)?)?;
-        Ok(Record { pid, path, note })
+        Ok(Record { pid, path: home.vmms().join(pid.to_string()), note })
+    }
+
+    /// Has it be a database's, without a word about it.
+    pub fn of(mut self, id: &DatabaseId) -> Record {
+        self.note.database = id.as_str().to_owned();
+        self
+    }
+
+    /// Writes it down.
+    pub fn write(&self) -> io::Result<()> {
+        // Over what is there, if it is: that takes no more room.
+        let file = File::options().write(true).create(true).truncate(false).open(&self.path)?;
+        file.write_all_at(&serde_json::to_vec(&self.note)?, 0)
     }
 
     /// Notes whose it is.
     pub fn claim(&mut self, id: &DatabaseId) -> io::Result<()> {
-        self.note.database = id.as_str().to_owned();
-        File::options().write(true).open(&self.path)?.write_all_at(&serde_json::to_vec(&self.note)?, 0)
+        id.as_str().clone_into(&mut self.note.database);
+        self.write()
     }
 
     /// Whose it is, if it is anyone's.
@@ -107,6 +119,8 @@ mod tests {
         home.create().unwrap();
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let mut record = Record::new(&home, child.id()).unwrap();
+        assert!(Record::all(&home).is_empty());
+        record.write().unwrap();
         assert_eq!(Record::all(&home)[0].database(), None);
         let id = DatabaseId::random().unwrap();
         record.claim(&id).unwrap();

@@ -23,6 +23,14 @@ pub async fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
     UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
 }
 
+/// Whether the other end is still open. A process that ends closes it before its number is another's.
+pub fn is_open(stream: &UnixStream) -> bool {
+    let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one entry, writable for the call, and no waiting.
+    let told = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    told == 0
+}
+
 /// Connects to `folder/name` once something listens there. `folder` must exist.
 pub async fn connect_when_there(folder: &Path, name: &str) -> io::Result<UnixStream> {
     // The watch comes before the first try, so no creation falls between the two.
@@ -99,6 +107,24 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_end_is_seen_before_all_that_was_said_is_read() {
+        use tokio::io::AsyncWriteExt;
+        let dir = tempfile::tempdir().unwrap();
+        let listener = tokio::net::UnixListener::bind(dir.path().join("vm.ctl")).unwrap();
+        let stream = connect(dir.path(), "vm.ctl").await.unwrap();
+        let mut accepted = listener.accept().await.unwrap().0;
+        accepted.write_all(b"ready").await.unwrap();
+        assert!(is_open(&stream));
+        drop(accepted);
+        assert!(!is_open(&stream));
+        // Of one that is never accepted.
+        let waiting = connect(dir.path(), "vm.ctl").await.unwrap();
+        assert!(is_open(&waiting));
+        drop(listener);
+        assert!(!is_open(&waiting));
+    }
 
     #[tokio::test]
     async fn connects_as_soon_as_someone_listens_also_at_a_long_path() {

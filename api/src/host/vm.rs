@@ -331,6 +331,15 @@ impl<F: Fn(VmEvent)> Life<F> {
             tokio::select! {
                 biased;
                 stream = connect_when_there(&folder, "vm.ctl") => return match stream {
+                    // Of one that nobody knows of, and that has the layer: the new one ends without it.
+                    Ok(stream) if !process.is_behind(&stream) => tokio::select! {
+                        status = process.gone() => self.ended_early(status, process.ran_out_of_memory()).await,
+                        () = killed(&mut self.commands) => {
+                            process.kill();
+                            process.gone().await;
+                            Ok(None)
+                        }
+                    },
                     Ok(stream) => {
                         self.step("connected");
                         crash::point("wake-connected");
@@ -365,10 +374,11 @@ impl<F: Fn(VmEvent)> Life<F> {
     async fn ended_early(&mut self, exit: Option<std::process::ExitStatus>, out_of_memory: bool) -> Result<Option<(UnixStream, Process)>, String> {
         let spec = self.context.spec.clone();
         if exit.and_then(|s| s.code()) == Some(status::LOCKED)
-            && let Ok(stream) = connect(&self.context.home.run_of(&spec.id), "vm.ctl").await
-            && let Ok(process) = Process::behind(&stream, &spec.id, &self.context.host.pool)
+            && let Some((stream, process)) = self.context.host.reach(&spec.id).await
         {
             tracing::warn!(database = %spec.id, pid = process.pid(), "its layer is in use by a running VMM; adopting that one");
+            // Its sessions may be from before this server.
+            (self.adopted, self.old) = (true, true);
             return Ok(Some((stream, process)));
         }
         Err(self.reason(exit, out_of_memory).unwrap_or_else(|| "the VMM ended before it was ready".into()))

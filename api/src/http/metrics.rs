@@ -43,6 +43,8 @@ fn of_host(page: &mut Page, host: &Host) {
     page.histogram("dormouse_wake_answer_seconds", "", &wakes.answered);
     let metrics = host.metrics();
     page.one("dormouse_suspends_total", "counter", "Suspends committed", metrics.suspends.get());
+    page.one("dormouse_packed_total", "counter", "Databases packed", metrics.packed.get());
+    page.one("dormouse_pack_failures_total", "counter", "Attempts to pack a database that failed", metrics.pack_failures.get());
     page.head("dormouse_database_events_total", "counter", "Events of databases, failures among them, by kind");
     for kind in EventKind::ALL {
         let (labels, value) = (format!("kind=\"{}\"", kind.as_str()), metrics.events[kind as usize].get());

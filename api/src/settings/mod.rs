@@ -123,6 +123,7 @@ pub struct Settings {
     pub standby_vms: usize,
     /// How long a database sleeps before it is packed.
     pub pack_after: Option<Duration>,
+    pub pack_timeout: Duration,
     pub wake_queue: usize,
     pub console_log_mib: u64,
     pub watchdog_ms: u64,
@@ -191,6 +192,7 @@ impl Settings {
             cgroup: get.text("host.cgroup").unwrap_or_default(),
             standby_vms: get.number("host.standby_vms", 0, 4096)? as usize,
             pack_after: Some(get.number("host.pack_after_s", 0, 10 * 366 * 86_400)?).filter(|s| *s > 0).map(Duration::from_secs),
+            pack_timeout: Duration::from_secs(get.number("host.pack_timeout_s", 1, 86_400)?),
             wake_queue: get.number("host.wake_queue", 1, 1_000_000)? as usize,
             console_log_mib: get.number("host.console_log_mib", 1, 4096)?,
             watchdog_ms: get.number("host.watchdog_ms", 0, 86_400_000)?,

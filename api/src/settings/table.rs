@@ -50,6 +50,7 @@ pub const SETTINGS: &[Setting] = &[
     s("host.cgroup", "own", "Control group that those of VMMs are made in; own for the server's, if it will do, empty for none"),
     s("host.standby_vms", "4", "VMs made ready before they are needed; 0 for none"),
     s("host.pack_after_s", "3600", "Seconds asleep after which a database is packed; 0 for never"),
+    s("host.pack_timeout_s", "600", "Longest that packing a database may take, in seconds"),
     s("host.wake_queue", "500", "Requests that may wait for one database's wake"),
     s("host.console_log_mib", "1", "Size at which a guest's console log is rotated, in MiB"),
     s("host.watchdog_ms", "10000", "vCPU time without progress after which a guest is ended, in ms; 0 for never"),

@@ -154,9 +154,10 @@ impl Start {
     /// full disk.
     fn keep(&self, pid: Option<u32>, kind: &Kind) -> Kept {
         let Some(pid) = pid else { return Kept::default() };
-        let record = Record::new(&self.home, pid).inspect_err(|error| {
-            tracing::warn!(%error, pid, "a VMM cannot be noted in {}: another server would not find it", self.home.vmms().display());
-        });
+        let record = Record::new(&self.home, pid);
+        if let Err(error) = record.as_ref().map_err(io::Error::kind).and_then(|record| record.write().map_err(|error| error.kind())) {
+            tracing::warn!(%error, pid, "a VMM cannot be noted in {}: it is tried again when it is claimed", self.home.vmms().display());
+        }
         let group = self.groups.as_ref().map(|groups| groups.add(pid, kind)).transpose().inspect_err(|error| {
             tracing::warn!(%error, pid, "a VMM has no control group: its memory and processors have no bounds but the host's");
         });
@@ -184,7 +185,7 @@ impl Standby {
         let mut kept = std::mem::take(&mut self.kept.0);
         // While it is at work already. If the server ends before it is done, the next one finds it to be nobody's, and ends it.
         if let Some(Err(error)) = kept.record.as_mut().map(|record| record.claim(&spec.id)) {
-            tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server would end it");
+            tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server finds it by its socket, if at all");
         }
         crash::point("wake-recorded");
         Ok((Process::child(self.child, kept), at))
