@@ -285,3 +285,78 @@ fn a_power_cut_at_each_step_of_the_snapshot_loses_no_row_and_uses_none_twice() {
     }
     server.stop();
 }
+
+/// The same of a packing, and of the wake from what was packed.
+#[test]
+fn a_power_cut_at_each_step_of_packing_loses_no_row_and_no_session_s_memory() {
+    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
+        return;
+    }
+    let mut server = Server::prepare();
+    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+    let at = server.home.join("crash-at");
+    server.use_testing_vmm(&format!("DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT", at.display()));
+    server.run();
+    let created = server.create();
+    let id = created.database.id.clone();
+    let target = created.target().unwrap();
+    let packed = server.home.join("databases").join(&id).join("packed");
+    let started = |client: &mut Client| client.value("select pg_postmaster_start_time()").unwrap();
+    created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
+    let mut rows = 0;
+    // Whether there is a packed file on the disk then, and whether the wake from what is there goes on from the memory.
+    for (step, is_packed, survives) in [
+        // Under the other name, and not flushed.
+        ("pack-written", Some(false), true),
+        // Its name is in the host's memory alone, or not.
+        ("pack-renamed", None, true),
+        // The name was flushed; that snapshot and files are gone may not have been.
+        ("pack-snapshot-gone", Some(true), true),
+        ("pack-layer-gone", Some(true), true),
+        ("unpack-begun", Some(true), true),
+        ("unpack-files", Some(true), true),
+        ("unpack-synced", Some(true), true),
+        // It is spent, and all it held is flushed.
+        ("unpack-spent", Some(false), false),
+    ] {
+        let mut client = harness::connect_again(&target);
+        rows += 1;
+        client.query(&format!("insert into ledger values ({rows})")).unwrap();
+        let before = started(&mut client);
+        drop(client);
+        server.rest.suspend(&id).unwrap();
+        if step.starts_with("unpack") {
+            server.rest.pack(&id).unwrap();
+        }
+        std::fs::write(&at, step).unwrap();
+        if step.starts_with("unpack") {
+            // A write, so that what is packed is spent.
+            let wrote = Client::connect(&target).and_then(|mut client| client.query("create table spend (); drop table spend"));
+            assert!(wrote.is_err(), "{step}: the VM was not killed");
+        } else {
+            assert!(server.rest.pack(&id).is_err(), "{step}: the process that packs was not killed");
+        }
+        until("the VM is gone", || rest::vm_processes(&id).is_empty());
+        let copy = server.home.join("copy");
+        disk.copy(&copy);
+        server.kill();
+        disk.become_copy(&copy);
+        std::fs::remove_file(&at).unwrap();
+        if let Some(is_packed) = is_packed {
+            assert_eq!(packed.exists(), is_packed, "{step}");
+        }
+        server.run();
+        let mut client = harness::connect_again(&target);
+        check(&mut client, rows);
+        assert_eq!(started(&mut client) == before, survives, "{step}");
+        // What it went on from is spent with the first change: a cut now must not bring it back.
+        rows += 1;
+        client.query(&format!("insert into ledger values ({rows})")).unwrap();
+        let now = started(&mut client);
+        cut(&mut server, &disk, &id, &copy);
+        let mut client = harness::connect_again(&target);
+        check(&mut client, rows);
+        assert_ne!(started(&mut client), now, "{step}: what was spent was used again");
+    }
+    server.stop();
+}
