@@ -26,15 +26,35 @@ fn start_stalling(home: &Home, step: &str) -> Vmm {
 }
 
 fn start_and_stop(home: &Home, vmm: Vmm) -> bool {
+    let (cold, mut left) = stopped(home, vmm);
+    left.retain(|name| name != "snapshot.refused");
+    assert_eq!(left, ["layer"], "no half snapshot is left");
+    cold
+}
+
+/// Of one that is stopped as soon as it is ready: whether it was a cold start, and what is left beside its log.
+fn stopped(home: &Home, vmm: Vmm) -> (bool, Vec<String>) {
     let mut control = vmm.control();
     let cold = control.event("ready")["cold"].as_bool().unwrap();
     assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
     let (status, log) = vmm.end();
     assert_eq!(status.code(), Some(0), "{log}");
+    (cold, files_beside_the_log(home))
+}
+
+fn files_beside_the_log(home: &Home) -> Vec<String> {
     let mut left = files(&home.database_dir());
-    left.retain(|name| name != "console.log" && name != "snapshot.refused");
-    assert_eq!(left, ["layer"], "no half snapshot is left");
-    cold
+    left.retain(|name| name != "console.log");
+    left
+}
+
+/// Puts it to sleep as soon as it is ready.
+fn suspended(vmm: Vmm) {
+    let mut control = vmm.control();
+    control.event("ready");
+    assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
+    let (status, log) = vmm.end();
+    assert_eq!(status.code(), Some(0), "{log}");
 }
 
 fn assert_killed(vmm: Vmm, step: &str) {
@@ -81,11 +101,7 @@ fn a_kill_in_restore_leaves_an_unused_snapshot_or_none() {
         ("restore-entered", None),
     ] {
         let home = Home::new();
-        let vmm = home.start("s", &[]);
-        let mut control = vmm.control();
-        control.event("ready");
-        assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
-        drop(vmm);
+        suspended(home.start("s", &[]));
         assert_killed(start_crashing(&home, step), step);
         let cold = start(&home);
         if let Some(survives) = survives {
@@ -106,12 +122,7 @@ fn carry_out(home: &Home, task: &str, crash: Option<&str>) -> (std::process::Exi
 
 /// A database that sleeps, with a file of its own in its layer; its content.
 fn asleep_with_a_file(home: &Home) -> Vec<u8> {
-    let vmm = home.start("s", &[]);
-    let mut control = vmm.control();
-    control.event("ready");
-    assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
-    let (status, log) = vmm.end();
-    assert_eq!(status.code(), Some(0), "{log}");
+    suspended(home.start("s", &[]));
     // The tiny guests write nothing. A file of nobody is packed like any other, and removed at the first change.
     let content = b"of the layer".repeat(1000);
     let files = home.database_dir().join("layer/files");
@@ -126,14 +137,8 @@ fn assert_unpacked(home: &Home, content: &[u8], step: &str) {
 
 /// Starts without crashing; says whether cold, and stops.
 fn start_packed(home: &Home) -> bool {
-    let vmm = home.start("s", &[]);
-    let mut control = vmm.control();
-    let cold = control.event("ready")["cold"].as_bool().unwrap();
-    assert_eq!(control.ask(r#"{"op":"stop"}"#)["ok"], true);
-    let (status, log) = vmm.end();
-    assert_eq!(status.code(), Some(0), "{log}");
-    let mut left = files(&home.database_dir());
-    left.retain(|name| name != "console.log" && (cold || name != "packed.tmp"));
+    let (cold, mut left) = stopped(home, home.start("s", &[]));
+    left.retain(|name| cold || name != "packed.tmp");
     assert_eq!(left, ["layer"], "neither packed nor a snapshot is left");
     cold
 }
@@ -162,9 +167,7 @@ fn a_kill_while_packing_leaves_it_asleep_as_it_was_or_packed() {
         carry_out(&home, "pack", Some(step));
         let (status, log) = carry_out(&home, "pack", None);
         assert_eq!(status.code(), Some(0), "{step}: {log}");
-        let mut left = files(&home.database_dir());
-        left.retain(|name| name != "console.log");
-        assert_eq!(left, ["layer", "packed"], "{step}");
+        assert_eq!(files_beside_the_log(&home), ["layer", "packed"], "{step}");
         assert_eq!(files(&home.database_dir().join("layer")), ["journal", "lock"], "{step}");
         assert!(!start_packed(&home), "{step}");
         assert_unpacked(&home, &content, step);
@@ -229,15 +232,9 @@ fn a_database_that_sleeps_again_at_once_keeps_its_snapshot() {
         return;
     }
     let home = Home::new();
-    let suspend = |vmm: Vmm| {
-        let mut control = vmm.control();
-        control.event("ready");
-        assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
-        assert_eq!(vmm.end().0.code(), Some(0));
-    };
-    suspend(home.start("s", &[]));
+    suspended(home.start("s", &[]));
     for step in ["spend-begun", "spent-renamed", "spent"] {
-        suspend(start_stalling(&home, step));
+        suspended(start_stalling(&home, step));
         assert!(home.database_dir().join("snapshot").exists(), "{step}");
     }
     assert!(!start(&home));
@@ -251,11 +248,7 @@ fn a_database_that_is_stopped_at_once_leaves_no_spent_snapshot() {
     }
     let home = Home::new();
     for step in ["spend-begun", "spent-renamed", "spent"] {
-        let vmm = home.start("s", &[]);
-        let mut control = vmm.control();
-        control.event("ready");
-        assert_eq!(control.ask(r#"{"op":"suspend"}"#)["ok"], true);
-        drop(vmm);
+        suspended(home.start("s", &[]));
         assert!(!start_and_stop(&home, start_stalling(&home, step)), "{step}");
     }
 }
