@@ -37,6 +37,8 @@ pub struct Facts {
     pub has_files: bool,
     /// Likewise: its layer must not be empty.
     pub written: bool,
+    /// `Metadata::changes` before its row was read.
+    pub changes: u64,
 }
 
 /// What others ask of an actor.
@@ -188,7 +190,7 @@ impl Actor {
                     inputs.extend(self.carry_out(effect));
                 }
             }
-            if self.machine.at_rest() && self.host.let_go(&self.facts.id, &mut self.commands) {
+            if self.machine.at_rest() && self.host.let_go(&self.facts, self.shown.as_ref(), &mut self.commands) {
                 return;
             }
         }

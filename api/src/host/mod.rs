@@ -26,6 +26,7 @@ mod pool;
 pub mod process;
 mod reconcile;
 mod record;
+mod rested;
 mod sessions;
 mod socket;
 mod state;
@@ -49,6 +50,7 @@ use self::machine::{Phase, Rest};
 use self::metrics::HostMetrics;
 use self::pool::{Kind, Pool, Start};
 use self::process::Process;
+use self::rested::{Known, Rested};
 use self::turns::Turns;
 use crate::crash;
 use crate::identity::{DatabaseId, TenantId};
@@ -220,6 +222,7 @@ pub(crate) struct Inner {
     plans: std::collections::BTreeMap<String, Plan>,
     metadata: Metadata,
     journal: StateJournal,
+    rested: Rested,
     sessions: OnceLock<Arc<dyn Sessions>>,
     actors: Mutex<HashMap<DatabaseId, mpsc::Sender<Command>>>,
     /// States of databases with an actor; the row's is older.
@@ -275,6 +278,7 @@ impl Host {
                 plans: settings.plans.clone(),
                 metadata,
                 journal,
+                rested: Rested::default(),
                 sessions: OnceLock::new(),
                 actors: Mutex::default(),
                 live: Mutex::default(),
@@ -511,6 +515,10 @@ impl Host {
             Offer::Full => return Err(SendError::Full),
             Offer::NoActor(command) => command,
         };
+        let changes = self.inner.metadata.changes();
+        if !deleting && let Some(Known { facts, state, message }) = self.inner.rested.take(id, changes) {
+            return self.begin(facts, state, message, command);
+        }
         // The journal before the row: what is no longer pending has been written.
         let pending = self.inner.journal.pending(id);
         let row = self.inner.metadata.database(id).await.map_err(SendError::Metadata)?;
@@ -521,12 +529,16 @@ impl Host {
             _ => {}
         }
         let (state, message) = pending.unwrap_or((row.state, row.message.clone()));
+        self.begin(Facts { changes, ..self.inner.facts(&row) }, state, message, command)
+    }
+
+    fn begin(&self, facts: Facts, state: State, message: Option<String>, command: Command) -> Result<(), SendError> {
         let rest = match state {
             State::Suspended => Rest::Suspended,
             State::Error | State::Deleting => Rest::Error,
             _ => Rest::Stopped,
         };
-        match self.inner.start_actor(&row, Phase::Rest(rest), message, None, Some(command)) {
+        match self.inner.start_actor(facts, Phase::Rest(rest), message, None, Some(command)) {
             true => Ok(()),
             false => Err(SendError::Full),
         }
@@ -594,6 +606,8 @@ impl Inner {
             cool_down_ms: row.cool_down_ms.unwrap_or(plan.cool_down_ms),
             has_files: row.has_files,
             written: row.written,
+            // As if it had been read before all of them.
+            changes: 0,
         }
     }
 
@@ -612,35 +626,42 @@ impl Inner {
     /// is full.
     fn start_actor(
         self: &Arc<Self>,
-        row: &DatabaseRow,
+        facts: Facts,
         start: Phase,
         message: Option<String>,
         adopted: Option<(UnixStream, Process)>,
         command: Option<Command>,
     ) -> bool {
-        let facts = self.facts(row);
         let mut actors = self.lock_actors();
-        if let Some(actor) = actors.get(&row.id) {
+        if let Some(actor) = actors.get(&facts.id) {
             return command.is_none_or(|command| actor.try_send(command).is_ok());
         }
         // Room for the waiters, and for the words that must get through beside them.
         let (sender, commands) = mpsc::channel(self.limits.wake_queue + 64);
         let taken = command.is_none_or(|command| sender.try_send(command).is_ok());
-        actors.insert(row.id.clone(), sender);
+        actors.insert(facts.id.clone(), sender);
         let state = machine::Machine::new(start).state();
-        self.lock_live().insert(row.id.clone(), (state, message.clone()));
+        self.lock_live().insert(facts.id.clone(), (state, message.clone()));
         tokio::spawn(Actor::new(self.clone(), facts, start, message, commands).run(adopted));
         taken
     }
 
     /// Lets an actor at rest go, unless someone asks for something. Under the lock under which commands are sent.
-    pub(crate) fn let_go(&self, id: &DatabaseId, commands: &mut mpsc::Receiver<Command>) -> bool {
+    pub(crate) fn let_go(
+        &self,
+        facts: &Facts,
+        shown: Option<&(State, Option<String>)>,
+        commands: &mut mpsc::Receiver<Command>,
+    ) -> bool {
         let mut actors = self.lock_actors();
         if !commands.is_empty() {
             return false;
         }
-        actors.remove(id);
-        self.lock_live().remove(id);
+        actors.remove(&facts.id);
+        self.lock_live().remove(&facts.id);
+        if let Some((state, message)) = shown.cloned() {
+            self.rested.keep(Known { facts: facts.clone(), state, message });
+        }
         drop(actors);
         self.ended.notify_waiters();
         true

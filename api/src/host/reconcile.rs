@@ -128,7 +128,7 @@ impl Host {
     fn take_over(&self, row: &DatabaseRow, vm: (UnixStream, Process)) {
         crash::point("takeover-reached");
         tracing::info!(database = %row.id, pid = vm.1.pid(), "adopted a running VM");
-        self.inner.start_actor(row, Phase::Resuming, None, Some(vm), None);
+        self.inner.start_actor(self.inner.facts(row), Phase::Resuming, None, Some(vm), None);
         crash::point("takeover-adopted");
     }
 

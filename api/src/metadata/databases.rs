@@ -200,7 +200,7 @@ impl Metadata {
 
     /// Writes a state that must be on disk before what it announces begins.
     pub async fn set_state(&self, id: &DatabaseId, state: State, message: Option<&str>) -> Result<(), MetadataError> {
-        self.write((id.clone(), state, message.map(str::to_owned)), |(id, state, message), on| {
+        self.change((id.clone(), state, message.map(str::to_owned)), |(id, state, message), on| {
             Box::pin(async move {
                 sqlx::query(SET_STATE)
                     .bind(state.as_str())
@@ -253,7 +253,7 @@ impl Metadata {
 
     /// Sets or, with none, gives back to the plan the database's cool-down.
     pub async fn set_cool_down(&self, id: &DatabaseId, ms: Option<u64>) -> Result<(), MetadataError> {
-        self.write((id.clone(), ms), |(id, ms), on| {
+        self.change((id.clone(), ms), |(id, ms), on| {
             Box::pin(async move {
                 sqlx::query("UPDATE databases SET cool_down_ms = ? WHERE id = ?")
                     .bind(ms.map(|ms| ms as i64))
@@ -268,7 +268,7 @@ impl Metadata {
 
     /// Moves the database to another image, and notes the template that its layer keeps; on disk when this returns.
     pub async fn set_image(&self, id: &DatabaseId, image: &str, template: Option<&str>) -> Result<(), MetadataError> {
-        self.write((id.clone(), image.to_owned(), template.map(str::to_owned)), |(id, image, template), on| {
+        self.change((id.clone(), image.to_owned(), template.map(str::to_owned)), |(id, image, template), on| {
             Box::pin(async move {
                 sqlx::query("UPDATE databases SET image = ?, template = ? WHERE id = ?")
                     .bind(image)
@@ -313,7 +313,7 @@ impl Metadata {
 
     /// Removes the row and, with it, its roles.
     pub async fn remove_database(&self, id: &DatabaseId) -> Result<(), MetadataError> {
-        self.write(id.clone(), |id, on| {
+        self.change(id.clone(), |id, on| {
             Box::pin(async move {
                 sqlx::query("DELETE FROM databases WHERE id = ?").bind(id.as_str()).execute(on).await?;
                 Ok(())

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -16,6 +17,8 @@ use crate::crash;
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
+/// How long states and events gather before they are written.
+const LINGER: Duration = Duration::from_millis(20);
 /// Events that may wait to be written. On a full disk none is, and a tenant can make as many as it likes.
 const MOST_EVENTS: usize = 10_000;
 
@@ -142,6 +145,8 @@ impl StateJournal {
                     return;
                 }
                 self.wake.notified().await;
+                // Not while whoever caused it is at work: a wake has more than one thing to tell, and its client waits.
+                tokio::time::sleep(LINGER).await;
                 continue;
             }
             match write(&metadata, &batch, self.keep).await {
@@ -155,7 +160,7 @@ impl StateJournal {
                     if closed {
                         return;
                     }
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
         }

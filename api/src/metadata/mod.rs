@@ -18,6 +18,8 @@ mod writer;
 
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -81,6 +83,7 @@ pub struct Metadata {
     writer: SqlitePool,
     checkpointer: SqlitePool,
     writes: writer::Writes,
+    changes: Arc<AtomicU64>,
 }
 
 impl Metadata {
@@ -121,7 +124,7 @@ impl Metadata {
             .max_lifetime(None)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await?;
-        Ok(Metadata { readers, writer, checkpointer, writes })
+        Ok(Metadata { readers, writer, checkpointer, writes, changes: Arc::default() })
     }
 
     /// Writes what the WAL still holds and closes all connections.

@@ -12,6 +12,8 @@
 //! millisecond.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -64,6 +66,16 @@ struct Waiting<D, T, E> {
     work: Work<D, T, E>,
     result: Option<Result<T, E>>,
     reply: oneshot::Sender<Result<T, E>>,
+    counted: Option<Counted>,
+}
+
+/// Counts when it is dropped: before whoever waits is answered, whatever became of the write.
+struct Counted(Arc<AtomicU64>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl<D: Send + Sync, T: Send, E: Failure> Request for Waiting<D, T, E> {
@@ -90,6 +102,7 @@ impl<D: Send + Sync, T: Send, E: Failure> Request for Waiting<D, T, E> {
             (_, Err(error)) => Err(error.into()),
             (None, Ok(())) => return,
         };
+        drop(self.counted);
         // Whoever has left needs no answer.
         let _ = self.reply.send(result);
     }
@@ -161,9 +174,33 @@ impl Metadata {
         T: Send + 'static,
         E: Failure,
     {
+        self.ask(data, work, None).await
+    }
+
+    /// Likewise, of what actors know of their databases: it counts as one of [`Metadata::changes`].
+    pub(super) async fn change<D, T, E>(&self, data: D, work: Work<D, T, E>) -> Result<T, E>
+    where
+        D: Send + Sync + 'static,
+        T: Send + 'static,
+        E: Failure,
+    {
+        self.ask(data, work, Some(Counted(self.changes.clone()))).await
+    }
+
+    /// Counts changes of rows by others than their actors. Read before a row, it tells later whether that still holds.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    async fn ask<D, T, E>(&self, data: D, work: Work<D, T, E>, counted: Option<Counted>) -> Result<T, E>
+    where
+        D: Send + Sync + 'static,
+        T: Send + 'static,
+        E: Failure,
+    {
         let closed = || MetadataError::from(sqlx::Error::PoolClosed);
         let (reply, answer) = oneshot::channel();
-        let request = Waiting { data, work, result: None, reply };
+        let request = Waiting { data, work, result: None, reply, counted };
         self.writes.send(Box::new(request)).await.map_err(|_| closed())?;
         answer.await.unwrap_or_else(|_| Err(closed().into()))
     }
