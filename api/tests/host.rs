@@ -9,7 +9,7 @@ use std::time::Duration;
 use dormouse_api::host::control::SessionCounts;
 use dormouse_api::host::{RestartError, State, SuspendError, WakeError};
 use dormouse_api::metadata::{EventRow, Page};
-use dormouse_vmm::snapshot::format::{Extent, Header};
+use dormouse_vmm::snapshot::format::{Extent, Header, VERSION};
 use support::{World, alive, until};
 
 type Test = std::io::Result<()>;
@@ -394,6 +394,7 @@ async fn a_plans_new_memory_waits_for_a_cold_start() -> Test {
     w.host.suspend(&db.id).await.unwrap();
     let id = db.id.clone();
     let header = Header {
+        version: VERSION,
         database: id.to_string(),
         image: "0123456789abcdef".into(),
         template: String::new(),

@@ -64,6 +64,10 @@ impl<'a> Reader<'a> {
         let len = usize::try_from(self.u64()?).map_err(|_| Malformed)?;
         self.take(len)
     }
+    /// All that is left.
+    pub fn rest(self) -> &'a [u8] {
+        self.0
+    }
     /// Nothing may be left over.
     pub fn end(self) -> Result<(), Malformed> {
         if self.0.is_empty() { Ok(()) } else { Err(Malformed) }

@@ -28,6 +28,7 @@ pub mod control;
 pub mod crash;
 pub mod fs;
 pub mod guest;
+mod heap;
 pub mod image;
 pub mod jail;
 pub mod layer;

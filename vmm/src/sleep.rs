@@ -105,7 +105,7 @@ impl Sleeper {
             Ok(written) => {
                 if let (Some(to), Target::Snapshot(dir)) = (&self.note_pages, &self.target) {
                     // The snapshot is there whatever becomes of this.
-                    if let Err(error) = hot::note(&dir.join(write::NAME), to) {
+                    if let Err(error) = hot::note(&dir.join(write::NAME), ram, to) {
                         tracing::error!(%error, "its pages cannot be noted");
                     }
                 }

@@ -20,6 +20,7 @@ use crate::codec::Reader;
 use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
+use crate::heap;
 use crate::image::{Image, ImageError};
 use crate::jail::{self, Apart, powers};
 use crate::layer::pack::hold;
@@ -30,7 +31,7 @@ use crate::reactor::Terminate;
 use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
 use crate::sleep::{Sleeper, Target};
-use crate::snapshot::format::{Extent, Header};
+use crate::snapshot::format::{Extent, Header, VERSION};
 use crate::snapshot::hot;
 use crate::snapshot::pages::{self, Base};
 use crate::snapshot::read::{Fit, ReadError, Snapshot};
@@ -209,6 +210,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
             }
         }
     }
+    heap::have_ready();
     close_jail(settings, &image, apart.as_ref())?;
     let is_apart = apart.is_some();
     let Some((claim, descriptors)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
@@ -502,14 +504,6 @@ impl Place<'_> {
         let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base, spending } = begun;
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
-        shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
-        let log = self.folders.database.join("console.log");
-        let programs =
-            Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
-        let console = Console::open(&log, self.settings.console_log_mib << 20, self.settings.foreground)
-            .map_err(StartError::io(format!("cannot open {}", log.display())))?
-            .with_symbols(Symbols::new(programs.clone()));
-        life.step("console");
         let sockets = match self.sockets.take() {
             Some(sockets) => sockets,
             None => {
@@ -528,12 +522,22 @@ impl Place<'_> {
             unattended: (self.settings.unattended_s > 0).then(|| Duration::from_secs(self.settings.unattended_s)),
         };
         let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
-        let monitor = Monitor::new(shared, clock, pace, vsock, sockets, life, terminate, immediate_exit)
+        let monitor = Monitor::new(shared.clone(), clock, pace, vsock, sockets, life, terminate, immediate_exit)
             .map_err(StartError::io("cannot watch sockets"))?;
+        monitor.attend().map_err(StartError::io("cannot watch sockets"))?;
+        let log = self.folders.database.join("console.log");
+        let programs =
+            Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
+        let console = Console::open(&log, self.settings.console_log_mib << 20, self.settings.foreground)
+            .map_err(StartError::io(format!("cannot open {}", log.display())))?
+            .with_symbols(Symbols::new(programs.clone()));
+        shared.refill_entropy().map_err(StartError::io("no random bytes"))?;
+        monitor.io().life.step("console");
         monitor.profile.set_programs(programs);
         monitor.io().spending = sleeper.spending.clone();
         machine.send_wakes(monitor.send())?;
         let mut guest = Guest::new(machine, Arc::clone(&monitor), files, console, positions)?;
+        monitor.attend().map_err(StartError::io("cannot watch sockets"))?;
         // A restored guest is ready before it runs.
         monitor.turn(&mut monitor.io());
         // Told before the I/O thread is there: it may have bound a session by the time its lock is free for this one.
@@ -561,6 +565,7 @@ impl Place<'_> {
                 None => Target::Snapshot(self.folders.database.clone()),
             },
             header: Header {
+                version: VERSION,
                 database: self.settings.database.clone(),
                 image: self.image.name.clone(),
                 template: self.image.template.clone(),

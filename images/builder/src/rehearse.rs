@@ -34,8 +34,8 @@ const FIRST_SESSION: &[&str] = &[
      more jsonb DEFAULT '{}')",
     "CREATE TABLE rehearsed (id int PRIMARY KEY, rehearsal bigint REFERENCES rehearsal, price numeric(10, 2))",
     "CREATE INDEX ON rehearsed (rehearsal)",
-    "INSERT INTO rehearsal (name) SELECT md5(n::text) FROM generate_series(1, 300) n",
-    "INSERT INTO rehearsed SELECT n, n % 300 + 1, n FROM generate_series(1, 600) n",
+    "INSERT INTO rehearsal (name) SELECT md5(n::text) FROM generate_series(1, 1000) n",
+    "INSERT INTO rehearsed SELECT n, n % 1000 + 1, n FROM generate_series(1, 1000) n",
     "SELECT name, sum(price) FROM rehearsal JOIN rehearsed ON rehearsal = rehearsal.id GROUP BY name ORDER BY 2 LIMIT 5",
     "BEGIN; UPDATE rehearsal SET at = now() WHERE id = 7; DELETE FROM rehearsed WHERE id = 7; COMMIT",
 ];

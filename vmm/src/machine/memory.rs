@@ -5,10 +5,10 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use dormouse_abi::{LARGE_PAGE, RAM_MAX};
+use dormouse_abi::{LARGE_PAGE, PAGE, RAM_MAX};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// Why guest memory could not be made.
@@ -53,6 +53,8 @@ pub struct Ram {
     len: u64,
     // One bit a large page: the golden file is mapped there.
     files: Arc<[AtomicBool]>,
+    // One bit a page: it was made this guest's own beforehand.
+    own: Arc<Mutex<Vec<u64>>>,
     _reservation: Arc<Reservation>,
 }
 
@@ -97,7 +99,8 @@ impl Ram {
         let view =
             GuestMemoryMmap::from_regions(vec![region]).map_err(|error| MemoryError::Describe(error.to_string()))?;
         let files = (0..len / LARGE_PAGE).map(|_| AtomicBool::new(false)).collect();
-        Ok(Self { view, base, len, files, _reservation: reservation })
+        let own = Arc::new(Mutex::new(vec![0; (len / PAGE).div_ceil(64) as usize]));
+        Ok(Self { view, base, len, files, own, _reservation: reservation })
     }
 
     /// The view through which all guest memory is read and written.
@@ -155,12 +158,27 @@ impl Ram {
         Ok(())
     }
 
-    /// Makes a range this guest's own before it is written: one call for many pages costs less than a fault for each. Where
-    /// it does not work the faults do.
+    /// Makes whole pages this guest's own before they are written, those of them that were not made so before: one call for
+    /// many costs less than a fault for each. Where it does not work the faults do.
     pub fn populate(&self, offset: u64, len: u64) {
-        if let Ok(at) = self.host(offset, len) {
-            // SAFETY: within this RAM's own reservation; what is there to be read stays.
-            unsafe { libc::madvise(at, len as usize, libc::MADV_POPULATE_WRITE) };
+        if self.host(offset, len).is_err() {
+            return;
+        }
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut page, end) = (offset / PAGE, (offset + len) / PAGE);
+        while page < end {
+            let first = page;
+            while page < end && own[page as usize / 64] >> (page % 64) & 1 == 0 {
+                own[page as usize / 64] |= 1 << (page % 64);
+                page += 1;
+            }
+            let at = (self.base as u64 + first * PAGE) as *mut libc::c_void;
+            if first < page {
+                // SAFETY: within this RAM's own reservation; what is there to be read stays.
+                unsafe { libc::madvise(at, ((page - first) * PAGE) as usize, libc::MADV_POPULATE_WRITE) };
+            } else {
+                page += 1;
+            }
         }
     }
 
@@ -209,7 +227,7 @@ impl Ram {
     /// For each page from `offset` on, whether the host has memory for it (bit 0). Of a file's mapping it tells what the
     /// host caches of the file.
     pub fn residency(&self, offset: u64, pages: &mut [u8]) -> io::Result<()> {
-        let len = pages.len() * dormouse_abi::PAGE as usize;
+        let len = pages.len() * PAGE as usize;
         let at = self.host(offset, len as u64)?;
         // SAFETY: within this RAM's own reservation; the vector has one byte a page.
         match unsafe { libc::mincore(at, len, pages.as_mut_ptr()) } {

@@ -369,6 +369,15 @@ impl Monitor {
         again
     }
 
+    /// Does once what the I/O thread will do, before there is one: who came while memory was filled is answered, and what is
+    /// said meanwhile lies before the guest when it runs.
+    pub fn attend(&self) -> std::io::Result<()> {
+        let mut events = Events::default();
+        self.reactor.wait(&mut events, Some(Duration::ZERO))?;
+        self.dispatch(&mut self.io(), &events);
+        Ok(())
+    }
+
     /// The I/O thread: everything that has to go on while the vCPU thread is in the guest or saves it.
     fn io_loop(&self) {
         let mut events = Events::default();

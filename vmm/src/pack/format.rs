@@ -7,7 +7,8 @@
 //! Every part has a CRC-32C over its compressed bytes, so nothing unchecked reaches the decompressor.
 
 use crate::codec::{Malformed, Reader, Writer};
-use crate::snapshot::format::{self, Extent, HEADER_LEN as SNAPSHOT_HEADER, Kind, Page, Unreadable};
+use crate::snapshot::delta;
+use crate::snapshot::format::{self, Extent, HEADER_LEN as SNAPSHOT_HEADER, Unreadable};
 
 /// "DMPACKED".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DMPACKED");
@@ -89,29 +90,27 @@ impl Header {
     }
 }
 
-const XOR: u32 = 1 << 31;
-
 /// A snapshot taken apart.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Content {
     pub header: format::Header,
     pub state: Vec<u8>,
-    pub pages: Vec<Page>,
-    /// What [`Content::bytes_of`] gives by page.
+    /// Guest-physical numbers of its pages.
+    pub pages: Vec<u32>,
     bytes: Vec<u8>,
-    /// Where the first page begins in `bytes`.
+    /// Where the first page's difference begins in `bytes`.
     first: usize,
 }
 
 impl Content {
-    /// `bytes` are those of the pages, one after the other.
-    pub fn new(header: format::Header, state: Vec<u8>, pages: Vec<Page>, bytes: Vec<u8>) -> Self {
-        Self { header, state, pages, bytes, first: 0 }
+    /// `deltas` are those of the pages, one after the other (`snapshot::delta`).
+    pub fn new(header: format::Header, state: Vec<u8>, pages: Vec<u32>, deltas: Vec<u8>) -> Self {
+        Self { header, state, pages, bytes: deltas, first: 0 }
     }
 
-    /// The pages, and their bytes.
-    pub fn pages(&self) -> impl Iterator<Item = (&Page, &[u8])> {
-        self.pages.iter().zip(self.bytes[self.first..].chunks_exact(dormouse_abi::PAGE as usize))
+    /// The pages' differences from their base, one after the other.
+    pub fn deltas(&self) -> &[u8] {
+        &self.bytes[self.first..]
     }
 
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
@@ -120,10 +119,10 @@ impl Content {
         out.bytes(&self.state);
         out.u32(self.pages.len() as u32);
         for page in &self.pages {
-            out.u32(page.number | if page.kind == Kind::Xor { XOR } else { 0 });
+            out.u32(*page);
         }
         let mut bytes = out.into_bytes();
-        bytes.extend_from_slice(&self.bytes[self.first..]);
+        bytes.extend_from_slice(self.deltas());
         Ok(bytes)
     }
 
@@ -132,21 +131,28 @@ impl Content {
         let mut reader = Reader::new(&bytes);
         let block: &[u8; SNAPSHOT_HEADER] = reader.bytes()?.try_into().map_err(|_| Malformed)?;
         let header = format::Header::decode(block)?;
+        if header.version != format::VERSION {
+            return Err(Unreadable::OtherVersion(header.version));
+        }
         let state = reader.bytes()?.to_vec();
         let (mut pages, mut next) = (Vec::new(), 0);
         for _ in 0..reader.u32()? {
-            let word = reader.u32()?;
-            let page = Page { number: word & !XOR, kind: if word & XOR == 0 { Kind::Whole } else { Kind::Xor } };
-            if page.number < next || u64::from(page.number) >= header.memory / dormouse_abi::PAGE {
+            let page = reader.u32()?;
+            if page < next || u64::from(page) >= header.memory / dormouse_abi::PAGE {
                 return Err(Unreadable::Damaged("its page numbers"));
             }
-            next = page.number + 1;
+            next = page + 1;
             pages.push(page);
         }
-        let len = pages.len() * dormouse_abi::PAGE as usize;
-        reader.take(len)?;
-        reader.end()?;
-        let first = bytes.len() - len;
+        let deltas = reader.rest();
+        let mut others = deltas;
+        for _ in &pages {
+            (_, others) = delta::split(others).ok_or(Unreadable::Damaged("its pages"))?;
+        }
+        if !others.is_empty() {
+            return Err(Unreadable::Damaged("its pages"));
+        }
+        let first = bytes.len() - deltas.len();
         Ok(Self { header, state, pages, bytes, first })
     }
 }
@@ -154,6 +160,8 @@ impl Content {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PAGE: usize = dormouse_abi::PAGE as usize;
 
     fn header() -> Header {
         let at = Extent { offset: 1024, len: 10, crc: 1 };
@@ -178,6 +186,7 @@ mod tests {
     #[test]
     fn a_snapshot_comes_back_and_a_cut_one_is_refused() {
         let snapshot = format::Header {
+            version: format::VERSION,
             database: "db_a".into(),
             image: "0123".into(),
             template: "4567".into(),
@@ -188,18 +197,22 @@ mod tests {
             state: Extent::default(),
             index: Extent::default(),
         };
-        let pages = |numbers: [u32; 2]| numbers.map(|number| Page { number, kind: Kind::Xor }).to_vec();
-        let bytes = vec![5; 2 * dormouse_abi::PAGE as usize];
-        let content = Content::new(snapshot.clone(), b"state".to_vec(), pages([7, 9]), bytes.clone());
+        let mut deltas = Vec::new();
+        for page in [[5; PAGE], [6; PAGE]] {
+            delta::encode(&page, &[5; PAGE], &mut deltas);
+        }
+        let content = Content::new(snapshot.clone(), b"state".to_vec(), vec![7, 9], deltas.clone());
         let encoded = content.encode().unwrap();
         let decoded = Content::decode(encoded.clone()).unwrap();
         assert_eq!((&decoded.header, &decoded.state), (&snapshot, &b"state".to_vec()));
-        assert!(decoded.pages().eq(content.pages()) && decoded.encode().unwrap() == encoded);
+        assert!(decoded.pages == [7, 9] && decoded.deltas() == deltas && decoded.encode().unwrap() == encoded);
         for cut in (0..encoded.len()).step_by(97).chain([encoded.len() - 1]) {
             assert!(Content::decode(encoded[..cut].to_vec()).is_err(), "cut at {cut}");
         }
+        let older = Content::new(format::Header { version: 1, ..snapshot.clone() }, Vec::new(), vec![7, 9], deltas.clone());
+        assert_eq!(Content::decode(older.encode().unwrap()), Err(Unreadable::OtherVersion(1)));
         for wild in [[7, 7], [9, 7], [7, 10]] {
-            let content = Content::new(snapshot.clone(), Vec::new(), pages(wild), bytes.clone());
+            let content = Content::new(snapshot.clone(), Vec::new(), wild.to_vec(), deltas.clone());
             assert!(Content::decode(content.encode().unwrap()).is_err(), "{wild:?}");
         }
     }

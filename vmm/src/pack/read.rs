@@ -5,15 +5,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use dormouse_abi::PAGE;
 use zstd::zstd_safe::{DCtx, DParameter};
 
 use super::format::{Content, HEADER_LEN, Header, Part};
 use super::write::WINDOW;
 use super::{NAME, PackError};
 use crate::layer::pack::Held;
-use crate::machine::Ram;
-use crate::snapshot::format::{Kind, Unreadable};
+use crate::snapshot::format::Unreadable;
 use crate::snapshot::write::NAME as SNAPSHOT;
 
 /// An opened packed file whose header has been checked.
@@ -105,23 +103,5 @@ pub(super) fn remove(path: &Path) -> Result<(), PackError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PackError::io("what is packed cannot be removed")(error)),
         _ => Ok(()),
-    }
-}
-
-impl Content {
-    /// Puts the pages in place, over the base's memory. `None`: one lies beyond memory.
-    pub fn fill(&self, ram: &Ram) -> Option<()> {
-        for run in self.pages.chunk_by(|one, next| one.number + 1 == next.number) {
-            ram.populate(u64::from(run[0].number) * PAGE, run.len() as u64 * PAGE);
-        }
-        for (page, bytes) in self.pages() {
-            // SAFETY: the guest does not run yet, and no other thread has its memory.
-            let into = unsafe { ram.thawing(u64::from(page.number) * PAGE, PAGE) }?;
-            match page.kind {
-                Kind::Whole => into.copy_from_slice(bytes),
-                Kind::Xor => into.iter_mut().zip(bytes).for_each(|(to, from)| *to ^= from),
-            }
-        }
-        Some(())
     }
 }

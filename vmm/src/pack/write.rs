@@ -13,6 +13,7 @@ use super::read::{Packed, remove};
 use super::{NAME, PackError, TEMPORARY};
 use crate::crash;
 use crate::layer::pack::{Held, hold};
+use crate::snapshot::delta;
 use crate::snapshot::format::{self, Extent, FRAME_PAGES, HEADER_LEN as SNAPSHOT_HEADER, Unreadable};
 use crate::snapshot::write::NAME as SNAPSHOT;
 
@@ -152,6 +153,9 @@ fn take_apart(path: &Path) -> Result<Content, PackError> {
     let bytes = std::fs::read(path).map_err(unreadable)?;
     let block = bytes.first_chunk::<SNAPSHOT_HEADER>().ok_or(PackError::Snapshot(Unreadable::Damaged("its header")))?;
     let header = format::Header::decode(block).map_err(PackError::Snapshot)?;
+    if header.version != format::VERSION {
+        return Err(PackError::Snapshot(Unreadable::OtherVersion(header.version)));
+    }
     let part = |extent: Extent, what| {
         let end = extent.offset.checked_add(extent.len);
         let part = end.and_then(|end| bytes.get(extent.offset as usize..end as usize));
@@ -164,17 +168,13 @@ fn take_apart(path: &Path) -> Result<Content, PackError> {
     if count as u64 * PAGE > MOST_PAGES {
         return Err(PackError::TooLarge(MOST_PAGES >> 20));
     }
-    let mut decompressor = zstd::bulk::Decompressor::new().map_err(PackError::io("cannot decompress"))?;
-    let (mut pages, mut content) = (Vec::with_capacity(count), Vec::with_capacity(count * PAGE as usize));
-    let mut buffer = vec![0; FRAME_PAGES * PAGE as usize];
+    let (mut pages, mut deltas) = (Vec::with_capacity(count), Vec::new());
+    let mut buffer = vec![0; FRAME_PAGES * delta::LONGEST];
     for frame in frames {
-        let damaged = || PackError::Snapshot(Unreadable::Damaged("its memory"));
-        let len = decompressor.decompress_to_buffer(part(frame.at, "its memory")?, &mut buffer).map_err(|_| damaged())?;
-        if len != frame.pages.len() * PAGE as usize {
-            return Err(damaged());
-        }
-        content.extend_from_slice(&buffer[..len]);
+        let len = lz4_flex::block::decompress_into(part(frame.at, "its memory")?, &mut buffer)
+            .map_err(|_| PackError::Snapshot(Unreadable::Damaged("its memory")))?;
+        deltas.extend_from_slice(&buffer[..len]);
         pages.extend(frame.pages);
     }
-    Ok(Content::new(header, state, pages, content))
+    Ok(Content::new(header, state, pages, deltas))
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0          4096             state            frames                            index
-//! | header   | cpu, devices … | zstd | zstd | zstd | …                           | frames, pages |
+//! | header   | cpu, devices … | LZ4 | LZ4 | LZ4 | …                              | frames, pages |
 //! ```
 //! Every part has a CRC-32C; a frame's covers its compressed bytes, so nothing unchecked reaches the decompressor.
 
@@ -10,12 +10,12 @@ use crate::codec::{Malformed, Reader, Writer};
 
 /// "DMSNAPSH".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DMSNAPSH");
-/// Bumped by every change that an older reader would misread. There is no reading of older versions: such a
-/// snapshot is refused, and its database starts cold.
-pub const VERSION: u32 = 1;
+/// Bumped by every change that an older reader would misread. There is no reading of older frames: such a snapshot is
+/// refused, and its database starts cold. A golden snapshot has none, and is read.
+pub const VERSION: u32 = 2;
 /// Bytes of the header's block.
 pub const HEADER_LEN: usize = 4096;
-/// Pages of a frame: 128 KiB, where zstd's ratio and speed are both near their best.
+/// Pages of a frame: what is in the processor's cache at once while they are put in place.
 pub const FRAME_PAGES: usize = 32;
 /// Longest name in a header, bytes.
 const MOST_NAME: usize = 200;
@@ -52,6 +52,8 @@ pub fn seal<const LEN: usize>(bytes: &[u8]) -> [u8; LEN] {
 /// What a snapshot is bound to and where its parts are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// Of its frames' format: [`VERSION`], or an older one.
+    pub version: u32,
     /// The database; empty in a golden snapshot.
     pub database: String,
     /// The image's name.
@@ -76,7 +78,7 @@ impl Header {
     pub fn encode(&self) -> Result<[u8; HEADER_LEN], Malformed> {
         let mut out = Writer::default();
         out.u64(MAGIC);
-        out.u32(VERSION);
+        out.u32(self.version);
         for name in [&self.database, &self.image, &self.template, &self.epoch, &self.identity, &self.base] {
             if name.len() > MOST_NAME {
                 return Err(Malformed);
@@ -100,7 +102,7 @@ impl Header {
             return Err(Unreadable::Damaged("its header"));
         }
         let version = reader.u32()?;
-        if version != VERSION {
+        if !(1..=VERSION).contains(&version) {
             return Err(Unreadable::OtherVersion(version));
         }
         let mut name = || -> Result<String, Unreadable> {
@@ -109,7 +111,7 @@ impl Header {
         let (database, image, template, epoch, identity, base) = (name()?, name()?, name()?, name()?, name()?, name()?);
         let memory = reader.u64()?;
         let (state, index) = (Extent::read(&mut reader)?, Extent::read(&mut reader)?);
-        Ok(Self { database, image, template, epoch, identity, base, memory, state, index })
+        Ok(Self { version, database, image, template, epoch, identity, base, memory, state, index })
     }
 }
 
@@ -130,33 +132,14 @@ impl From<Malformed> for Unreadable {
     }
 }
 
-/// How a page is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// As it is.
-    Whole,
-    /// XORed with the base's page.
-    Xor,
-}
-
-/// A page of the snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Page {
-    /// Guest-physical page number.
-    pub number: u32,
-    pub kind: Kind,
-}
-
-/// One zstd frame.
+/// One LZ4 block of pages' differences (`delta`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// Where it is in the file; consecutive in practice, stated so that parts can be read alone.
     pub at: Extent,
-    /// Its pages, at most [`FRAME_PAGES`], in the order of its content.
-    pub pages: Vec<Page>,
+    /// Guest-physical numbers of its pages, at most [`FRAME_PAGES`], in the order of its content.
+    pub pages: Vec<u32>,
 }
-
-const XOR: u32 = 1 << 31;
 
 /// The index.
 pub fn encode_index(frames: &[Frame]) -> Vec<u8> {
@@ -168,7 +151,7 @@ pub fn encode_index(frames: &[Frame]) -> Vec<u8> {
         out.u32(frame.at.crc);
         out.u16(frame.pages.len() as u16);
         for page in &frame.pages {
-            out.u32(page.number | if page.kind == Kind::Xor { XOR } else { 0 });
+            out.u32(*page);
         }
     }
     out.into_bytes()
@@ -187,12 +170,11 @@ pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> 
         }
         let mut list = Vec::with_capacity(count);
         for _ in 0..count {
-            let word = reader.u32()?;
-            let page = Page { number: word & !XOR, kind: if word & XOR == 0 { Kind::Whole } else { Kind::Xor } };
-            if u64::from(page.number) >= pages || page.number < next {
+            let page = reader.u32()?;
+            if u64::from(page) >= pages || page < next {
                 return Err(Unreadable::Damaged("its index"));
             }
-            next = page.number + 1;
+            next = page + 1;
             list.push(page);
         }
         frames.push(Frame { at, pages: list });
@@ -207,6 +189,7 @@ mod tests {
 
     fn header() -> Header {
         Header {
+            version: VERSION,
             database: "db_a".into(),
             image: "0123".into(),
             template: "4567".into(),
@@ -229,17 +212,17 @@ mod tests {
             assert!(Header::decode(&bad).is_err(), "byte {at}");
         }
         let mut newer = block;
-        newer[12] = 2;
+        newer[12] = 3;
         let crc = crc32c::crc32c(&newer[4..]);
         newer[..4].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Header::decode(&newer), Err(Unreadable::OtherVersion(2)));
+        assert_eq!(Header::decode(&newer), Err(Unreadable::OtherVersion(3)));
     }
 
     #[test]
     fn an_index_comes_back_and_wild_ones_are_refused() {
         let frames = vec![Frame {
             at: Extent { offset: 1, len: 2, crc: 3 },
-            pages: vec![Page { number: 7, kind: Kind::Xor }, Page { number: 9, kind: Kind::Whole }],
+            pages: vec![7, 9],
         }];
         let bytes = encode_index(&frames);
         assert_eq!(decode_index(&bytes, 10).as_ref(), Ok(&frames));

@@ -1,6 +1,6 @@
 //! Suspend and restore (`docs/snapshot.md`).
 //!
-//! - [`format`]: the file; [`pages`]: which pages differ; [`hot`]: which of them are ready beforehand;
+//! - [`format`]: the file; [`pages`]: which pages differ, [`delta`]: in what; [`hot`]: which of them are ready beforehand;
 //! - [`layer_copy`]: the layer that belongs to a golden snapshot;
 //! - [`write`], [`read`]: the two ways; [`spent`]: that it is used once;
 //! - this file: the state section, and the order of a suspend.
@@ -9,6 +9,7 @@
 //! Refuses: a busy guest, one whose bytes are under way, and a snapshot of another CPU, host kernel, image, template
 //! or database.
 
+pub mod delta;
 pub mod format;
 pub mod hot;
 pub mod layer_copy;

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use dormouse_abi::PAGE;
 
-use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Kind, Unreadable};
+use super::delta;
+use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Unreadable, VERSION};
 use super::pages::Base;
 use crate::machine::Ram;
 
@@ -79,15 +80,24 @@ pub struct Snapshot {
     file: File,
 }
 
-fn read(file: &File, extent: Extent, what: &'static str) -> Result<Vec<u8>, ReadError> {
-    let size = file.metadata()?.len();
-    if extent.offset.checked_add(extent.len).is_none_or(|end| end > size) {
-        return Err(Unreadable::Damaged(what).into());
+/// Reads a part into a buffer, and gives its bytes there.
+fn read<'a>(file: &File, extent: Extent, buffer: &'a mut Vec<u8>, what: &'static str) -> Result<&'a [u8], ReadError> {
+    let damaged = || ReadError::from(Unreadable::Damaged(what));
+    let len = extent.len as usize;
+    if len > buffer.len() {
+        // A length that is wrong must not take the host's memory.
+        if extent.offset.checked_add(extent.len).is_none_or(|end| file.metadata().is_ok_and(|about| end > about.len())) {
+            return Err(damaged());
+        }
+        buffer.resize(len, 0);
     }
-    let mut bytes = vec![0; extent.len as usize];
-    file.read_exact_at(&mut bytes, extent.offset)?;
-    if crc32c::crc32c(&bytes) != extent.crc {
-        return Err(Unreadable::Damaged(what).into());
+    let bytes = &mut buffer[..len];
+    match file.read_exact_at(bytes, extent.offset) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(damaged()),
+        other => other?,
+    }
+    if crc32c::crc32c(bytes) != extent.crc {
+        return Err(damaged());
     }
     Ok(bytes)
 }
@@ -108,9 +118,13 @@ impl Snapshot {
             other => other?,
         }
         let header = Header::decode(&block)?;
-        let state = read(&file, header.state, "its state")?;
-        let index = read(&file, header.index, "its index")?;
-        let frames = format::decode_index(&index, header.memory / PAGE)?;
+        let (mut state, mut index) = (Vec::new(), Vec::new());
+        read(&file, header.state, &mut state, "its state")?;
+        let index = read(&file, header.index, &mut index, "its index")?;
+        let frames = format::decode_index(index, header.memory / PAGE)?;
+        if header.version != VERSION && !frames.is_empty() {
+            return Err(Unreadable::OtherVersion(header.version).into());
+        }
         Ok(Some(Self { header, state, frames, file }))
     }
 
@@ -132,47 +146,41 @@ impl Snapshot {
         }
     }
 
-    /// Puts the pages in place, over what [`Snapshot::lay`] laid, on two threads where there is enough to do.
+    /// Puts the pages in place, over what [`Snapshot::lay`] laid.
     pub fn fill(&self, ram: &Ram) -> Result<(), ReadError> {
-        let (first, second) = self.frames.split_at(if self.frames.len() < 4 { 0 } else { self.frames.len() / 2 });
-        if first.is_empty() {
-            return self.apply_frames(second, ram);
-        }
-        std::thread::scope(|scope| {
-            let other = std::thread::Builder::new().spawn_scoped(scope, || self.apply_frames(first, ram));
-            let own = self.apply_frames(second, ram);
-            match other.map(|other| other.join()) {
-                Ok(Ok(result)) => result.and(own),
-                Ok(Err(_)) => Err(ReadError::State),
-                // No thread is to be had: then both are this one's.
-                Err(_) => own.and_then(|()| self.apply_frames(first, ram)),
-            }
-        })
-    }
-
-    fn apply_frames(&self, frames: &[Frame], ram: &Ram) -> Result<(), ReadError> {
-        let page_len = PAGE as usize;
-        let mut decompressor = zstd::bulk::Decompressor::new()?;
-        let mut content = vec![0u8; FRAME_PAGES * page_len];
-        for frame in frames {
-            let compressed = read(&self.file, frame.at, "its memory")?;
-            let damaged = || ReadError::from(Unreadable::Damaged("its memory"));
-            let len = decompressor.decompress_to_buffer(&compressed, &mut content).map_err(|_| damaged())?;
-            if len != frame.pages.len() * page_len {
-                return Err(damaged());
-            }
-            for run in frame.pages.chunk_by(|one, next| one.number + 1 == next.number) {
-                ram.populate(u64::from(run[0].number) * PAGE, run.len() as u64 * PAGE);
-            }
-            for (page, bytes) in frame.pages.iter().zip(content.chunks_exact(page_len)) {
-                // SAFETY: the guest does not run yet; the index names every page once, so no other thread has it.
-                let into = unsafe { ram.thawing(u64::from(page.number) * PAGE, PAGE) }.ok_or_else(damaged)?;
-                match page.kind {
-                    Kind::Whole => into.copy_from_slice(bytes),
-                    Kind::Xor => into.iter_mut().zip(bytes).for_each(|(to, from)| *to ^= from),
-                }
-            }
+        let damaged = || ReadError::from(Unreadable::Damaged("its memory"));
+        let longest = self.frames.iter().map(|frame| frame.at.len).max().unwrap_or(0);
+        let (mut compressed, mut content) = (vec![0; longest as usize], vec![0; FRAME_PAGES * delta::LONGEST]);
+        for frame in &self.frames {
+            let compressed = read(&self.file, frame.at, &mut compressed, "its memory")?;
+            let len = lz4_flex::block::decompress_into(compressed, &mut content).map_err(|_| damaged())?;
+            fill(ram, &frame.pages, &content[..len]).ok_or_else(damaged)?;
         }
         Ok(())
     }
+}
+
+/// So many pages before it is written a page is asked for.
+const AHEAD: usize = 2;
+
+/// Writes pages' differences over memory that has their base. `None`: these are not theirs, or a page lies beyond memory.
+pub fn fill(ram: &Ram, pages: &[u32], mut deltas: &[u8]) -> Option<()> {
+    for run in pages.chunk_by(|one, next| one + 1 == *next) {
+        ram.populate(u64::from(run[0]) * PAGE, run.len() as u64 * PAGE);
+    }
+    let mut parts = Vec::with_capacity(pages.len());
+    for page in pages {
+        let (delta, others) = delta::split(deltas)?;
+        // SAFETY: the guest does not run yet, no other thread has its memory, and no page comes twice.
+        parts.push((delta, unsafe { ram.thawing(u64::from(*page) * PAGE, PAGE) }?));
+        deltas = others;
+    }
+    for index in 0..parts.len() {
+        if let Some((delta, page)) = parts.get_mut(index + AHEAD) {
+            delta::fetch(delta, page);
+        }
+        let (delta, page) = &mut parts[index];
+        delta::apply(delta, page);
+    }
+    deltas.is_empty().then_some(())
 }

@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use dormouse_abi::PAGE;
+use lz4_flex::block::get_maximum_output_size;
 
-use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Kind, Page};
+use super::delta;
+use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header};
 use super::pages::{self, Base, Free};
 use crate::crash;
 use crate::machine::Ram;
@@ -17,9 +19,6 @@ use crate::monitor::Commit;
 pub const NAME: &str = "snapshot";
 /// The snapshot while it is written. Whatever lies there is nothing.
 pub const TEMPORARY: &str = "snapshot.tmp";
-
-/// zstd's level: the fastest of the ordinary ones. What is gained above it is small, as pages are XORed already.
-const LEVEL: i32 = 1;
 
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +52,9 @@ pub struct Written {
 struct Growing<'a> {
     out: io::BufWriter<File>,
     at: u64,
-    compressor: zstd::bulk::Compressor<'static>,
     content: Vec<u8>,
-    pages: Vec<Page>,
+    compressed: Vec<u8>,
+    pages: Vec<u32>,
     frames: Vec<Frame>,
     count: usize,
     commit: &'a Commit,
@@ -70,17 +69,8 @@ impl Growing<'_> {
     }
 
     fn page(&mut self, number: usize, bytes: &[u8], base: Option<&[u8]>) -> Result<(), WriteError> {
-        let kind = match base {
-            Some(base) if differences(bytes, base) < words(bytes) => {
-                self.content.extend(bytes.iter().zip(base).map(|(a, b)| a ^ b));
-                Kind::Xor
-            }
-            _ => {
-                self.content.extend_from_slice(bytes);
-                Kind::Whole
-            }
-        };
-        self.pages.push(Page { number: number as u32, kind });
+        delta::encode(bytes, base.unwrap_or(&pages::ZERO), &mut self.content);
+        self.pages.push(number as u32);
         if self.pages.len() == FRAME_PAGES { self.frame() } else { Ok(()) }
     }
 
@@ -91,27 +81,15 @@ impl Growing<'_> {
         if self.commit.cancelled() {
             return Err(WriteError::Cancelled);
         }
-        let compressed = self.compressor.compress(&self.content)?;
-        let at = self.append(&compressed)?;
+        let mut compressed = std::mem::take(&mut self.compressed);
+        let len = lz4_flex::block::compress_into(&self.content, &mut compressed).map_err(io::Error::other)?;
+        let at = self.append(&compressed[..len])?;
+        self.compressed = compressed;
         self.count += self.pages.len();
         self.frames.push(Frame { at, pages: std::mem::take(&mut self.pages) });
         self.content.clear();
         Ok(())
     }
-}
-
-fn word(bytes: &[u8]) -> u64 {
-    u64::from_ne_bytes(bytes.try_into().unwrap_or_default())
-}
-
-/// Words that are not zero.
-fn words(bytes: &[u8]) -> usize {
-    bytes.chunks_exact(8).filter(|bytes| word(bytes) != 0).count()
-}
-
-/// Words that differ.
-fn differences(a: &[u8], b: &[u8]) -> usize {
-    a.chunks_exact(8).zip(b.chunks_exact(8)).filter(|(a, b)| word(a) != word(b)).count()
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {
@@ -158,8 +136,8 @@ unsafe fn write(
     let mut growing = Growing {
         out: io::BufWriter::with_capacity(1 << 20, file),
         at: HEADER_LEN as u64,
-        compressor: zstd::bulk::Compressor::new(LEVEL)?,
-        content: Vec::with_capacity(FRAME_PAGES * PAGE as usize),
+        content: Vec::with_capacity(FRAME_PAGES * delta::LONGEST),
+        compressed: vec![0; get_maximum_output_size(FRAME_PAGES * delta::LONGEST)],
         pages: Vec::with_capacity(FRAME_PAGES),
         frames: Vec::new(),
         count: 0,

@@ -11,7 +11,7 @@ use crate::pack::read::Packed;
 use crate::pack::{PackError, write};
 use crate::settings::Task;
 use crate::snapshot::State;
-use crate::snapshot::read::ReadError;
+use crate::snapshot::read::{self, ReadError};
 use crate::snapshot::spent::Spending;
 
 /// Carries out a task with the files of a database that nobody runs.
@@ -129,7 +129,7 @@ impl Place<'_> {
             base.map(&machine.ram)?;
         }
         life.step("mapped");
-        content.fill(&machine.ram).ok_or(ReadError::State)?;
+        read::fill(&machine.ram, &content.pages, content.deltas()).ok_or(ReadError::State)?;
         life.step("memory");
         Ok((machine, base, state, content.header.epoch.clone()))
     }
