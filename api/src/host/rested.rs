@@ -86,7 +86,9 @@ mod tests {
         assert!(rested.take(&ids[0], 7).is_none());
         // The oldest go.
         ids.iter().chain(&ids[..1]).for_each(|id| rested.keep(known(id, 7, 3)));
-        assert!(rested.lock().young.len() + rested.lock().old.len() <= MOST);
+        let kept = rested.lock();
+        assert!(kept.young.len() + kept.old.len() <= MOST);
+        drop(kept);
         assert!(rested.take(&ids[MOST - 1], 7).is_some());
         assert!(rested.take(&ids[1], 7).is_none());
     }
