@@ -61,6 +61,9 @@ enum Command {
         /// Samples of native PostgreSQL.
         #[arg(long, default_value_t = 20)]
         native_samples: usize,
+        /// Draws all samples there.
+        #[arg(long)]
+        svg: Option<PathBuf>,
     },
     /// Transactions, a scan, COPY and an aggregate, in turns with native PostgreSQL on one core behind PgBouncer.
     Speed(speed::Plan),
@@ -109,6 +112,7 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
             slow_samples,
             keep_page_cache,
             native_samples,
+            svg,
         } => {
             let counts = Counts {
                 databases,
@@ -121,11 +125,11 @@ fn run(cli: Cli) -> Result<(), Box<dyn Error>> {
                 cold: slow_samples,
                 native: native_samples,
             };
-            finish(
-                json,
-                wake::run(&rest, home, oracle, counts)?,
-                wake::Wakes::print,
-            )
+            let wakes = wake::run(&rest, home, oracle, counts)?;
+            if let Some(file) = svg {
+                std::fs::write(file, &wakes.picture)?;
+            }
+            finish(json, wakes, wake::Wakes::print)
         }
         Command::Speed(plan) => finish(
             json,

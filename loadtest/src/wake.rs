@@ -4,6 +4,8 @@
 //! found by an index and compared. A sample of a sleeping database is taken from one that sleeps: the API says `suspended`
 //! and its process is gone. Each sample called cold is checked afterwards: PostgreSQL's own start time has changed.
 
+mod plot;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -66,6 +68,9 @@ pub struct Wakes {
     /// Of the series that wakes by a query on a held connection.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub held_trace: Vec<MedianStep>,
+    /// All samples, as SVG.
+    #[serde(skip)]
+    pub picture: String,
 }
 
 impl Wakes {
@@ -83,6 +88,7 @@ const PACKED: &str = "packed, query on a held connection";
 const NEW: &str = "asleep, new connection (TLS, SCRAM)";
 const HELD_DROPPED: &str = "the same, page cache dropped";
 const NEW_DROPPED: &str = "new connection, page cache dropped";
+const NATIVE: &str = "native, exec to first row";
 
 /// When PostgreSQL started, by its own word: another value is another start.
 pub const START_TIME: &str = "select extract(epoch from pg_postmaster_start_time())";
@@ -113,7 +119,8 @@ pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wa
     let (answered, first_row) = creates(rest, counts.create)?;
     series.push(("POST /v1/databases to answer", answered));
     series.push(("POST /v1/databases to first row", first_row));
-    series.push(("native, exec to first row", native(oracle, counts.native)?));
+    series.push((NATIVE, native(oracle, counts.native)?));
+    let picture = plot::draw(&series);
     let native = series.last().and_then(|(_, sample)| Summary::of(sample)).map(|native| native.p50_ms);
     let timings: Vec<_> = series
         .into_iter()
@@ -126,7 +133,7 @@ pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wa
         .collect();
     match timings.is_empty() {
         true => Err(WakeError::NoSamples),
-        false => Ok(Wakes { timings, held_trace: trace::medians(&traces) }),
+        false => Ok(Wakes { timings, held_trace: trace::medians(&traces), picture }),
     }
 }
 

@@ -319,7 +319,9 @@ fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
         let pages = std::fs::read(noted).unwrap();
         let pages: Vec<u32> = pages.chunks_exact(4).map(|page| u32::from_le_bytes(page.try_into().unwrap())).collect();
         assert!(pages.is_sorted() && !pages.is_empty(), "{pages:?}");
-        assert!(log.contains(&format!("\"pages\":{},", pages.len())), "{log}");
+        // All of the snapshot's, what its neighbours need for one fault to map them, and what it has written to and freed.
+        let count = log.split_once("\"pages\":").unwrap().1.split_once(',').unwrap().0;
+        assert!(pages.len() >= count.parse().unwrap(), "{} {log}", pages.len());
     }
     assert_eq!(epochs.len(), 2);
 

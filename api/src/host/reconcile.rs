@@ -102,10 +102,10 @@ impl Host {
             None => None,
         };
         let wanted = row.filter(|row| !matches!(row.state, State::Creating | State::Deleting));
-        if let Some(row) = wanted
+        if let Some(row) = &wanted
             && let Some(adopted) = self.inner.reach(&row.id).await.filter(|(_, process)| process.pid() == Some(pid))
         {
-            self.take_over(&row, adopted);
+            self.take_over(row, adopted);
             done.adopted += 1;
             return Ok(());
         }
@@ -121,6 +121,10 @@ impl Host {
                 self.inner.clear_unpacked(id);
             }
             done.killed += 1;
+            // The journal may have been lost before its row said that it was awake.
+            if let Some(row) = wanted.filter(|row| matches!(row.state, State::Suspended | State::Stopped | State::Error)) {
+                done.rested += self.settle_row(&row).await?.rested;
+            }
         }
         Ok(())
     }
