@@ -107,7 +107,7 @@ test-rust: testing-vmm testing-server test-image ## the workspace's tests, with 
 	@$(STEP) "unit tests" cargo test --release --workspace --exclude dormouse-loadtest
 	@$(STEP) "tests of crashes and of the jail" $(TESTING_VMM)
 	@$(STEP) "nothing of the tests in what is shipped" \
-		sh -c 'grep -q DORMOUSE_CRASH_AT target/testing/release/dormouse-vmm && ! grep -l DORMOUSE_CRASH_AT target/release/dormouse target/release/dormouse-vmm'
+		sh -c 'test -f target/release/dormouse && test -f target/release/dormouse-vmm && grep -q DORMOUSE_CRASH_AT target/testing/release/dormouse-vmm && ! grep -l DORMOUSE_CRASH_AT target/release/dormouse target/release/dormouse-vmm'
 	@$(WITH_IMAGES) $(STEP) "tests of the whole" cargo test --release --package dormouse-loadtest
 
 .PHONY: test-heavy

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::control::SessionCounts;
-use super::machine::{Answer, Effect, Input, Machine, Phase, Want};
+use super::machine::{Answer, Effect, Input, Machine, Phase, Rest, Want};
 use super::process::Process;
 use super::state::State;
 use super::vm::{self, VmCommand, VmContext, VmEvent};
@@ -336,7 +336,11 @@ impl Actor {
         self.stop_deadline = None;
         self.unsaved = Unsaved::default();
         let failed = reason.is_some();
-        self.host.note_written(&self.facts.id, &mut self.facts.written, !failed);
+        let facts = &self.facts;
+        let rest = self.host.home.rest(&facts.id, &facts.image, facts.memory_mib);
+        // One that was adopted does not say how it ended; a snapshot does.
+        let clean = !failed && matches!(rest, Rest::Suspended);
+        self.host.note_written(&self.facts.id, &mut self.facts.written, clean);
         self.host.clear_unpacked(&self.facts.id);
         let facts = &self.facts;
         if let Some(reason) = reason {
@@ -360,7 +364,7 @@ impl Actor {
         } else {
             self.reason = None;
         }
-        Input::Exited { rest: self.host.home.rest(&facts.id, &facts.image, facts.memory_mib), failed }
+        Input::Exited { rest, failed }
     }
 
     fn asked(&mut self, command: Command) -> Option<Input> {
@@ -392,7 +396,8 @@ impl Actor {
             }
             Command::Pack(reply) => {
                 let (home, id) = (&self.host.home, &self.facts.id);
-                if home.packed(id).exists() && !home.snapshot(id).exists() && self.machine.at_rest() {
+                let whole = !home.snapshot(id).exists() && !home.database(id).join("layer/files").exists();
+                if home.packed(id).exists() && whole && self.machine.at_rest() {
                     let _ = reply.send(Ok(()));
                     return None;
                 }
@@ -409,6 +414,8 @@ impl Actor {
             }
             Command::CoolDown(ms) => {
                 self.facts.cool_down_ms = ms;
+                // Of two changes at once the other may have come to the row last.
+                self.facts.changes = u64::MAX;
                 self.send_vm(VmCommand::CoolDown(ms));
                 None
             }
@@ -546,6 +553,10 @@ impl Actor {
     }
 
     fn start_vm(&mut self, adopted: Option<(UnixStream, Process)>) {
+        if adopted.is_none() {
+            // A server that ended in its first life may not have noted it.
+            self.host.note_written(&self.facts.id, &mut self.facts.written, false);
+        }
         self.life += 1;
         let (life, note) = (self.life, self.note.clone());
         let context = VmContext {

@@ -52,14 +52,14 @@ impl Inner {
         if *written || !self.home.layer_has_data(id) {
             return;
         }
-        *written = true;
         if clean {
+            *written = true;
             return self.journal.written(id);
         }
         let (host, id) = (self.clone(), id.clone());
         tokio::task::spawn_blocking(move || match flush(&host.home.database(&id).join("layer")) {
             Ok(()) => host.journal.written(&id),
-            // After its next clean end.
+            // At its next start or end.
             Err(error) => tracing::warn!(database = %id, %error, "that it has data is not noted: they cannot be put on disk"),
         });
     }

@@ -184,7 +184,8 @@ impl Host {
 /// Databases whose packing has failed since they fell asleep: how often, and the time asleep that was noted instead.
 struct Failing {
     after: Duration,
-    all: HashMap<DatabaseId, (u32, i64)>,
+    /// Failures, since when it was asleep at the last, and what was to be noted then; on a full disk it was not.
+    all: HashMap<DatabaseId, (u32, i64, i64)>,
 }
 
 impl Failing {
@@ -198,11 +199,12 @@ impl Failing {
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
         // Those that have been awake since are no longer looked at by that time.
         let forgotten = now.saturating_sub(ms(self.after)).saturating_sub(ms(LONGEST_PAUSE));
-        self.all.retain(|_, (_, noted)| *noted > forgotten);
-        let before = self.all.get(id).filter(|(_, noted)| *noted == since).map_or(0, |(failures, _)| *failures);
+        self.all.retain(|_, (_, _, noted)| *noted > forgotten);
+        let same = self.all.get(id).filter(|(_, seen, noted)| [*seen, *noted].contains(&since));
+        let before = same.map_or(0, |(failures, ..)| *failures);
         let pause = self.after.saturating_mul(1 << before.min(20)).min(LONGEST_PAUSE.max(self.after));
         let again = now.saturating_add(ms(pause - self.after));
-        self.all.insert(id.clone(), (before + 1, again));
+        self.all.insert(id.clone(), (before + 1, since, again));
         (before + 1, again)
     }
 }

@@ -34,7 +34,11 @@ impl Rested {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Only of one that rests: what is to be deleted is left to its row.
     pub fn keep(&self, known: Known) {
+        if !matches!(known.state, State::Suspended | State::Stopped | State::Error) {
+            return;
+        }
         let mut kept = self.lock();
         if kept.young.len() >= MOST / 2 {
             kept.old = std::mem::take(&mut kept.young);
@@ -84,6 +88,8 @@ mod tests {
         rested.keep(known(&ids[0], 7, 2));
         assert_eq!(rested.take(&ids[0], 7).unwrap().facts.cool_down_ms, 2);
         assert!(rested.take(&ids[0], 7).is_none());
+        rested.keep(Known { state: State::Deleting, ..known(&ids[0], 7, 1) });
+        assert!(rested.take(&ids[0], 7).is_none(), "its delete failed, and is to be asked again");
         // The oldest go.
         ids.iter().chain(&ids[..1]).for_each(|id| rested.keep(known(id, 7, 3)));
         let kept = rested.lock();

@@ -316,7 +316,7 @@ impl<F: Fn(VmEvent)> Life<F> {
         let folder = home.run_of(&id);
         dormouse_vmm::settings::make_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut tried = false;
-        loop {
+        'taken: loop {
             let taken = tokio::select! {
                 taken = self.context.host.pool.take(&self.context.spec) => taken,
                 () = killed(&mut self.commands) => return Ok(None),
@@ -327,44 +327,42 @@ impl<F: Fn(VmEvent)> Life<F> {
                 Err(error) => return Err(error.to_string()),
             };
             self.steps.push(("spawned".to_owned(), at));
-            // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
-            tokio::select! {
-                biased;
-                stream = connect_when_there(&folder, "vm.ctl") => return match stream {
-                    // Of one that nobody knows of, and that has the layer: the new one ends without it.
-                    Ok(stream) if !process.is_behind(&stream) => tokio::select! {
-                        status = process.gone() => self.ended_early(status, process.ran_out_of_memory()).await,
-                        () = killed(&mut self.commands) => {
+            let mut other: Option<UnixStream> = None;
+            loop {
+                // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
+                tokio::select! {
+                    biased;
+                    () = closed(&other), if other.is_some() => other = None,
+                    stream = connect_when_there(&folder, "vm.ctl"), if other.is_none() => match stream {
+                        // Of one that nobody knows of, and that has the layer: the new one ends without it. If that one
+                        // ends first, the new one has the layer, and listens.
+                        Ok(stream) if !process.is_behind(&stream) => other = Some(stream),
+                        Ok(stream) => {
+                            self.step("connected");
+                            crash::point("wake-connected");
+                            self.context.host.sessions().listening(&id, home.session_socket(&id));
+                            crash::point("wake-offered");
+                            return Ok(Some((stream, process)));
+                        }
+                        Err(e) => {
                             process.kill();
                             process.gone().await;
-                            Ok(None)
+                            return Err(format!("the VMM's control socket cannot be reached: {e}"));
                         }
                     },
-                    Ok(stream) => {
-                        self.step("connected");
-                        crash::point("wake-connected");
-                        self.context.host.sessions().listening(&id, home.session_socket(&id));
-                        crash::point("wake-offered");
-                        Ok(Some((stream, process)))
+                    status = process.gone() => {
+                        // Killed while it stood by, and its end of the socket still took the claim.
+                        if stood_by && !tried && status.is_some_and(|status| status.code().is_none()) {
+                            tried = true;
+                            continue 'taken;
+                        }
+                        return self.ended_early(status, process.ran_out_of_memory()).await;
                     }
-                    Err(e) => {
+                    () = killed(&mut self.commands) => {
                         process.kill();
                         process.gone().await;
-                        Err(format!("the VMM's control socket cannot be reached: {e}"))
+                        return Ok(None);
                     }
-                },
-                status = process.gone() => {
-                    // Killed while it stood by, and its end of the socket still took the claim.
-                    if stood_by && !tried && status.is_some_and(|status| status.code().is_none()) {
-                        tried = true;
-                        continue;
-                    }
-                    return self.ended_early(status, process.ran_out_of_memory()).await;
-                }
-                () = killed(&mut self.commands) => {
-                    process.kill();
-                    process.gone().await;
-                    return Ok(None);
                 }
             }
         }
@@ -518,6 +516,19 @@ enum Open {
 }
 
 /// Completes when the actor says `Kill`; what it says otherwise before there is a VM has no meaning yet.
+/// Returns once the other end has closed.
+async fn closed(stream: &Option<UnixStream>) {
+    let Some(stream) = stream else { return };
+    let mut unread = [0; 1024];
+    while stream.readable().await.is_ok() {
+        match stream.try_read(&mut unread) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+    }
+}
+
 async fn killed(commands: &mut mpsc::UnboundedReceiver<VmCommand>) {
     loop {
         match commands.recv().await {

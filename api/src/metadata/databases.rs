@@ -217,7 +217,7 @@ impl Metadata {
 
     /// Notes that its folders are made, and on disk. `false`: there is no such database (any more).
     pub async fn set_has_files(&self, id: &DatabaseId) -> Result<bool, MetadataError> {
-        self.write(id.clone(), |id, on| {
+        self.change(id.clone(), |id, on| {
             Box::pin(async move {
                 let done = sqlx::query("UPDATE databases SET has_files = 1 WHERE id = ?").bind(id.as_str()).execute(on).await?;
                 Ok(done.rows_affected() > 0)

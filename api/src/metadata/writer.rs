@@ -65,8 +65,9 @@ struct Waiting<D, T, E> {
     data: D,
     work: Work<D, T, E>,
     result: Option<Result<T, E>>,
-    reply: oneshot::Sender<Result<T, E>>,
+    /// Before `reply`, also where both are only dropped.
     counted: Option<Counted>,
+    reply: oneshot::Sender<Result<T, E>>,
 }
 
 /// Counts when it is dropped: before whoever waits is answered, whatever became of the write.

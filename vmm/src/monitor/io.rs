@@ -214,7 +214,8 @@ impl Io {
 
     /// SIGTERM: the first asks for a suspend as soon as the guest is idle, the second for a clean stop.
     pub(super) fn terminate(&mut self, monitor: &Monitor) {
-        if self.terminating || !self.ready {
+        // The shared page knows it before it is told.
+        if self.terminating || (!self.ready && monitor.shared.get_ready() == 0) {
             tracing::info!("terminated: Postgres is asked to shut down");
             monitor.shared.set_shutdown(1);
             monitor.shared.set_event(1);

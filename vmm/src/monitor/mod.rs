@@ -116,6 +116,8 @@ impl Monitor {
         terminate: Terminate,
         immediate_exit: *mut u8,
     ) -> std::io::Result<Arc<Self>> {
+        // A profile may be asked for before there is an I/O thread.
+        install_kick_handler()?;
         let reactor = Reactor::new()?;
         let (waker, send) = (Waker::new()?, Waker::new()?);
         reactor.add(&terminate, TOKEN_TERMINATE, READ)?;
@@ -482,7 +484,6 @@ impl Monitor {
 
     /// Starts the I/O thread.
     pub fn start(self: &Arc<Self>) -> std::io::Result<IoThread> {
-        install_kick_handler()?;
         let monitor = Arc::clone(self);
         let handle = threads::spawn(ThreadKind::Io, move || monitor.io_loop())?;
         *self.io_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.thread().clone());

@@ -141,7 +141,7 @@ impl Content {
             if page < next || u64::from(page) >= header.memory / dormouse_abi::PAGE {
                 return Err(Unreadable::Damaged("its page numbers"));
             }
-            next = page + 1;
+            next = page.checked_add(1).ok_or(Unreadable::Damaged("its page numbers"))?;
             pages.push(page);
         }
         let deltas = reader.rest();

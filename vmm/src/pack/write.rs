@@ -171,8 +171,13 @@ fn take_apart(path: &Path) -> Result<Content, PackError> {
     let (mut pages, mut deltas) = (Vec::with_capacity(count), Vec::new());
     let mut buffer = vec![0; FRAME_PAGES * delta::LONGEST];
     for frame in frames {
-        let len = lz4_flex::block::decompress_into(part(frame.at, "its memory")?, &mut buffer)
-            .map_err(|_| PackError::Snapshot(Unreadable::Damaged("its memory")))?;
+        let damaged = || PackError::Snapshot(Unreadable::Damaged("its memory"));
+        let packed = part(frame.at, "its memory")?;
+        let len = lz4_flex::block::decompress_into(packed, &mut buffer).map_err(|_| damaged())?;
+        let others = frame.pages.iter().try_fold(&buffer[..len], |others, _| delta::split(others).map(|(_, others)| others));
+        if others.is_none_or(|others| !others.is_empty()) {
+            return Err(damaged());
+        }
         deltas.extend_from_slice(&buffer[..len]);
         pages.extend(frame.pages);
     }

@@ -174,7 +174,7 @@ pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> 
             if u64::from(page) >= pages || page < next {
                 return Err(Unreadable::Damaged("its index"));
             }
-            next = page + 1;
+            next = page.checked_add(1).ok_or(Unreadable::Damaged("its index"))?;
             list.push(page);
         }
         frames.push(Frame { at, pages: list });

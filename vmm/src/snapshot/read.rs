@@ -86,7 +86,7 @@ fn read<'a>(file: &File, extent: Extent, buffer: &'a mut Vec<u8>, what: &'static
     let len = extent.len as usize;
     if len > buffer.len() {
         // A length that is wrong must not take the host's memory.
-        if extent.offset.checked_add(extent.len).is_none_or(|end| file.metadata().is_ok_and(|about| end > about.len())) {
+        if extent.offset.checked_add(extent.len).is_none_or(|end| file.metadata().map_or(true, |about| end > about.len())) {
             return Err(damaged());
         }
         buffer.resize(len, 0);
@@ -121,10 +121,10 @@ impl Snapshot {
         let (mut state, mut index) = (Vec::new(), Vec::new());
         read(&file, header.state, &mut state, "its state")?;
         let index = read(&file, header.index, &mut index, "its index")?;
-        let frames = format::decode_index(index, header.memory / PAGE)?;
-        if header.version != VERSION && !frames.is_empty() {
+        if header.version != VERSION && index != format::encode_index(&[]) {
             return Err(Unreadable::OtherVersion(header.version).into());
         }
+        let frames = format::decode_index(index, header.memory / PAGE)?;
         Ok(Some(Self { header, state, frames, file }))
     }
 
@@ -183,4 +183,42 @@ pub fn fill(ram: &Ram, pages: &[u32], mut deltas: &[u8]) -> Option<()> {
         delta::apply(delta, page);
     }
     deltas.is_empty().then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A snapshot of an older build is told from a damaged one, and a golden one, which has no frames, is read.
+    #[test]
+    fn frames_of_another_version_are_refused_as_such() {
+        // One frame of one page, which version 1 marked in the topmost bit.
+        let mut index = format::encode_index(&[Frame { at: Extent::default(), pages: vec![7] }]);
+        *index.last_mut().unwrap() |= 0x80;
+        for (version, index, readable) in
+            [(1, &index, false), (VERSION, &index, false), (1, &format::encode_index(&[]), true)]
+        {
+            let offset = HEADER_LEN as u64;
+            let header = Header {
+                version,
+                database: String::new(),
+                image: "0123".into(),
+                template: "4567".into(),
+                epoch: "89ab".into(),
+                identity: "cpu".into(),
+                base: "golden".into(),
+                memory: 16 << 20,
+                state: Extent { offset, len: 0, crc: 0 },
+                index: Extent { offset, len: index.len() as u64, crc: crc32c::crc32c(index) },
+            };
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), [&header.encode().unwrap()[..], index].concat()).unwrap();
+            match Snapshot::open(file.path()) {
+                Ok(Some(_)) => assert!(readable),
+                Err(ReadError::Unreadable(Unreadable::OtherVersion(1))) => assert_eq!((version, readable), (1, false)),
+                Err(ReadError::Unreadable(Unreadable::Damaged(_))) => assert_eq!((version, readable), (VERSION, false)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }
