@@ -17,7 +17,7 @@ use crate::crash;
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
-/// How long states and events gather before they are written.
+/// How long states and events gather before they are written, where a wake is among them.
 const LINGER: Duration = Duration::from_millis(20);
 /// Events that may wait to be written. On a full disk none is, and a tenant can make as many as it likes.
 const MOST_EVENTS: usize = 10_000;
@@ -39,6 +39,10 @@ struct Batch {
 }
 
 impl Batch {
+    fn is_of_a_wake(&self) -> bool {
+        self.states.values().any(|(state, _)| matches!(state, State::Resuming | State::Running))
+    }
+
     fn is_empty(&self) -> bool {
         self.states.is_empty() && self.written.is_empty() && self.events.is_empty()
     }
@@ -145,8 +149,11 @@ impl StateJournal {
                     return;
                 }
                 self.wake.notified().await;
-                // Not while whoever caused it is at work: a wake has more than one thing to tell, and its client waits.
-                tokio::time::sleep(LINGER).await;
+                // Not in the middle of a wake: it has more than one thing to tell, and its client waits.
+                let of_a_wake = self.lock().batch.is_of_a_wake();
+                if of_a_wake {
+                    tokio::time::sleep(LINGER).await;
+                }
                 continue;
             }
             match write(&metadata, &batch, self.keep).await {
