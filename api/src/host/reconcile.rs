@@ -121,10 +121,10 @@ impl Host {
                 self.inner.clear_unpacked(id);
             }
             done.killed += 1;
-            // The journal may have been lost before its row said that it was awake.
-            if let Some(row) = wanted.filter(|row| matches!(row.state, State::Suspended | State::Stopped | State::Error)) {
-                done.rested += self.settle_row(&row).await?.rested;
-            }
+        }
+        // It is gone, and its row may not say yet that it was awake: what the journal had was lost with its server.
+        if let Some(row) = wanted.filter(|row| matches!(row.state, State::Suspended | State::Stopped | State::Error)) {
+            done.rested += self.settle_row(&row).await?.rested;
         }
         Ok(())
     }
