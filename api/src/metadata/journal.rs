@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -17,8 +16,6 @@ use crate::crash;
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
-/// How long states and events gather before they are written, where a wake is among them.
-const LINGER: Duration = Duration::from_millis(20);
 /// Events that may wait to be written. On a full disk none is, and a tenant can make as many as it likes.
 const MOST_EVENTS: usize = 10_000;
 
@@ -39,10 +36,6 @@ struct Batch {
 }
 
 impl Batch {
-    fn is_of_a_wake(&self) -> bool {
-        self.states.values().any(|(state, _)| matches!(state, State::Resuming | State::Running))
-    }
-
     fn is_empty(&self) -> bool {
         self.states.is_empty() && self.written.is_empty() && self.events.is_empty()
     }
@@ -149,11 +142,6 @@ impl StateJournal {
                     return;
                 }
                 self.wake.notified().await;
-                // Not in the middle of a wake: it has more than one thing to tell, and its client waits.
-                let of_a_wake = self.lock().batch.is_of_a_wake();
-                if of_a_wake {
-                    tokio::time::sleep(LINGER).await;
-                }
                 continue;
             }
             match write(&metadata, &batch, self.keep).await {
@@ -167,7 +155,7 @@ impl StateJournal {
                     if closed {
                         return;
                     }
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
                 }
             }
         }
