@@ -215,22 +215,41 @@ fn a_power_cut_while_asleep_leaves_a_snapshot_that_fits() {
     server.stop();
 }
 
+/// A database with a ledger on a disk of its own, whose VMMs die at the step that a file names.
+struct Stepped {
+    server: Server,
+    disk: Disk,
+    at: PathBuf,
+    created: Created,
+}
+
+impl Stepped {
+    /// `None` where it cannot be had.
+    fn new() -> Option<Self> {
+        if !harness::have_kvm() || !harness::have_root("mounting a disk") {
+            return None;
+        }
+        let mut server = Server::prepare();
+        let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
+        let at = server.home.join("crash-at");
+        server.use_testing_vmm(&format!("DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT", at.display()));
+        server.run();
+        let created = server.create();
+        created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
+        Some(Self { server, disk, at, created })
+    }
+}
+
+fn started(client: &mut Client) -> String {
+    client.value("select pg_postmaster_start_time()").unwrap()
+}
+
 /// What a cut at a named step of suspend or wake leaves on the disk: the VMM dies there, and with it what nobody flushed.
 #[test]
 fn a_power_cut_at_each_step_of_the_snapshot_loses_no_row_and_uses_none_twice() {
-    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
-        return;
-    }
-    let mut server = Server::prepare();
-    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
-    let at = server.home.join("crash-at");
-    server.use_testing_vmm(&format!("DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT", at.display()));
-    server.run();
-    let created = server.create();
+    let Some(Stepped { mut server, disk, at, created }) = Stepped::new() else { return };
     let id = created.database.id.clone();
     let target = created.target().unwrap();
-    let started = |client: &mut Client| client.value("select pg_postmaster_start_time()").unwrap();
-    created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
     let mut rows = 0;
     // `Some(true)`: there is a snapshot afterwards, and it is used. `None`: the mark is made beside the restore.
     for (step, survives) in [
@@ -289,20 +308,10 @@ fn a_power_cut_at_each_step_of_the_snapshot_loses_no_row_and_uses_none_twice() {
 /// The same of a packing, and of the wake from what was packed.
 #[test]
 fn a_power_cut_at_each_step_of_packing_loses_no_row_and_no_session_s_memory() {
-    if !harness::have_kvm() || !harness::have_root("mounting a disk") {
-        return;
-    }
-    let mut server = Server::prepare();
-    let disk = Disk::new(server.home.join("disk"), server.home.join("databases"));
-    let at = server.home.join("crash-at");
-    server.use_testing_vmm(&format!("DORMOUSE_CRASH_AT=$(cat {} 2> /dev/null)\nexport DORMOUSE_CRASH_AT", at.display()));
-    server.run();
-    let created = server.create();
+    let Some(Stepped { mut server, disk, at, created }) = Stepped::new() else { return };
     let id = created.database.id.clone();
     let target = created.target().unwrap();
     let packed = server.home.join("databases").join(&id).join("packed");
-    let started = |client: &mut Client| client.value("select pg_postmaster_start_time()").unwrap();
-    created.connect().unwrap().query("create table ledger (n bigint primary key)").unwrap();
     let mut rows = 0;
     // Whether there is a packed file on the disk then, and whether the wake from what is there goes on from the memory.
     for (step, is_packed, survives) in [

@@ -145,11 +145,7 @@ impl Content {
             pages.push(page);
         }
         let deltas = reader.rest();
-        let mut others = deltas;
-        for _ in &pages {
-            (_, others) = delta::split(others).ok_or(Unreadable::Damaged("its pages"))?;
-        }
-        if !others.is_empty() {
+        if !delta::are_of(deltas, pages.len()) {
             return Err(Unreadable::Damaged("its pages"));
         }
         let first = bytes.len() - deltas.len();

@@ -174,8 +174,7 @@ fn take_apart(path: &Path) -> Result<Content, PackError> {
         let damaged = || PackError::Snapshot(Unreadable::Damaged("its memory"));
         let packed = part(frame.at, "its memory")?;
         let len = lz4_flex::block::decompress_into(packed, &mut buffer).map_err(|_| damaged())?;
-        let others = frame.pages.iter().try_fold(&buffer[..len], |others, _| delta::split(others).map(|(_, others)| others));
-        if others.is_none_or(|others| !others.is_empty()) {
+        if !delta::are_of(&buffer[..len], frame.pages.len()) {
             return Err(damaged());
         }
         deltas.extend_from_slice(&buffer[..len]);

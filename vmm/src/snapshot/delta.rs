@@ -59,6 +59,11 @@ pub fn fetch(delta: &[u8], page: &mut [u8]) {
     }
 }
 
+/// Whether these are the differences of so many pages, and nothing besides.
+pub fn are_of(deltas: &[u8], pages: usize) -> bool {
+    (0..pages).try_fold(deltas, |deltas, _| split(deltas).map(|(_, others)| others)).is_some_and(<[u8]>::is_empty)
+}
+
 /// Makes a base's page the one that one part of [`split`] tells of.
 pub fn apply(delta: &[u8], page: &mut [u8]) {
     let (map, mut words) = delta.split_at(MAP);
@@ -113,6 +118,7 @@ mod tests {
             rest = others;
         }
         assert!(rest.is_empty() && split(rest).is_none());
+        assert!(are_of(&deltas, pages.len()) && !are_of(&deltas, pages.len() - 1) && !are_of(&deltas, pages.len() + 1));
         assert_eq!(split(&deltas).unwrap().0.len(), MAP, "an equal page has no words");
     }
 }
