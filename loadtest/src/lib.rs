@@ -24,6 +24,7 @@ pub mod patience;
 pub mod pgbench;
 pub mod pgbouncer;
 pub mod plot;
+pub mod port;
 pub mod report;
 pub mod rest;
 pub mod scale;

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +12,7 @@ use thiserror::Error;
 use crate::client::{Address, Client, Target};
 use crate::native::{self, Native};
 use crate::patience::limit;
+use crate::port;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(5);
@@ -50,13 +50,7 @@ impl Bouncer {
     pub fn start(native: &Native) -> Result<Self, BouncerError> {
         let program = Self::program()?;
         let folder = native.socket_folder();
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .map_err(|source| BouncerError::Io {
-                path: "127.0.0.1".into(),
-                source,
-            })?
-            .port();
+        let port = port::free();
         let server = native.target();
         let users = write(
             folder,

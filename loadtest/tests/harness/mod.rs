@@ -6,7 +6,6 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +16,7 @@ use std::time::{Duration, Instant};
 use dormouse_loadtest::client::{Client, Target};
 use dormouse_loadtest::native::Programs;
 use dormouse_loadtest::rest::{Created, Rest};
-use dormouse_loadtest::{http, rest};
+use dormouse_loadtest::{http, port, rest};
 
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// A server's end waits for its databases to sleep.
@@ -154,14 +153,6 @@ fn with_session((server, created): (Server, Created)) -> (Server, Created, Clien
     (server, created, client)
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 impl Server {
     pub fn start() -> Self {
         Self::start_with(&[])
@@ -199,7 +190,7 @@ impl Server {
                 succeed(copy(&["-a", "--sparse=always"]));
             }
         }
-        let api_port = free_port();
+        let api_port = port::free();
         let base = format!("http://127.0.0.1:{api_port}");
         let rest = Rest {
             base,
@@ -208,7 +199,7 @@ impl Server {
         Self {
             home,
             rest,
-            pooler_port: free_port(),
+            pooler_port: port::free(),
             api_port,
             child: None,
             program: dormouse(),
@@ -271,15 +262,12 @@ impl Server {
         while !self.answers() {
             let child = self.child.as_mut().unwrap();
             if let Some(status) = child.try_wait().unwrap() {
-                panic!(
-                    "the server ended: {status}; see {}",
-                    self.home.join("server.out").display()
-                );
+                panic!("the server ended: {status}:\n{}", self.last_lines());
             }
             assert!(
                 started.elapsed() < READY_LIMIT,
-                "the server is not ready; see {}",
-                self.home.display()
+                "the server is not ready:\n{}",
+                self.last_lines()
             );
             std::thread::sleep(POLL);
         }
@@ -353,7 +341,7 @@ impl Server {
         while child.try_wait().unwrap().is_none() {
             if started.elapsed() > STOP_LIMIT {
                 let _ = child.kill();
-                panic!("the server did not stop; see {}", self.home.display());
+                panic!("the server did not stop:\n{}", self.last_lines());
             }
             std::thread::sleep(POLL);
         }
@@ -386,6 +374,13 @@ impl Server {
     /// What the server and the guests wrote, for a failed assertion.
     pub fn logs(&self) -> String {
         fs::read_to_string(self.home.join("server.out")).unwrap_or_default()
+    }
+
+    /// Why a server did not do what it was to.
+    fn last_lines(&self) -> String {
+        let logs = self.logs();
+        let lines: Vec<_> = logs.lines().rev().take(30).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 }
 
