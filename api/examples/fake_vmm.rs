@@ -24,6 +24,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::iter;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -51,7 +52,7 @@ fn main() {
         eprintln!("the test wants no VMM");
         std::process::exit(status.trim().parse().unwrap());
     }
-    let Some((claim, _)) = Standby::new(&value("--database")).unwrap().wait(None).unwrap() else { return };
+    let Some((claim, _, server)) = Standby::new(&value("--database")).unwrap().wait(None).unwrap() else { return };
     let id = claim.database;
     let folder = home.join("databases").join(&id);
     log_to(&folder.join("vmm.log")).unwrap();
@@ -94,7 +95,8 @@ fn main() {
         let vm = vm.clone();
         move || vm.watch_idle()
     });
-    for stream in listener.incoming() {
+    say(&server, &json!({"event": "listening"}));
+    for stream in iter::once(Ok(server)).chain(listener.incoming()) {
         let vm = vm.clone();
         thread::spawn(move || vm.serve(stream.unwrap()));
     }

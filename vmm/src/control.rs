@@ -57,6 +57,9 @@ pub enum Request {
     },
 }
 
+/// Said to the server that started this process, before any other event: both sockets are there.
+pub const LISTENING: &[u8] = b"{\"event\":\"listening\"}\n";
+
 /// A client, by its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Client(pub u64);
@@ -88,13 +91,16 @@ impl Control {
     pub fn accept(&mut self, reactor: &Reactor, token: &mut impl FnMut() -> u64) -> Vec<Client> {
         let mut new = Vec::new();
         while let Ok((stream, _)) = self.listener.accept() {
-            let token = token();
-            if stream.set_nonblocking(true).and_then(|()| reactor.add(&stream, token, STREAM)).is_ok() {
-                self.clients.insert(token, Line { stream, incoming: Vec::new(), outgoing: VecDeque::new() });
-                new.push(Client(token));
-            }
+            new.extend(self.add(reactor, token(), stream));
         }
         new
+    }
+
+    /// Takes a connection for a client's; `None` if it cannot be watched.
+    pub fn add(&mut self, reactor: &Reactor, token: u64, stream: UnixStream) -> Option<Client> {
+        stream.set_nonblocking(true).and_then(|()| reactor.add(&stream, token, STREAM)).ok()?;
+        self.clients.insert(token, Line { stream, incoming: Vec::new(), outgoing: VecDeque::new() });
+        Some(Client(token))
     }
 
     /// Something happened to a client; returns its requests, or `None` if the token is not a client's. A request

@@ -4,12 +4,12 @@
 //!  exec ─▶ image, VM, slot, vCPU, golden memory mapped ─▶ "ready" ─▶ {"database":…} ─▶ as any other VMM
 //! ```
 //!
-//! It speaks with whoever started it over its standard input, a stream socket: one line each way. A server that dies
-//! closes it, and the process ends.
+//! It speaks with whoever started it over its standard input, a stream socket: one line each way, and from then on what is said
+//! over `vm.ctl`. A server that dies before closes it, and the process ends.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -52,12 +52,14 @@ impl Standby {
     /// `placeholder` is the database's name until it has one.
     pub fn new(placeholder: &str) -> io::Result<Self> {
         let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        // It is to be closed when it is dropped.
+        replace(libc::STDIN_FILENO, &File::open("/dev/null")?)?;
         Ok(Self { stream, name: Name::find(placeholder)? })
     }
 
     /// Says that it is ready and waits for the claim, from which on the command line names its database, and for what comes
-    /// with it. `None`: whoever could have claimed it is gone.
-    pub fn wait(self, apart: Option<Apart>) -> io::Result<Option<(Claim, Vec<OwnedFd>)>> {
+    /// with it; and gives the socket, for what is said later. `None`: whoever could have claimed it is gone.
+    pub fn wait(self, apart: Option<Apart>) -> io::Result<Option<(Claim, Vec<OwnedFd>, UnixStream)>> {
         match apart {
             None => folders::send(&self.stream, &READY, &[])?,
             Some(apart) => folders::send(&self.stream, &APART, &apart.owner.map(OwnedFd::from).into_iter().collect::<Vec<_>>())?,
@@ -77,7 +79,7 @@ impl Standby {
         }
         let claim: Claim = serde_json::from_slice(&line)?;
         self.name.write(&claim.database)?;
-        Ok(Some((claim, descriptors)))
+        Ok(Some((claim, descriptors, self.stream)))
     }
 }
 
@@ -120,13 +122,13 @@ fn arguments(stat: &str) -> Option<(usize, usize)> {
 /// From now on what is written to standard output and error is the database's.
 pub fn log_to(path: &Path) -> io::Result<()> {
     let log = File::options().create(true).append(true).open(path)?;
-    for descriptor in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
-        // SAFETY: two open descriptors; the second is replaced in one step.
-        if unsafe { libc::dup2(log.as_raw_fd(), descriptor) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    replace(libc::STDOUT_FILENO, &log)?;
+    replace(libc::STDERR_FILENO, &log)
+}
+
+fn replace(descriptor: RawFd, by: &File) -> io::Result<()> {
+    // SAFETY: two open descriptors; the first is replaced in one step.
+    if unsafe { libc::dup2(by.as_raw_fd(), descriptor) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ mod packed;
 
 use std::cell::OnceCell;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use dormouse_images::manifest::file;
 
 use crate::boot::{self, BootError};
 use crate::clock::Clock;
+use crate::control::LISTENING;
 use crate::codec::Reader;
 use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
@@ -148,6 +149,8 @@ struct Place<'a> {
     folders: Folders,
     layer: PathBuf,
     sockets: OnceCell<Listeners>,
+    /// The server that claimed it.
+    server: Option<UnixStream>,
 }
 
 /// `vm.sock` and `vm.ctl`.
@@ -197,7 +200,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let Some(standby) = standby else {
         close_jail(settings, &image, None)?;
         let folders = Folders::find(settings).map_err(StartError::io("cannot make its folders"))?;
-        return run_as(settings, &image, &host, made, folders, started);
+        return run_as(settings, &image, &host, made, folders, None, started);
     };
     if let Some(dir) = &image.golden_dir {
         match map_golden(&made.machine, &image, dir) {
@@ -213,7 +216,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     heap::have_ready();
     close_jail(settings, &image, apart.as_ref())?;
     let is_apart = apart.is_some();
-    let Some((claim, descriptors)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
+    let Some((claim, descriptors, server)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
     let Claim { database, storage_bytes, written, task } = claim;
     let settings = Settings { database, storage_bytes, written, task, ..settings.clone() };
@@ -223,7 +226,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     standby::log_to(&folders.database.join("vmm.log")).map_err(unclaimed)?;
     // The host may have slept since, which shifts what the guest would read.
     made.machine.read_host_tsc()?;
-    run_as(&settings, &image, &host, made, folders, started)
+    run_as(&settings, &image, &host, made, folders, Some(server), started)
 }
 
 /// From here on nothing but a guest is to be begun.
@@ -241,6 +244,7 @@ fn run_as(
     host: &Host,
     made: Made,
     folders: Folders,
+    server: Option<UnixStream>,
     started: Instant,
 ) -> Result<End, StartError> {
     let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
@@ -257,7 +261,7 @@ fn run_as(
         return Ok(End::CarriedOut);
     }
     let image = image.clone().over(crate::layer::template_of(&layer)?, settings);
-    let place = Place { settings, image: &image, host, folders, layer, sockets: OnceCell::new() };
+    let place = Place { settings, image: &image, host, folders, layer, sockets: OnceCell::new(), server };
     // Before any thread is made: all must have SIGTERM blocked.
     let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;
     let begun = place.begin(made, &mut life)?;
@@ -308,18 +312,23 @@ impl Place<'_> {
         }
     }
 
-    /// Replaces what an earlier VMM left there: the layer's lock must be held.
-    fn listen(&self) -> io::Result<Listeners> {
+    /// Replaces what an earlier VMM left there: the layer's lock must be held. Whoever waits for that to connect is told.
+    fn listen(&self, life: &mut Life) -> io::Result<Listeners> {
         let listen = |name| sockets::listen(&self.folders.run, name);
-        Ok((listen("vm.sock")?, listen("vm.ctl")?))
+        let listeners = (listen("vm.sock")?, listen("vm.ctl")?);
+        if let Some(mut server) = self.server.as_ref() {
+            // One that is gone is found to be so by whoever reads next.
+            let _ = server.write_all(LISTENING);
+        }
+        life.step("listening");
+        Ok(listeners)
     }
 
     /// Listens before memory is filled, so that the server connects meanwhile. Its connection outlasts a restore that
     /// fails: the cold start takes over what listens.
     fn listen_early(&self, life: &mut Life) -> io::Result<()> {
         if self.sockets.get().is_none() {
-            let _ = self.sockets.set(self.listen()?);
-            life.step("listening");
+            let _ = self.sockets.set(self.listen(life)?);
         }
         Ok(())
     }
@@ -506,12 +515,7 @@ impl Place<'_> {
         let shared = SharedPage::new(&machine.ram);
         let sockets = match self.sockets.take() {
             Some(sockets) => sockets,
-            None => {
-                let failed = StartError::io("cannot listen in its run folder");
-                let sockets = self.listen().map_err(failed)?;
-                life.step("listening");
-                sockets
-            }
+            None => self.listen(&mut life).map_err(StartError::io("cannot listen in its run folder"))?,
         };
         tracing::info!(database = self.settings.database, epoch = life.epoch, cold, "guest begins");
         let mut sleeper = Sleeper { spending, ..self.sleeper(&machine, &life, base) };
@@ -522,8 +526,11 @@ impl Place<'_> {
             unattended: (self.settings.unattended_s > 0).then(|| Duration::from_secs(self.settings.unattended_s)),
         };
         let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
-        let monitor = Monitor::new(shared.clone(), clock, pace, vsock, sockets, life, terminate, immediate_exit)
+        let monitor = Monitor::new(machine.ram.clone(), clock, pace, vsock, sockets, life, terminate, immediate_exit)
             .map_err(StartError::io("cannot watch sockets"))?;
+        if let Some(server) = self.server.take() {
+            monitor.control_by(server);
+        }
         monitor.attend().map_err(StartError::io("cannot watch sockets"))?;
         let log = self.folders.database.join("console.log");
         let programs =

@@ -60,6 +60,8 @@ pub enum Event {
         #[serde(default)]
         for_ms: u64,
     },
+    /// The first word of one that this server started: others can connect.
+    Listening,
     /// A newer VMM's; not for us.
     #[serde(other)]
     Unknown,

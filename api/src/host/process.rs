@@ -122,12 +122,6 @@ impl Process {
         Ok(Process { handle: Handle::Adopted { pid, pidfd }, kept: Kept::new(Some(record), pool.group_of(pid)) })
     }
 
-    /// Whether it is this one that listens where a connection leads.
-    pub fn is_behind(&self, stream: &UnixStream) -> bool {
-        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        pid.is_some() && pid.map(|pid| pid as u32) == self.pid()
-    }
-
     pub fn pid(&self) -> Option<u32> {
         match &self.handle {
             Handle::Child(child) => child.id(),

@@ -1,13 +1,10 @@
-//! Connecting to a VMM's control socket: by short paths, and as soon as it is there.
+//! Connecting to a VMM's control socket, by short paths.
 
-use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
+use tokio::io::Interest;
 use tokio::net::UnixStream;
 
 /// Longest path a unix socket's address takes, in bytes.
@@ -31,81 +28,16 @@ pub fn is_open(stream: &UnixStream) -> bool {
     told == 0
 }
 
-/// Connects to `folder/name` once something listens there. `folder` must exist.
-pub async fn connect_when_there(folder: &Path, name: &str) -> io::Result<UnixStream> {
-    // The watch comes before the first try, so no creation falls between the two.
-    let watch = Watch::new(folder)?;
-    loop {
-        match connect(folder, name).await {
-            Ok(stream) => return Ok(stream),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => watch.changed().await?,
-            // Bound and not yet listening (or left by a dead one, to be replaced): no event tells of listen(),
-            // which follows bind() by microseconds.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
-                let _ = tokio::time::timeout(Duration::from_micros(500), watch.changed()).await;
-            }
-            Err(e) => return Err(e),
-        }
-    }
-}
-
-/// An inotify watch on the entries of a folder.
-struct Watch {
-    /// There until it is dropped.
-    inotify: Option<AsyncFd<OwnedFd>>,
-}
-
-impl Drop for Watch {
-    /// Closing an inotify descriptor waits for a grace period of the kernel's, 18 ms here: twice a whole wake. So
-    /// it is done elsewhere.
-    fn drop(&mut self) {
-        let inotify = self.inotify.take();
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn_blocking(move || drop(inotify));
-        }
-    }
-}
-
-impl Watch {
-    fn new(folder: &Path) -> io::Result<Watch> {
-        let path = CString::new(folder.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        // SAFETY: inotify_init1 takes no pointer.
-        let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is new and owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // SAFETY: `path` is a NUL-terminated string that lives through the call.
-        let watch = unsafe { libc::inotify_add_watch(fd.as_raw_fd(), path.as_ptr(), libc::IN_CREATE | libc::IN_MOVED_TO) };
-        if watch < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.
-        let inotify = unsafe { AsyncFd::register(fd)? };
-        Ok(Watch { inotify: Some(inotify) })
-    }
-
-    /// Completes when an entry has come since the last call.
-    async fn changed(&self) -> io::Result<()> {
-        let mut buffer = [0_u8; 4096];
-        let Some(inotify) = &self.inotify else { return Ok(()) };
-        loop {
-            let mut ready = inotify.readable().await?;
-            let result = ready.try_io(|fd| {
-                // SAFETY: the buffer is writable for the length passed.
-                let n = unsafe { libc::read(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-                if n < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-            });
-            if let Ok(result) = result {
-                return result;
-            }
-        }
-    }
+/// Completes once the other end is closed. Nothing of what it says is read.
+pub async fn closed(stream: &UnixStream) {
+    let still_open = || if is_open(stream) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) };
+    while stream.readable().await.is_ok() && stream.try_io(Interest::READABLE, still_open).is_err() {}
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[tokio::test]
@@ -117,8 +49,13 @@ mod tests {
         let mut accepted = listener.accept().await.unwrap().0;
         accepted.write_all(b"ready").await.unwrap();
         assert!(is_open(&stream));
+        let mut ended = std::pin::pin!(closed(&stream));
+        assert!(tokio::time::timeout(Duration::from_millis(5), &mut ended).await.is_err());
         drop(accepted);
         assert!(!is_open(&stream));
+        ended.await;
+        let mut said = [0; 8];
+        assert_eq!(stream.try_read(&mut said).unwrap(), 5, "it is left to be read");
         // Of one that is never accepted.
         let waiting = connect(dir.path(), "vm.ctl").await.unwrap();
         assert!(is_open(&waiting));
@@ -127,21 +64,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connects_as_soon_as_someone_listens_also_at_a_long_path() {
+    async fn connects_at_any_length_of_path() {
         for depth in [1, 6] {
             let dir = tempfile::tempdir().unwrap();
             let folder = dir.path().join(vec!["twenty-characters-dir"; depth].join("/"));
             std::fs::create_dir_all(&folder).unwrap();
-            let waiting = tokio::spawn({
-                let folder = folder.clone();
-                async move { connect_when_there(&folder, "vm.ctl").await }
-            });
-            std::fs::write(folder.join("other"), "").unwrap();
             let handle = std::fs::File::open(&folder).unwrap();
             let listener = tokio::net::UnixListener::bind(format!("/proc/self/fd/{}/vm.ctl", handle.as_raw_fd())).unwrap();
-            let (accepted, connected) = tokio::join!(listener.accept(), waiting);
+            let (accepted, connected) = tokio::join!(listener.accept(), connect(&folder, "vm.ctl"));
             accepted.unwrap();
-            connected.unwrap().unwrap();
+            connected.unwrap();
         }
     }
 }

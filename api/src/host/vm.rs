@@ -18,7 +18,7 @@ use super::folders::Unsettled;
 use super::layout::Home;
 use super::pool::{MakeError, Taken, Waking};
 use super::process::{Process, Spec, last_cry, last_words, rotate, status};
-use super::socket::{connect, connect_when_there};
+use super::socket::{connect, is_open};
 use super::turns::Turn;
 use super::wakes::WakeKind;
 use crate::crash;
@@ -316,55 +316,41 @@ impl<F: Fn(VmEvent)> Life<F> {
         let folder = home.run_of(&id);
         dormouse_vmm::settings::make_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut tried = false;
-        'taken: loop {
+        loop {
             let taken = tokio::select! {
                 taken = self.context.host.pool.take(&self.context.spec) => taken,
                 () = killed(&mut self.commands) => return Ok(None),
             };
-            let Taken { mut process, at, stood_by } = match taken {
+            let Taken { mut process, control, at, stood_by } = match taken {
                 Ok(taken) => taken,
                 Err(MakeError::Ended(status)) => return self.ended_early(Some(status), false).await,
                 Err(error) => return Err(error.to_string()),
             };
             self.steps.push(("spawned".to_owned(), at));
-            let mut other: Option<UnixStream> = None;
-            loop {
-                // A socket file left by a dead VMM refuses until it is replaced, and by then we are connected to the new.
-                tokio::select! {
-                    biased;
-                    () = closed(&other), if other.is_some() => other = None,
-                    stream = connect_when_there(&folder, "vm.ctl"), if other.is_none() => match stream {
-                        // Of one that nobody knows of, and that has the layer: the new one ends without it. If that one
-                        // ends first, the new one has the layer, and listens.
-                        Ok(stream) if !process.is_behind(&stream) => other = Some(stream),
-                        Ok(stream) => {
-                            self.step("connected");
-                            crash::point("wake-connected");
-                            self.context.host.sessions().listening(&id, home.session_socket(&id));
-                            crash::point("wake-offered");
-                            return Ok(Some((stream, process)));
-                        }
-                        Err(e) => {
-                            process.kill();
-                            process.gone().await;
-                            return Err(format!("the VMM's control socket cannot be reached: {e}"));
-                        }
-                    },
-                    status = process.gone() => {
-                        // Killed while it stood by, and its end of the socket still took the claim.
-                        if stood_by && !tried && status.is_some_and(|status| status.code().is_none()) {
-                            tried = true;
-                            continue 'taken;
-                        }
-                        return self.ended_early(status, process.ran_out_of_memory()).await;
-                    }
-                    () = killed(&mut self.commands) => {
-                        process.kill();
-                        process.gone().await;
-                        return Ok(None);
-                    }
+            return tokio::select! {
+                biased;
+                // It has the layer, and listens.
+                () = first_word(&control) => {
+                    self.step("connected");
+                    crash::point("wake-connected");
+                    self.context.host.sessions().listening(&id, home.session_socket(&id));
+                    crash::point("wake-offered");
+                    Ok(Some((control, process)))
                 }
-            }
+                status = process.gone() => {
+                    // Killed while it stood by, and its end of the socket still took the claim.
+                    if stood_by && !tried && status.is_some_and(|status| status.code().is_none()) {
+                        tried = true;
+                        continue;
+                    }
+                    self.ended_early(status, process.ran_out_of_memory()).await
+                }
+                () = killed(&mut self.commands) => {
+                    process.kill();
+                    process.gone().await;
+                    Ok(None)
+                }
+            };
         }
     }
 
@@ -477,7 +463,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 }
             }
             Message::Event(Event::Idle { .. }) => (self.events)(VmEvent::Idle),
-            Message::Event(Event::Unknown) => {}
+            Message::Event(Event::Listening | Event::Unknown) => {}
             Message::Answer(answer) => match open.pop_front() {
                 Some(Open::Suspend) => {
                     crash::point("suspend-answered");
@@ -515,20 +501,14 @@ enum Open {
     Other,
 }
 
-/// Completes when the actor says `Kill`; what it says otherwise before there is a VM has no meaning yet.
-/// Returns once the other end has closed.
-async fn closed(stream: &Option<UnixStream>) {
-    let Some(stream) = stream else { return };
-    let mut unread = [0; 1024];
-    while stream.readable().await.is_ok() {
-        match stream.try_read(&mut unread) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
+/// Completes when a VMM that lives has said something. What that is, is read later.
+async fn first_word(control: &UnixStream) {
+    if control.readable().await.is_err() || !is_open(control) {
+        std::future::pending().await
     }
 }
 
+/// Completes when the actor says `Kill`; what it says otherwise before there is a VM has no meaning yet.
 async fn killed(commands: &mut mpsc::UnboundedReceiver<VmCommand>) {
     loop {
         match commands.recv().await {

@@ -158,6 +158,24 @@ impl Ram {
         Ok(())
     }
 
+    /// Says whether the host is to take large pages for what is no file's and not there yet.
+    ///
+    /// Where they are cleared one by one a large page costs some 0.1 ms, on a virtual machine whose host takes free memory back 5 ms:
+    /// much of a wake, for a few small pages that most wakes use of it.
+    pub fn prefer_large(&self, large: bool) {
+        let advice = if large { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        let mut region = 0;
+        for run in self.files.chunk_by(|one, next| one.load(Ordering::Relaxed) == next.load(Ordering::Relaxed)) {
+            let (offset, len) = (region as u64 * LARGE_PAGE, run.len() as u64 * LARGE_PAGE);
+            region += run.len();
+            if !run[0].load(Ordering::Relaxed) {
+                let at = (self.base as u64 + offset) as *mut libc::c_void;
+                // SAFETY: within this RAM's own reservation. Failure costs speed only.
+                unsafe { libc::madvise(at, len as usize, advice) };
+            }
+        }
+    }
+
     /// Makes whole pages this guest's own before they are written, those of them that were not made so before: one call for
     /// many costs less than a fault for each. Where it does not work the faults do.
     pub fn populate(&self, offset: u64, len: u64) {

@@ -12,7 +12,7 @@
 mod io;
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
@@ -23,6 +23,7 @@ use serde_json::json;
 use crate::clock::{self, Clock};
 use crate::control::{Client, Control};
 use crate::jail::{ThreadKind, threads};
+use crate::machine::Ram;
 use crate::profile::Profile;
 use crate::reactor::{Events, READ, Reactor, Terminate, Waker};
 use crate::sessions::Sessions;
@@ -42,6 +43,8 @@ const FIRST_TOKEN: u64 = 5;
 const HALT_WITHIN: Duration = Duration::from_millis(100);
 /// How often the running guest's progress is looked at.
 const LOOK: Duration = Duration::from_millis(50);
+/// vCPU time after which a guest has large pages for what it takes: by then it does more than answer a first query.
+const WARM: Duration = Duration::from_millis(100);
 /// Ticks without the guest having run, after which the I/O thread stops ticking.
 const IDLE_TICKS: u32 = 25;
 
@@ -80,6 +83,7 @@ pub enum Phase {
 pub struct Monitor {
     pub reactor: Reactor,
     pub shared: SharedPage,
+    ram: Ram,
     pub pace: Pace,
     pub profile: Profile,
     clock: Mutex<Clock>,
@@ -107,7 +111,7 @@ impl Monitor {
     /// I/O thread.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
-        shared: SharedPage,
+        ram: Ram,
         clock: Clock,
         pace: Pace,
         vsock: Vsock,
@@ -128,7 +132,8 @@ impl Monitor {
         let io = Io::new(vsock, Sessions::new(sessions, &life.epoch), Control::new(control), life);
         Ok(Arc::new(Self {
             reactor,
-            shared,
+            shared: SharedPage::new(&ram),
+            ram,
             pace,
             profile: Profile::default(),
             clock: Mutex::new(clock),
@@ -148,6 +153,14 @@ impl Monitor {
             // SAFETY: always sound.
             vcpu_id: unsafe { libc::gettid() },
         }))
+    }
+
+    /// Takes a connection for a client's of `vm.ctl`, before the guest is ready.
+    pub fn control_by(&self, stream: UnixStream) {
+        let mut io = self.io();
+        io.next_token += 1;
+        let token = io.next_token;
+        io.control.add(&self.reactor, token, stream);
     }
 
     /// The sockets and the device. A poisoned lock is taken all the same: every holder leaves it usable.
@@ -385,7 +398,9 @@ impl Monitor {
         let mut events = Events::default();
         let mut last_tick = Instant::now();
         let (mut last_runs, mut idle_ticks) = (0, 0);
-        let mut watchdog = self.pace.watchdog.map(Watchdog::new).zip(ThreadClock::of(self.vcpu_thread));
+        let used = ThreadClock::of(self.vcpu_thread);
+        let mut watchdog = self.pace.watchdog.map(Watchdog::new).zip(used);
+        let mut warm_at = used.map(|used| used.now() + WARM);
         let mut last_look = Instant::now();
         let mut traced = false;
         loop {
@@ -449,11 +464,15 @@ impl Monitor {
                 self.refresh_clock();
             }
             if self.phase() == Phase::Running {
-                if let Some((watchdog, clock)) = &mut watchdog
-                    && last_look.elapsed() >= LOOK
-                {
+                if last_look.elapsed() >= LOOK {
                     last_look = Instant::now();
-                    self.watch(watchdog, *clock);
+                    if let Some((watchdog, clock)) = &mut watchdog {
+                        self.watch(watchdog, *clock);
+                    }
+                    if used.zip(warm_at).is_some_and(|(used, at)| used.now() >= at) {
+                        self.ram.prefer_large(true);
+                        warm_at = None;
+                    }
                 }
                 if self.due() {
                     self.kick();

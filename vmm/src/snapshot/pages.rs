@@ -67,7 +67,7 @@ impl Base {
         unsafe { std::slice::from_raw_parts(self.map.add(at), PAGE as usize) }
     }
 
-    /// Lays all that it holds over new guest memory.
+    /// Lays all that it holds over new guest memory; the rest is of small pages until the guest has run for a while.
     pub fn map(&self, ram: &Ram) -> io::Result<()> {
         let regions = self.regions()?;
         let mut region = 0;
@@ -77,6 +77,7 @@ impl Base {
             }
             region += run.len();
         }
+        ram.prefer_large(false);
         Ok(())
     }
 

@@ -15,7 +15,7 @@ mod shelves;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -34,6 +34,7 @@ use self::shelves::Shelves;
 use super::layout::Home;
 use super::process::{Kept, Process, Spec, rotate};
 use super::record::Record;
+use super::socket;
 use crate::crash;
 
 pub use self::cgroup::{Group, Groups};
@@ -167,7 +168,9 @@ impl Start {
 
 impl Standby {
     /// Tells it whose it is, with the folders that it is lent.
-    fn claim(mut self, spec: &Spec, lent: &[OwnedFd], task: Option<&str>) -> io::Result<(Process, u64)> {
+    fn claim(mut self, spec: &Spec, lent: &[OwnedFd], task: Option<&str>) -> io::Result<Taken> {
+        // Of its own, for what watched it until now lets go of the other a moment later.
+        let control = UnixStream::from_std(StdStream::from(self.stream.as_fd().try_clone_to_owned()?))?;
         let at = monotonic_us();
         crash::point("wake-lent");
         let claim = json!({
@@ -188,7 +191,7 @@ impl Standby {
             tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server finds it by its socket, if at all");
         }
         crash::point("wake-recorded");
-        Ok((Process::child(self.child, kept), at))
+        Ok(Taken { process: Process::child(self.child, kept), control, at, stood_by: false })
     }
 }
 
@@ -238,6 +241,8 @@ struct State {
 /// A VMM that is a database's now.
 pub struct Taken {
     pub process: Process,
+    /// What is said over `vm.ctl`, from its first word on: that it listens.
+    pub control: UnixStream,
     /// Just before it was told so, from when on it may be at work; µs, monotonic.
     pub at: u64,
     /// It was made beforehand.
@@ -298,7 +303,7 @@ impl Pool {
                 }
             };
             match shelved.standby.claim(spec, &lent, None) {
-                Ok((process, at)) => return Ok(Taken { process, at, stood_by: true }),
+                Ok(taken) => return Ok(Taken { stood_by: true, ..taken }),
                 // Why it has ended stands in its log.
                 Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
             }
@@ -306,8 +311,7 @@ impl Pool {
         let start = &self.shared.start;
         let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
         let lent = made.folders.lend(&spec.id, home)?;
-        let (process, at) = made.claim(spec, &lent, None)?;
-        Ok(Taken { process, at, stood_by: false })
+        Ok(made.claim(spec, &lent, None)?)
     }
 
     pub fn home(&self) -> &Home {
@@ -325,7 +329,7 @@ impl Pool {
         let (start, home) = (&self.shared.start, self.home());
         let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
         let lent = made.folders.lend(&spec.id, home)?;
-        Ok(made.claim(spec, &lent, Some(task))?.0)
+        Ok(made.claim(spec, &lent, Some(task))?.process)
     }
 
     /// Returns once no wake has been under way for a moment.
@@ -425,21 +429,18 @@ impl Shared {
         state.number += 1;
         let (shared, stream, number) = (self.clone(), standby.stream.clone(), state.number);
         let watch = tokio::spawn(async move {
-            // Whatever is to be read now is its end, or something it should not have said.
-            while stream.readable().await.is_ok() && would_block(stream.try_read(&mut [0])) {}
-            tracing::warn!("a VMM that stood by has ended");
+            socket::closed(&stream).await;
             let mut state = shared.lock();
-            state.lost = true;
-            state.shelves.discard(|shelved| shelved.number == number);
-            drop(state);
-            shared.changed.notify_one();
+            // Whoever has taken it meanwhile sees to its end herself.
+            if state.shelves.discard(|shelved| shelved.number == number) {
+                state.lost = true;
+                drop(state);
+                tracing::warn!("a VMM that stood by has ended");
+                shared.changed.notify_one();
+            }
         });
         state.shelves.put(kind, Shelved { number, standby, _watch: Watch(watch.abort_handle()) });
     }
-}
-
-fn would_block(read: io::Result<usize>) -> bool {
-    read.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// The one task that makes VMMs beforehand, one after the other.

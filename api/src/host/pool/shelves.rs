@@ -70,11 +70,13 @@ impl<T> Shelves<T> {
         }
     }
 
-    /// Removes those that are no longer of use.
-    pub fn discard(&mut self, is_gone: impl Fn(&T) -> bool) {
+    /// Removes those that are no longer of use; whether there were any.
+    pub fn discard(&mut self, is_gone: impl Fn(&T) -> bool) -> bool {
+        let before = self.len();
         for shelf in &mut self.shelves {
             shelf.ready.retain(|thing| !is_gone(thing));
         }
+        self.len() < before
     }
 
     /// The kind of which the next is to be made; forgets the kinds that nobody asks for, and gives a place to one that
