@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
@@ -119,6 +120,8 @@ impl Process {
         }
         // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.
         let pidfd = unsafe { AsyncFd::register(fd)? };
+        // The other server may have ended in the middle of a suspend.
+        let _ = set_idle(pid, false);
         Ok(Process { handle: Handle::Adopted { pid, pidfd }, kept: Kept::new(Some(record), pool.group_of(pid)) })
     }
 
@@ -167,6 +170,25 @@ pub fn set_background(process: &Process, background: bool) {
     let Some(pid) = process.pid() else { return };
     // SAFETY: three integers. That it cannot be done, without root, only makes it a little less welcome.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, if background { 19 } else { 0 }) };
+}
+
+/// Has a process' first thread run only when a processor has nothing else to do, or as any other. It gives way at once then, as one
+/// of the lowest priority does not. Where this server could not undo it, it is not done.
+pub fn set_idle(pid: u32, idle: bool) -> io::Result<()> {
+    static CAN_BE_UNDONE: OnceLock<bool> = OnceLock::new();
+    const SELF: u32 = 0;
+    let there_and_back = || set_policy(SELF, libc::SCHED_IDLE).and_then(|()| set_policy(SELF, libc::SCHED_OTHER)).is_ok();
+    let on_a_thread = || std::thread::Builder::new().spawn(there_and_back).is_ok_and(|tried| tried.join().unwrap_or(false));
+    match *CAN_BE_UNDONE.get_or_init(on_a_thread) {
+        true => set_policy(pid, if idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER }),
+        false => Err(io::ErrorKind::PermissionDenied.into()),
+    }
+}
+
+fn set_policy(pid: u32, policy: libc::c_int) -> io::Result<()> {
+    // SAFETY: an all-zero parameter is a valid one, of both policies in use.
+    let done = unsafe { libc::sched_setscheduler(pid as libc::pid_t, policy, &std::mem::zeroed()) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The reason a VMM left in its log past `mark` (the log's length when it was started): its last complaint, or

@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 use dormouse_pooler::monotonic_us;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::Inner;
 use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, split};
 use super::folders::Unsettled;
 use super::layout::Home;
 use super::pool::{MakeError, Taken, Waking};
-use super::process::{Process, Spec, last_cry, last_words, rotate, status};
+use super::process::{Process, Spec, last_cry, last_words, rotate, set_idle, status};
 use super::socket::{connect, is_open};
 use super::turns::Turn;
 use super::wakes::WakeKind;
@@ -63,6 +64,8 @@ pub struct Cold {
 
 /// How long a VMM may take to end after it has said goodbye or lost its control connection.
 const GOODBYE: Duration = Duration::from_secs(10);
+/// How long a suspend runs only when nothing else does: some ten times what it takes. On a host that is never idle it would not end.
+const GIVE_WAY: Duration = Duration::from_millis(100);
 /// What a VMM's log says of a guest that its watchdog ended.
 const NO_PROGRESS: &str = "makes no progress";
 /// What is told of one that the host ended for the memory that it wanted.
@@ -371,12 +374,16 @@ impl<F: Fn(VmEvent)> Life<F> {
     async fn converse(&mut self, mut lines: Lines, mut sender: Sender, process: &mut Process) -> Over {
         // Requests sent and not yet answered; answers come in their order.
         let mut open: VecDeque<Open> = VecDeque::new();
+        let mut giving_way = GivingWay(None);
         loop {
             tokio::select! {
                 message = lines.next() => match message {
                     Ok(Some(message)) => {
                         if self.heard(message, &mut open) {
                             return Over::Lost;
+                        }
+                        if !open.contains(&Open::Suspend) {
+                            giving_way.end(process);
                         }
                         if self.ready.is_some() && !open.contains(&Open::Status) {
                             open.push_back(Open::Status);
@@ -398,11 +405,13 @@ impl<F: Fn(VmEvent)> Life<F> {
                     }
                     return Over::Exited(status);
                 }
+                () = giving_way.over() => giving_way.end(process),
                 command = self.commands.recv() => {
                     let (request, kind) = match command {
                         None => return Over::Left,
                         Some(VmCommand::Kill) => return Over::Kill,
                         Some(VmCommand::Cancel) => {
+                            giving_way.end(process);
                             // By a connection of its own: on this one its answer could not be told from the
                             // suspend's, which is the one that counts.
                             tokio::spawn(cancel(self.context.home.clone(), self.context.spec.id.clone()));
@@ -418,6 +427,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                         return Over::Lost;
                     }
                     if matches!(request, Request::Suspend { .. }) {
+                        giving_way.begin(process);
                         crash::point("suspend-asked");
                     }
                 }
@@ -489,6 +499,32 @@ impl<F: Fn(VmEvent)> Life<F> {
             },
         }
         false
+    }
+}
+
+/// A suspend gives way to whoever is awake or being woken, until then.
+struct GivingWay(Option<Instant>);
+
+impl GivingWay {
+    fn begin(&mut self, process: &Process) {
+        if process.pid().is_some_and(|pid| set_idle(pid, true).is_ok()) {
+            self.0 = Some(Instant::now() + GIVE_WAY);
+        }
+    }
+
+    /// Completes when it has given way for long enough.
+    async fn over(&self) {
+        match self.0 {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn end(&mut self, process: &Process) {
+        let Some(pid) = process.pid().filter(|_| self.0.take().is_some()) else { return };
+        if let Err(error) = set_idle(pid, false) {
+            tracing::warn!(%error, pid, "a VMM cannot be given its priority back");
+        }
     }
 }
 

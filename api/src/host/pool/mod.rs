@@ -32,7 +32,7 @@ use tokio::task::AbortHandle;
 use self::jail::Folders;
 use self::shelves::Shelves;
 use super::layout::Home;
-use super::process::{Kept, Process, Spec, rotate};
+use super::process::{Kept, Process, Spec, rotate, set_idle};
 use super::record::Record;
 use super::socket;
 use crate::crash;
@@ -96,6 +96,8 @@ struct Standby {
     stream: Arc<UnixStream>,
     folders: Folders,
     kept: Unclaimed,
+    /// It has run when nothing else was to be done.
+    idle: bool,
 }
 
 /// What there is of a VMM beside its process: of one that is nobody's it goes with this.
@@ -108,11 +110,11 @@ impl Drop for Unclaimed {
 }
 
 impl Start {
-    /// Makes a VMM of a kind ready; what it has to say goes to `log`.
+    /// Makes a VMM of a kind ready, `idle` when nothing else is to be done; what it has to say goes to `log`.
     ///
     /// It is in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and an awake VM must
     /// outlive a server that crashes.
-    async fn make(&self, kind: &Kind, name: &str, log: &Path) -> Result<Standby, MakeError> {
+    async fn make(&self, kind: &Kind, name: &str, log: &Path, idle: bool) -> Result<Standby, MakeError> {
         let (own, theirs) = StdStream::pair()?;
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(&self.program);
@@ -136,10 +138,11 @@ impl Start {
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
         let kept = Unclaimed(self.keep(child.id(), kind));
+        let idle = idle && child.id().is_some_and(|pid| set_idle(pid, true).is_ok());
         own.set_nonblocking(true)?;
         let stream = UnixStream::from_std(own)?;
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
-            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders, kept }),
+            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders, kept, idle }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
@@ -173,6 +176,9 @@ impl Standby {
         let control = UnixStream::from_std(StdStream::from(self.stream.as_fd().try_clone_to_owned()?))?;
         let at = monotonic_us();
         crash::point("wake-lent");
+        if self.idle && let Some(pid) = self.child.id() {
+            set_idle(pid, false)?;
+        }
         let claim = json!({
             "database": spec.id.as_str(),
             "storage_bytes": spec.storage_mib << 20,
@@ -309,7 +315,7 @@ impl Pool {
             }
         }
         let start = &self.shared.start;
-        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
+        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id), false).await?;
         let lent = made.folders.lend(&spec.id, home)?;
         Ok(made.claim(spec, &lent, None)?)
     }
@@ -327,7 +333,7 @@ impl Pool {
     /// whoever waits.
     pub async fn make_for(&self, spec: &Spec, task: &str) -> Result<Process, MakeError> {
         let (start, home) = (&self.shared.start, self.home());
-        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id)).await?;
+        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id), false).await?;
         let lent = made.folders.lend(&spec.id, home)?;
         Ok(made.claim(spec, &lent, Some(task))?.process)
     }
@@ -471,7 +477,7 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
             continue;
         };
         rotate(&log, LOG_LIMIT);
-        match shared.start.make(&kind, PLACEHOLDER, &log).await {
+        match shared.start.make(&kind, PLACEHOLDER, &log, true).await {
             Ok(standby) => shared.put(&kind, standby),
             Err(error) => {
                 tracing::warn!(%error, image = kind.image, log = %log.display(), "no VMM can be made ready beforehand; each is made when it is needed");
