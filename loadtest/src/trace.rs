@@ -1,5 +1,6 @@
 //! The traces of many wakes as one: the median of each step.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,13 @@ pub struct WakeTrace {
     pub kind: String,
     pub steps: Vec<Step>,
     pub complete: bool,
+}
+
+impl WakeTrace {
+    /// When the client had the first of its answer.
+    fn answered_us(&self) -> u64 {
+        self.steps.iter().find(|step| step.step == "first_byte_back").map_or(0, |step| step.at_us)
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -28,24 +36,34 @@ pub struct MedianStep {
     pub wakes: usize,
     pub at_us: f64,
     pub took_us: f64,
+    /// Of the slowest tenth of the wakes alone.
+    pub took_us_slow: Option<f64>,
 }
 
 /// In the order of the medians, which is not that of each wake: some steps go on beside others.
 pub fn medians(traces: &[WakeTrace]) -> Vec<MedianStep> {
-    let mut all: HashMap<&str, (Vec<f64>, Vec<f64>)> = HashMap::new();
-    for step in traces.iter().flat_map(|trace| &trace.steps) {
-        let (at, took) = all.entry(&step.step).or_default();
-        at.push(step.at_us as f64);
-        took.push(step.took_us as f64);
+    let mut all: HashMap<&str, (Vec<f64>, Vec<f64>, Vec<f64>)> = HashMap::new();
+    let mut slowest_first: Vec<_> = traces.iter().collect();
+    slowest_first.sort_by_key(|trace| Reverse(trace.answered_us()));
+    for (n, trace) in slowest_first.into_iter().enumerate() {
+        for step in &trace.steps {
+            let (at, took, slow) = all.entry(&step.step).or_default();
+            at.push(step.at_us as f64);
+            took.push(step.took_us as f64);
+            if n < traces.len().div_ceil(10) {
+                slow.push(step.took_us as f64);
+            }
+        }
     }
     let mut medians: Vec<_> = all
         .into_iter()
-        .filter_map(|(step, (at, took))| {
+        .filter_map(|(step, (at, took, slow))| {
             Some(MedianStep {
                 step: step.to_owned(),
                 wakes: at.len(),
                 at_us: median(&at)?,
                 took_us: median(&took)?,
+                took_us_slow: median(&slow),
             })
         })
         .collect();
@@ -55,10 +73,11 @@ pub fn medians(traces: &[WakeTrace]) -> Vec<MedianStep> {
 
 pub fn print(what: &str, steps: &[MedianStep]) {
     println!("{what}, step by step (medians)");
-    println!("{:18} {:>5} {:>9} {:>9}", "step", "n", "at µs", "took µs");
+    println!("{:18} {:>5} {:>9} {:>9} {:>17}", "step", "n", "at µs", "took µs", "in slowest tenth");
     for one in steps {
+        let slow = one.took_us_slow.map(|took| format!("{took:.0}")).unwrap_or_default();
         println!(
-            "{:18} {:>5} {:>9.0} {:>9.0}",
+            "{:18} {:>5} {:>9.0} {:>9.0} {slow:>17}",
             one.step, one.wakes, one.at_us, one.took_us
         );
     }
@@ -94,5 +113,22 @@ mod tests {
             (3, 8.0, 7.0)
         );
         assert_eq!(medians[1].wakes, 2);
+    }
+
+    #[test]
+    fn the_slowest_tenth_is_that_of_the_answers() {
+        let traces: Vec<WakeTrace> = (1..=20)
+            .map(|n| WakeTrace {
+                kind: "resume".into(),
+                // Spent is later than the answer of the wakes that were fast.
+                steps: [("memory", n, n), ("first_byte_back", 2 * n, n), ("spent", 100 - n, 1)]
+                    .map(|(step, at_us, took_us)| Step { step: step.into(), at_us, took_us })
+                    .into(),
+                complete: true,
+            })
+            .collect();
+        let medians = medians(&traces);
+        let memory = medians.iter().find(|one| one.step == "memory").unwrap();
+        assert_eq!((memory.took_us, memory.took_us_slow), (10.5, Some(19.5)));
     }
 }
