@@ -52,7 +52,7 @@ const RESPITE: Duration = Duration::from_secs(1);
 /// How long those that stand by may take to end when they are let go.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A wake that has just succeeded still owes its first answer.
-const QUIET: Duration = Duration::from_millis(10);
+const QUIET: Duration = Duration::from_millis(3);
 /// Size at which the log of those that stand by is rotated, in bytes.
 const LOG_LIMIT: u64 = 1 << 20;
 /// How often it is looked whether a kind is forgotten, or an image replaced, if nobody asks for anything.
@@ -110,11 +110,12 @@ impl Drop for Unclaimed {
 }
 
 impl Start {
-    /// Makes a VMM of a kind ready, `idle` when nothing else is to be done; what it has to say goes to `log`.
+    /// Makes a VMM of a kind ready; what it has to say goes to `log`. Once there is its process `begun` is told, and says whether it
+    /// is to run only when nothing else is to be done.
     ///
     /// It is in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and an awake VM must
     /// outlive a server that crashes.
-    async fn make(&self, kind: &Kind, name: &str, log: &Path, idle: bool) -> Result<Standby, MakeError> {
+    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32) -> bool) -> Result<Standby, MakeError> {
         let (own, theirs) = StdStream::pair()?;
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(&self.program);
@@ -138,7 +139,7 @@ impl Start {
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
         let kept = Unclaimed(self.keep(child.id(), kind));
-        let idle = idle && child.id().is_some_and(|pid| set_idle(pid, true).is_ok());
+        let idle = child.id().is_some_and(begun);
         own.set_nonblocking(true)?;
         let stream = UnixStream::from_std(own)?;
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
@@ -230,6 +231,8 @@ struct Shared {
     changed: Notify,
     /// A wake is over: for all that wait until there is none.
     ended: Notify,
+    /// The one in the making is ready, or none will come of it.
+    made: Notify,
 }
 
 struct State {
@@ -239,9 +242,18 @@ struct State {
     begun: u64,
     /// VMMs put on a shelf so far.
     number: u64,
+    making: Option<Making>,
     /// One that stood by has ended by itself.
     lost: bool,
     closed: bool,
+}
+
+/// One that is being made beforehand.
+struct Making {
+    kind: Kind,
+    pid: Option<u32>,
+    /// A wake waits for it.
+    hurried: bool,
 }
 
 /// A VMM that is a database's now.
@@ -269,8 +281,8 @@ impl Drop for Waking {
 impl Pool {
     /// `most` stand by at once.
     pub fn new(start: Start, most: usize) -> Pool {
-        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, lost: false, closed: false };
-        let shared = Shared { start, state: Mutex::new(state), changed: Notify::new(), ended: Notify::new() };
+        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, making: None, lost: false, closed: false };
+        let shared = Shared { start, state: Mutex::new(state), changed: Notify::new(), ended: Notify::new(), made: Notify::new() };
         Pool { shared: Arc::new(shared), keeper: OnceLock::new() }
     }
 
@@ -294,12 +306,25 @@ impl Pool {
         Waking(self.shared.clone())
     }
 
-    /// A VMM for this database: one that stands by, or one made now. What the latter has to say before it is the database's
+    /// A VMM for this database: one that stands by, the one that is just being made, or one made now. What the latter has to say before it is the database's
     /// goes to the database's log.
     pub async fn take(&self, spec: &Spec) -> Result<Taken, MakeError> {
         let (kind, home) = (Kind::of(spec), &self.shared.start.home);
         loop {
-            let Some(shelved) = self.shared.lock().shelves.take(&kind, Instant::now()) else { break };
+            let made = self.shared.made.notified();
+            let (shelved, coming) = {
+                let mut state = self.shared.lock();
+                let shelved = state.shelves.take(&kind, Instant::now());
+                let coming = shelved.is_none() && state.hurry(&kind);
+                (shelved, coming)
+            };
+            let Some(shelved) = shelved else {
+                if coming {
+                    made.await;
+                    continue;
+                }
+                break;
+            };
             let lent = match shelved.standby.folders.lend(&spec.id, home) {
                 Ok(lent) => lent,
                 // Another database's may be in order.
@@ -315,7 +340,7 @@ impl Pool {
             }
         }
         let start = &self.shared.start;
-        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id), false).await?;
+        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id), |_| false).await?;
         let lent = made.folders.lend(&spec.id, home)?;
         Ok(made.claim(spec, &lent, None)?)
     }
@@ -333,7 +358,7 @@ impl Pool {
     /// whoever waits.
     pub async fn make_for(&self, spec: &Spec, task: &str) -> Result<Process, MakeError> {
         let (start, home) = (&self.shared.start, self.home());
-        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id), false).await?;
+        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id), |_| false).await?;
         let lent = made.folders.lend(&spec.id, home)?;
         Ok(made.claim(spec, &lent, Some(task))?.process)
     }
@@ -379,6 +404,26 @@ impl Shelved {
     /// Closes its socket, at which it ends.
     fn end(self) -> Child {
         self.standby.child
+    }
+}
+
+impl State {
+    /// Has the one in the making made as fast as can be, if it is of this kind and nobody else waits for it; `made` tells when.
+    fn hurry(&mut self, kind: &Kind) -> bool {
+        let Some(making) = self.making.as_mut().filter(|making| making.kind == *kind && !making.hurried) else { return false };
+        making.hurried = true;
+        if let Some(pid) = making.pid {
+            // Where that cannot be done it gave way to nobody before either.
+            let _ = set_idle(pid, false);
+        }
+        true
+    }
+
+    /// The one in the making has a process; whether that runs only when nothing else is to be done.
+    fn begun(&mut self, pid: u32) -> bool {
+        let Some(making) = self.making.as_mut() else { return false };
+        making.pid = Some(pid);
+        !making.hurried && set_idle(pid, true).is_ok()
     }
 }
 
@@ -477,8 +522,13 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
             continue;
         };
         rotate(&log, LOG_LIMIT);
-        match shared.start.make(&kind, PLACEHOLDER, &log, true).await {
-            Ok(standby) => shared.put(&kind, standby),
+        shared.lock().making = Some(Making { kind: kind.clone(), pid: None, hurried: false });
+        let made = shared.start.make(&kind, PLACEHOLDER, &log, |pid| shared.lock().begun(pid)).await;
+        let made = made.map(|standby| shared.put(&kind, standby));
+        shared.lock().making = None;
+        shared.made.notify_waiters();
+        match made {
+            Ok(()) => {}
             Err(error) => {
                 tracing::warn!(%error, image = kind.image, log = %log.display(), "no VMM can be made ready beforehand; each is made when it is needed");
                 tokio::time::sleep(PAUSE).await;
@@ -531,5 +581,37 @@ mod tests {
         assert!(pool.take(&spec).await.unwrap().stood_by);
         drop(waking);
         pool.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_wake_that_finds_none_ready_takes_the_one_in_the_making() {
+        let dir = tempfile::tempdir().unwrap();
+        let (home, program, go) = (Home::new(dir.path().into()), dir.path().join("vmm"), dir.path().join("go"));
+        home.create().unwrap();
+        let script = format!("#!/bin/sh\nwhile ! test -e {}; do sleep 0.01; done\nprintf 'ready\\n' >&0\nread claim\nread more\n", go.display());
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let start = Start { program, home, jail: Jail::Own, groups: None, watchdog_ms: 0, console_log_mib: 1 };
+        let pool = Pool::new(start, 1);
+        let kind = Kind { image: "i".into(), memory_mib: 64 };
+        pool.keep(move || Some(kind.clone()), || true);
+        let is_so = async |so: fn(&Making) -> bool| {
+            while !pool.shared.lock().making.as_ref().is_some_and(so) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        is_so(|making| making.pid.is_some()).await;
+        let pid = pool.shared.lock().making.as_ref().unwrap().pid.unwrap();
+        let spec = Spec { id: DatabaseId::random().unwrap(), image: "i".into(), memory_mib: 64, storage_mib: 128, written: false };
+        let hurried = async {
+            is_so(|making| making.hurried).await;
+            std::fs::write(&go, "").unwrap();
+        };
+        let (taken, ()) = tokio::join!(pool.take(&spec), hurried);
+        let mut taken = taken.unwrap();
+        assert!(taken.stood_by);
+        assert_eq!(taken.process.pid(), Some(pid));
+        taken.process.kill();
+        taken.process.gone().await;
     }
 }
