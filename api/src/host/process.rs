@@ -172,15 +172,27 @@ pub fn set_background(process: &Process, background: bool) {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, pid, if background { 19 } else { 0 }) };
 }
 
-/// Has a process' first thread run only when a processor has nothing else to do, or as any other. It gives way at once then, as one
-/// of the lowest priority does not. Where this server could not undo it, it is not done.
+/// Has a process' first thread, and those that it makes from then on, run only when a processor has nothing else to do; or all of
+/// its threads as any others. They give way at once, as those of the lowest priority do not. Where this server could not undo it, it
+/// is not done.
 pub fn set_idle(pid: u32, idle: bool) -> io::Result<()> {
     static CAN_BE_UNDONE: OnceLock<bool> = OnceLock::new();
     const SELF: u32 = 0;
     let there_and_back = || set_policy(SELF, libc::SCHED_IDLE).and_then(|()| set_policy(SELF, libc::SCHED_OTHER)).is_ok();
     let on_a_thread = || std::thread::Builder::new().spawn(there_and_back).is_ok_and(|tried| tried.join().unwrap_or(false));
     match *CAN_BE_UNDONE.get_or_init(on_a_thread) {
-        true => set_policy(pid, if idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER }),
+        true if idle => set_policy(pid, libc::SCHED_IDLE),
+        true => {
+            // First the one that makes the others.
+            set_policy(pid, libc::SCHED_OTHER)?;
+            for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+                if let Some(thread) = thread.file_name().to_str().and_then(|number| number.parse().ok()) {
+                    // An error means that it has ended.
+                    let _ = set_policy(thread, libc::SCHED_OTHER);
+                }
+            }
+            Ok(())
+        }
         false => Err(io::ErrorKind::PermissionDenied.into()),
     }
 }
@@ -299,7 +311,37 @@ fn try_to_shorten(path: &Path, keep: u64) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{cry, shorten, tail, words};
+    use std::sync::mpsc::channel;
+
+    use super::{cry, set_idle, shorten, tail, words};
+
+    #[test]
+    fn what_gave_way_has_its_priority_back_with_all_its_threads() {
+        // SAFETY: neither has an effect on memory.
+        let me = || unsafe { libc::gettid() } as u32;
+        let policy = |thread: u32| unsafe { libc::sched_getscheduler(thread as libc::pid_t) };
+        let (told, made) = channel();
+        let (end, ended) = channel::<()>();
+        let one = std::thread::spawn(move || {
+            if let Err(error) = set_idle(me(), true) {
+                return assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied);
+            }
+            let other = std::thread::spawn(move || {
+                told.send((me(), policy(me()))).unwrap();
+                let _ = ended.recv();
+            });
+            other.join().unwrap();
+        });
+        let Ok((other, first)) = made.recv() else {
+            one.join().unwrap();
+            return eprintln!("skipped: priorities cannot be given back (no CAP_SYS_NICE)");
+        };
+        assert_eq!(first, libc::SCHED_IDLE, "it is inherited");
+        set_idle(me(), false).unwrap();
+        assert_eq!(policy(other), libc::SCHED_OTHER);
+        drop(end);
+        one.join().unwrap();
+    }
 
     #[test]
     fn a_log_is_shortened_to_its_last_lines_and_no_link_is_followed() {
