@@ -8,7 +8,7 @@ use dormouse_abi::{DOORBELL, QUEUE_SIZE, VECTOR_EVENT, doorbell, exit, queue};
 use kvm_ioctls::VcpuExit;
 use virtio_queue::Queue;
 
-use crate::machine::{Machine, MachineError, raw, refused};
+use crate::machine::{Machine, raw};
 use crate::monitor::{Io, Monitor, Order, Phase};
 use crate::profile::Reason;
 use crate::reactor::Events;
@@ -117,17 +117,6 @@ impl Guest {
     /// For the snapshot.
     pub fn positions(&self) -> Positions {
         [self.requests.position(), position(&self.rng_queue), position(&self.console_queue)]
-    }
-
-    /// Completes the exit that the vCPU came out with, without running the guest: its registers are whole then.
-    pub fn complete_exit(&mut self) -> Result<(), MachineError> {
-        self.machine.vcpu.set_kvm_immediate_exit(1);
-        let result = self.machine.vcpu.run().map(|_| ());
-        self.machine.vcpu.set_kvm_immediate_exit(0);
-        match result {
-            Err(error) if error.errno() != libc::EINTR => Err(refused("complete the last exit")(error)),
-            _ => Ok(()),
-        }
     }
 
     /// Runs the guest until it ends or is suspended.

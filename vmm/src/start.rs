@@ -214,6 +214,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         }
     }
     heap::have_ready();
+    made.machine.enter_and_leave()?;
     close_jail(settings, &image, apart.as_ref())?;
     let is_apart = apart.is_some();
     let Some((claim, descriptors, server)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
@@ -517,7 +518,11 @@ impl Place<'_> {
             Some(sockets) => sockets,
             None => self.listen(&mut life).map_err(StartError::io("cannot listen in its run folder"))?,
         };
-        tracing::info!(database = self.settings.database, epoch = life.epoch, cold, "guest begins");
+        // Said once the guest runs: a line in a log may have to wait for the host's file system.
+        let begins = {
+            let (database, epoch) = (self.settings.database.clone(), life.epoch.clone());
+            move || tracing::info!(database, epoch, cold, "guest begins")
+        };
         let mut sleeper = Sleeper { spending, ..self.sleeper(&machine, &life, base) };
         clock.publish(&shared);
         let pace = Pace {
@@ -549,7 +554,7 @@ impl Place<'_> {
         monitor.turn(&mut monitor.io());
         // Told before the I/O thread is there: it may have bound a session by the time its lock is free for this one.
         monitor.io().life.step("run");
-        let io_thread = monitor.start().map_err(StartError::io("cannot start a thread"))?;
+        let io_thread = monitor.start(begins).map_err(StartError::io("cannot start a thread"))?;
         jail::threads::end_spares();
         crash::point("restore-entered");
         let end = guest.run(&mut sleeper);

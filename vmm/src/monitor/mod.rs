@@ -501,10 +501,13 @@ impl Monitor {
             || self.shared.get_next_deadline() <= self.clock().now()
     }
 
-    /// Starts the I/O thread.
-    pub fn start(self: &Arc<Self>) -> std::io::Result<IoThread> {
+    /// Starts the I/O thread, with this as the first that it does.
+    pub fn start(self: &Arc<Self>, first: impl FnOnce() + Send + 'static) -> std::io::Result<IoThread> {
         let monitor = Arc::clone(self);
-        let handle = threads::spawn(ThreadKind::Io, move || monitor.io_loop())?;
+        let handle = threads::spawn(ThreadKind::Io, move || {
+            first();
+            monitor.io_loop();
+        })?;
         *self.io_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(handle.thread().clone());
         Ok(IoThread { monitor: Arc::clone(self), handle: Some(handle) })
     }

@@ -38,7 +38,7 @@ pub struct State {
 impl State {
     /// Reads the state of a guest that stands still: its last exit is completed first.
     pub fn of(guest: &mut Guest) -> Result<Self, MachineError> {
-        guest.complete_exit()?;
+        guest.machine.enter_and_leave()?;
         let mut vsock = Writer::default();
         guest.monitor.io().vsock.save(&mut vsock);
         Ok(Self {
