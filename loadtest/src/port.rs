@@ -49,13 +49,16 @@ mod tests {
     fn ports_differ_and_none_is_a_connections() {
         let ports: HashSet<u16> = (0..100).map(|_| free()).collect();
         assert_eq!(ports.len(), 100);
-        assert!(ports.iter().all(|&port| port < first_ephemeral()));
+        assert!(first_ephemeral() <= FIRST || ports.iter().all(|&port| port < first_ephemeral()));
     }
 
     #[test]
     fn a_port_in_use_is_passed_over() {
-        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, free())).unwrap();
-        let taken = held.local_addr().unwrap().port();
-        assert!((0..100).all(|_| free() != taken));
+        // Some of those that come next; the other tests take a few meanwhile.
+        let next = free() + 1;
+        let held: Vec<_> = (next..next + 400).step_by(2).filter_map(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok()).collect();
+        let taken: HashSet<u16> = held.iter().map(|held| held.local_addr().unwrap().port()).collect();
+        assert!(taken.len() > 100);
+        assert!((0..100).all(|_| !taken.contains(&free())));
     }
 }

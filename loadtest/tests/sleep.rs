@@ -34,6 +34,33 @@ fn an_unused_database_falls_asleep_and_leaves_no_process() {
     assert_eq!(rest::vm_processes(id).len(), 1);
 }
 
+/// It was made when nothing else was to be done, and so was its last suspend: from then on it is a process like any other.
+#[test]
+fn all_threads_of_a_woken_vm_have_their_priority() {
+    let Some((server, created, mut client)) = harness::session() else {
+        return;
+    };
+    let id = created.database.id.as_str();
+    for _ in 0..3 {
+        server.rest.suspend(id).unwrap();
+        client.query("create temporary table if not exists t (n int)").unwrap();
+        let pid = rest::vm_processes(id)[0];
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let policies: Vec<libc::c_int> = threads
+            .map(|thread| {
+                let thread = thread.unwrap().file_name();
+                // SAFETY: an integer to the kernel and back.
+                unsafe { libc::sched_getscheduler(thread.to_str().unwrap().parse().unwrap()) }
+            })
+            .collect();
+        assert!(policies.len() > 1);
+        assert!(
+            policies.iter().all(|policy| *policy == libc::SCHED_OTHER),
+            "{policies:?}"
+        );
+    }
+}
+
 /// From the client's byte to its answer, through three processes, on one clock.
 #[test]
 fn the_last_wake_is_told_step_by_step_and_counted() {

@@ -214,8 +214,9 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         }
     }
     heap::have_ready();
-    made.machine.enter_and_leave()?;
     close_jail(settings, &image, apart.as_ref())?;
+    // Behind the jail, which a thread that KVM makes here is to have as well.
+    made.machine.enter_and_leave()?;
     let is_apart = apart.is_some();
     let Some((claim, descriptors, server)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
@@ -325,7 +326,7 @@ impl Place<'_> {
         Ok(listeners)
     }
 
-    /// Listens before memory is filled, so that the server connects meanwhile. Its connection outlasts a restore that
+    /// Listens before memory is filled, so that sessions connect meanwhile. Its connection outlasts a restore that
     /// fails: the cold start takes over what listens.
     fn listen_early(&self, life: &mut Life) -> io::Result<()> {
         if self.sockets.get().is_none() {

@@ -4,7 +4,7 @@
 
 mod guest;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
@@ -54,6 +54,30 @@ fn a_claimed_one_is_the_databases_in_name_and_log_and_outlives_who_claimed_it() 
     let (vmm, mut owner) = ready(&home);
     writeln!(owner, r#"{{"database":"{DATABASE}"}}"#).unwrap();
     assert_eq!(vmm.control().event("ready")["cold"], false);
+}
+
+#[test]
+fn whoever_claimed_it_goes_on_with_it_over_the_same_socket() {
+    if !has_kvm("control") {
+        return;
+    }
+    let home = Home::new();
+    let (vmm, mut owner) = ready(&home);
+    writeln!(owner, r#"{{"database":"{DATABASE}"}}"#).unwrap();
+    let mut lines = BufReader::new(owner.try_clone().unwrap()).lines().map(|line| {
+        serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap()
+    });
+    assert_eq!(lines.next().unwrap(), serde_json::json!({"event": "listening"}));
+    // Both are there as soon as that is said.
+    UnixStream::connect(home.run_dir().join("vm.sock")).unwrap();
+    UnixStream::connect(home.run_dir().join("vm.ctl")).unwrap();
+    let ready = lines.next().unwrap();
+    assert_eq!(ready["event"], "ready", "{ready}");
+    writeln!(owner, r#"{{"op":"suspend"}}"#).unwrap();
+    let answer = lines.find(|line| line.get("ok").is_some()).unwrap();
+    assert_eq!(answer, serde_json::json!({"ok": true}));
+    assert_eq!(vmm.end().0.code(), Some(0));
+    assert!(lines.next().is_none(), "it is closed with the process");
 }
 
 #[test]

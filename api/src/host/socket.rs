@@ -25,7 +25,8 @@ pub fn is_open(stream: &UnixStream) -> bool {
     let mut poll = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: one entry, writable for the call, and no waiting.
     let told = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    told == 0
+    // Below 0: interrupted.
+    told <= 0
 }
 
 /// Completes once the other end is closed. Nothing of what it says is read.

@@ -64,8 +64,9 @@ pub struct Cold {
 
 /// How long a VMM may take to end after it has said goodbye or lost its control connection.
 const GOODBYE: Duration = Duration::from_secs(10);
-/// How long a suspend runs only when nothing else does: some ten times what it takes. On a host that is never idle it would not end.
-const GIVE_WAY: Duration = Duration::from_millis(100);
+/// How long a suspend runs only when nothing else does: a few times what it takes. On a host that is never idle it would not end, and
+/// what it holds of the file system others wait for.
+const GIVE_WAY: Duration = Duration::from_millis(30);
 /// What a VMM's log says of a guest that its watchdog ended.
 const NO_PROGRESS: &str = "makes no progress";
 /// What is told of one that the host ended for the memory that it wanted.
@@ -213,7 +214,10 @@ impl<F: Fn(VmEvent)> Life<F> {
             }
         };
         let (lines, sender) = split(stream);
-        let over = self.converse(lines, sender, &mut process).await;
+        let mut giving_way = GivingWay(None);
+        let over = self.converse(lines, sender, &mut process, &mut giving_way).await;
+        // Whoever wakes it next waits for its end.
+        giving_way.end(&process);
         self.turn = None;
         match over {
             Over::Exited(status) => self.reason(status, process.ran_out_of_memory()),
@@ -371,10 +375,9 @@ impl<F: Fn(VmEvent)> Life<F> {
         Err(self.reason(exit, out_of_memory).unwrap_or_else(|| "the VMM ended before it was ready".into()))
     }
 
-    async fn converse(&mut self, mut lines: Lines, mut sender: Sender, process: &mut Process) -> Over {
+    async fn converse(&mut self, mut lines: Lines, mut sender: Sender, process: &mut Process, giving_way: &mut GivingWay) -> Over {
         // Requests sent and not yet answered; answers come in their order.
         let mut open: VecDeque<Open> = VecDeque::new();
-        let mut giving_way = GivingWay(None);
         loop {
             tokio::select! {
                 message = lines.next() => match message {

@@ -298,6 +298,27 @@ mod tests {
     use super::*;
     use vm_memory::Bytes;
 
+    /// Flags of the mapping that begins at a guest-physical address, as the host tells them.
+    fn flags(ram: &Ram, offset: u64) -> String {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let start = format!("{:x}-", ram.host_base() as u64 + offset);
+        let mapping = maps.lines().skip_while(|line| !line.starts_with(&start));
+        mapping.map(str::to_owned).find(|line| line.starts_with("VmFlags:")).unwrap_or_default() + " "
+    }
+
+    #[test]
+    fn pages_are_small_until_large_ones_are_preferred_and_a_file_s_stay_as_they_are() {
+        let ram = Ram::new(16 << 20).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 20).unwrap();
+        ram.map_file(&file, 4 << 20, 2 << 20).unwrap();
+        let large = |offset: u64| (flags(&ram, offset).contains(" hg "), flags(&ram, offset).contains(" nh "));
+        ram.prefer_large(false);
+        assert_eq!([0, 4 << 20, 6 << 20].map(large), [(false, true), (true, false), (false, true)]);
+        ram.prefer_large(true);
+        assert_eq!([0, 4 << 20, 6 << 20].map(large), [(true, false); 3]);
+    }
+
     #[test]
     fn memory_is_aligned_for_huge_pages_and_refuses_odd_sizes() {
         let ram = Ram::new(16 << 20).unwrap();

@@ -53,6 +53,10 @@ const RESPITE: Duration = Duration::from_secs(1);
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A wake that has just succeeded still owes its first answer.
 const QUIET: Duration = Duration::from_millis(3);
+/// The same for what gives way less readily. A new connection's is later than a held one's.
+const LONG_QUIET: Duration = Duration::from_millis(10);
+/// How long one in the making runs only when nothing else does: on a host that is never idle none would be made.
+const GIVE_WAY: Duration = Duration::from_millis(200);
 /// Size at which the log of those that stand by is rotated, in bytes.
 const LOG_LIMIT: u64 = 1 << 20;
 /// How often it is looked whether a kind is forgotten, or an image replaced, if nobody asks for anything.
@@ -96,8 +100,6 @@ struct Standby {
     stream: Arc<UnixStream>,
     folders: Folders,
     kept: Unclaimed,
-    /// It has run when nothing else was to be done.
-    idle: bool,
 }
 
 /// What there is of a VMM beside its process: of one that is nobody's it goes with this.
@@ -110,12 +112,11 @@ impl Drop for Unclaimed {
 }
 
 impl Start {
-    /// Makes a VMM of a kind ready; what it has to say goes to `log`. Once there is its process `begun` is told, and says whether it
-    /// is to run only when nothing else is to be done.
+    /// Makes a VMM of a kind ready; what it has to say goes to `log`. Once there is its process `begun` is told.
     ///
     /// It is in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and an awake VM must
     /// outlive a server that crashes.
-    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32) -> bool) -> Result<Standby, MakeError> {
+    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32)) -> Result<Standby, MakeError> {
         let (own, theirs) = StdStream::pair()?;
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(&self.program);
@@ -139,11 +140,11 @@ impl Start {
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
         let kept = Unclaimed(self.keep(child.id(), kind));
-        let idle = child.id().is_some_and(begun);
+        child.id().map(begun);
         own.set_nonblocking(true)?;
         let stream = UnixStream::from_std(own)?;
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
-            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders, kept, idle }),
+            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders, kept }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
@@ -177,9 +178,6 @@ impl Standby {
         let control = UnixStream::from_std(StdStream::from(self.stream.as_fd().try_clone_to_owned()?))?;
         let at = monotonic_us();
         crash::point("wake-lent");
-        if self.idle && let Some(pid) = self.child.id() {
-            set_idle(pid, false)?;
-        }
         let claim = json!({
             "database": spec.id.as_str(),
             "storage_bytes": spec.storage_mib << 20,
@@ -340,7 +338,7 @@ impl Pool {
             }
         }
         let start = &self.shared.start;
-        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id), |_| false).await?;
+        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id), |_| ()).await?;
         let lent = made.folders.lend(&spec.id, home)?;
         Ok(made.claim(spec, &lent, None)?)
     }
@@ -358,14 +356,14 @@ impl Pool {
     /// whoever waits.
     pub async fn make_for(&self, spec: &Spec, task: &str) -> Result<Process, MakeError> {
         let (start, home) = (&self.shared.start, self.home());
-        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id), |_| false).await?;
+        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id), |_| ()).await?;
         let lent = made.folders.lend(&spec.id, home)?;
         Ok(made.claim(spec, &lent, Some(task))?.process)
     }
 
-    /// Returns once no wake has been under way for a moment.
+    /// Returns once no wake has been under way for a while.
     pub async fn quiet(&self) {
-        self.shared.quiet().await;
+        self.shared.quiet(LONG_QUIET).await;
     }
 
     /// How many stand by.
@@ -412,18 +410,26 @@ impl State {
     fn hurry(&mut self, kind: &Kind) -> bool {
         let Some(making) = self.making.as_mut().filter(|making| making.kind == *kind && !making.hurried) else { return false };
         making.hurried = true;
-        if let Some(pid) = making.pid {
-            // Where that cannot be done it gave way to nobody before either.
-            let _ = set_idle(pid, false);
-        }
+        self.give_way_no_more();
         true
     }
 
-    /// The one in the making has a process; whether that runs only when nothing else is to be done.
-    fn begun(&mut self, pid: u32) -> bool {
-        let Some(making) = self.making.as_mut() else { return false };
+    /// The one in the making has a process, which gives way unless a wake waits for it.
+    fn begun(&mut self, pid: u32) {
+        let Some(making) = self.making.as_mut() else { return };
         making.pid = Some(pid);
-        !making.hurried && set_idle(pid, true).is_ok()
+        if !making.hurried {
+            // Where that cannot be undone it is not done.
+            let _ = set_idle(pid, true);
+        }
+    }
+
+    /// The one in the making gives way no more.
+    fn give_way_no_more(&self) {
+        if let Some(pid) = self.making.as_ref().and_then(|making| making.pid) {
+            // Where that cannot be done it gave way to nobody before either.
+            let _ = set_idle(pid, false);
+        }
     }
 }
 
@@ -445,8 +451,8 @@ impl Shared {
         if state.closed { None } else { state.shelves.next(Instant::now()) }
     }
 
-    /// Returns once no wake has been under way for a moment.
-    async fn quiet(&self) {
+    /// Returns once no wake has been under way for so long.
+    async fn quiet(&self, long: Duration) {
         loop {
             let ended = self.ended.notified();
             let (wakes, begun) = {
@@ -457,7 +463,7 @@ impl Shared {
                 ended.await;
                 continue;
             }
-            tokio::time::sleep(QUIET).await;
+            tokio::time::sleep(long).await;
             if self.lock().begun == begun {
                 return;
             }
@@ -467,7 +473,8 @@ impl Shared {
     /// One that was taken for nothing.
     fn put_back(&self, kind: &Kind, shelved: Shelved) {
         let mut state = self.lock();
-        if !state.closed {
+        // If it has ended meanwhile nobody watches it any more.
+        if !state.closed && socket::is_open(&shelved.standby.stream) {
             state.shelves.put(kind, shelved);
         }
     }
@@ -508,7 +515,7 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
                 state.shelves.expect(&kind, Instant::now());
             }
         }
-        shared.quiet().await;
+        shared.quiet(QUIET).await;
         if std::mem::take(&mut shared.lock().lost) {
             tokio::time::sleep(RESPITE).await;
             continue;
@@ -523,7 +530,17 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
         };
         rotate(&log, LOG_LIMIT);
         shared.lock().making = Some(Making { kind: kind.clone(), pid: None, hurried: false });
-        let made = shared.start.make(&kind, PLACEHOLDER, &log, |pid| shared.lock().begun(pid)).await;
+        let making = shared.start.make(&kind, PLACEHOLDER, &log, |pid| shared.lock().begun(pid));
+        tokio::pin!(making);
+        let made = match tokio::time::timeout(GIVE_WAY, &mut making).await {
+            Ok(made) => made,
+            Err(_) => {
+                shared.lock().give_way_no_more();
+                making.await
+            }
+        };
+        // Now, and not when it is claimed: until then it does nothing.
+        shared.lock().give_way_no_more();
         let made = made.map(|standby| shared.put(&kind, standby));
         shared.lock().making = None;
         shared.made.notify_waiters();
@@ -607,8 +624,8 @@ mod tests {
             is_so(|making| making.hurried).await;
             std::fs::write(&go, "").unwrap();
         };
-        let (taken, ()) = tokio::join!(pool.take(&spec), hurried);
-        let mut taken = taken.unwrap();
+        let both = async { tokio::join!(pool.take(&spec), hurried).0 };
+        let mut taken = tokio::time::timeout(PATIENCE, both).await.unwrap().unwrap();
         assert!(taken.stood_by);
         assert_eq!(taken.process.pid(), Some(pid));
         taken.process.kill();
