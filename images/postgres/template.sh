@@ -56,18 +56,22 @@ make_template() {
         logged single_user postgres < "$work/app.sql"
         # All rows frozen and all pages marked so: a fresh database has nothing to vacuum, so nothing to write. The
         # last run leaves only the shutdown checkpoint in a WAL segment of its own.
-        # Statistics once more: writing them leaves dead rows, which autovacuum would find in every database of every tenant.
-        vacuum='VACUUM (FREEZE, ANALYZE);\n\nVACUUM (FREEZE) pg_statistic;\n\n'
         for database in template0 template1 app; do
-            # shellcheck disable=SC2059 # it has the line ends
-            printf "$vacuum" > "$work/vacuum.sql"
+            printf 'VACUUM (FREEZE, ANALYZE);\n\n' > "$work/vacuum.sql"
             logged single_user "$database" < "$work/vacuum.sql"
         done
         # With small segments the log begins at 1 MiB; PostgreSQL's own tests take every server to be past 16.
         printf "SELECT pg_logical_emit_message(false, '', ''), pg_switch_wal() FROM generate_series(1, 16);\n\n" > "$work/wal.sql"
         logged single_user postgres < "$work/wal.sql"
-        # shellcheck disable=SC2059
-        printf "${vacuum}CHECKPOINT;\n\nSELECT pg_switch_wal();\n\n" > "$work/vacuum.sql"
+        printf 'VACUUM (FREEZE, ANALYZE);\n\n' > "$work/vacuum.sql"
+        logged single_user postgres < "$work/vacuum.sql"
+        # Writing the statistics leaves dead rows among them, which are counted when a session ends: so in one of its own. Autovacuum
+        # would find them in every database of every tenant.
+        printf 'VACUUM (FREEZE) pg_statistic;\n\n' > "$work/vacuum.sql"
+        for database in template0 template1 app; do
+            logged single_user "$database" < "$work/vacuum.sql"
+        done
+        printf 'VACUUM (FREEZE) pg_statistic;\n\nCHECKPOINT;\n\nSELECT pg_switch_wal();\n\n' > "$work/vacuum.sql"
         logged single_user postgres < "$work/vacuum.sql"
         rm -f "$work/data/postmaster.opts" "$work/data/postmaster.pid"
         mkdir "$out/data"
