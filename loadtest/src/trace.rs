@@ -129,6 +129,6 @@ mod tests {
             .collect();
         let medians = medians(&traces);
         let memory = medians.iter().find(|one| one.step == "memory").unwrap();
-        assert_eq!((memory.took_us, memory.took_us_slow), (10.5, Some(19.5)));
+        assert_eq!((memory.took_us, memory.took_us_slow), (10.0, Some(19.0)));
     }
 }
