@@ -69,7 +69,7 @@ fn whoever_claimed_it_goes_on_with_it_over_the_same_socket() {
     });
     assert_eq!(lines.next().unwrap(), serde_json::json!({"event": "listening"}));
     // Both are there as soon as that is said.
-    UnixStream::connect(home.run_dir().join("vm.sock")).unwrap();
+    assert!(home.run_dir().join("vm.sock").exists());
     UnixStream::connect(home.run_dir().join("vm.ctl")).unwrap();
     let ready = lines.next().unwrap();
     assert_eq!(ready["event"], "ready", "{ready}");

@@ -185,10 +185,13 @@ pub fn set_idle(pid: u32, idle: bool) -> io::Result<()> {
         true => {
             // First the one that makes the others.
             set_policy(pid, libc::SCHED_OTHER)?;
-            for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
-                if let Some(thread) = thread.file_name().to_str().and_then(|number| number.parse().ok()) {
-                    // An error means that it has ended.
-                    let _ = set_policy(thread, libc::SCHED_OTHER);
+            // Twice: one that was just being made is listed a moment later.
+            for _ in 0..2 {
+                for thread in fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+                    if let Some(thread) = thread.file_name().to_str().and_then(|number| number.parse().ok()) {
+                        // An error means that it has ended.
+                        let _ = set_policy(thread, libc::SCHED_OTHER);
+                    }
                 }
             }
             Ok(())

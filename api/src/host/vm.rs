@@ -402,6 +402,8 @@ impl<F: Fn(VmEvent)> Life<F> {
                     }
                 },
                 status = process.gone() => {
+                    // Its number may be another's.
+                    giving_way.0 = None;
                     // What it said last may still be in the socket, such as that the suspend is committed.
                     while let Ok(Ok(Some(message))) = tokio::time::timeout(GOODBYE, lines.next()).await {
                         self.heard(message, &mut open);

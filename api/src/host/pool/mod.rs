@@ -55,6 +55,8 @@ const GOODBYE: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_millis(3);
 /// The same for what gives way less readily. A new connection's is later than a held one's.
 const LONG_QUIET: Duration = Duration::from_millis(10);
+/// How long a wake waits for the one in the making: many times what it takes.
+const HURRY: Duration = Duration::from_millis(500);
 /// How long one in the making runs only when nothing else does: on a host that is never idle none would be made.
 const GIVE_WAY: Duration = Duration::from_millis(200);
 /// Size at which the log of those that stand by is rotated, in bytes.
@@ -241,6 +243,8 @@ struct State {
     /// VMMs put on a shelf so far.
     number: u64,
     making: Option<Making>,
+    /// Until it is found that who gave way cannot be told to do so no more.
+    gives_way: bool,
     /// One that stood by has ended by itself.
     lost: bool,
     closed: bool,
@@ -250,6 +254,8 @@ struct State {
 struct Making {
     kind: Kind,
     pid: Option<u32>,
+    /// It runs only when nothing else is to be done.
+    idle: bool,
     /// A wake waits for it.
     hurried: bool,
 }
@@ -279,7 +285,7 @@ impl Drop for Waking {
 impl Pool {
     /// `most` stand by at once.
     pub fn new(start: Start, most: usize) -> Pool {
-        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, making: None, lost: false, closed: false };
+        let state = State { shelves: Shelves::new(most), wakes: 0, begun: 0, number: 0, making: None, gives_way: true, lost: false, closed: false };
         let shared = Shared { start, state: Mutex::new(state), changed: Notify::new(), ended: Notify::new(), made: Notify::new() };
         Pool { shared: Arc::new(shared), keeper: OnceLock::new() }
     }
@@ -317,8 +323,7 @@ impl Pool {
                 (shelved, coming)
             };
             let Some(shelved) = shelved else {
-                if coming {
-                    made.await;
+                if coming && tokio::time::timeout(HURRY, made).await.is_ok() {
                     continue;
                 }
                 break;
@@ -410,7 +415,8 @@ impl State {
     fn hurry(&mut self, kind: &Kind) -> bool {
         let Some(making) = self.making.as_mut().filter(|making| making.kind == *kind && !making.hurried) else { return false };
         making.hurried = true;
-        self.give_way_no_more();
+        // Whether it can be done is seen once it is ready.
+        let _ = self.give_way_no_more();
         true
     }
 
@@ -418,18 +424,14 @@ impl State {
     fn begun(&mut self, pid: u32) {
         let Some(making) = self.making.as_mut() else { return };
         making.pid = Some(pid);
-        if !making.hurried {
-            // Where that cannot be undone it is not done.
-            let _ = set_idle(pid, true);
-        }
+        // Where that cannot be undone it is not done.
+        making.idle = !making.hurried && self.gives_way && set_idle(pid, true).is_ok();
     }
 
     /// The one in the making gives way no more.
-    fn give_way_no_more(&self) {
-        if let Some(pid) = self.making.as_ref().and_then(|making| making.pid) {
-            // Where that cannot be done it gave way to nobody before either.
-            let _ = set_idle(pid, false);
-        }
+    fn give_way_no_more(&self) -> io::Result<()> {
+        let idle = self.making.as_ref().filter(|making| making.idle);
+        idle.and_then(|making| making.pid).map_or(Ok(()), |pid| set_idle(pid, false))
     }
 }
 
@@ -529,18 +531,25 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
             continue;
         };
         rotate(&log, LOG_LIMIT);
-        shared.lock().making = Some(Making { kind: kind.clone(), pid: None, hurried: false });
+        shared.lock().making = Some(Making { kind: kind.clone(), pid: None, idle: false, hurried: false });
         let making = shared.start.make(&kind, PLACEHOLDER, &log, |pid| shared.lock().begun(pid));
         tokio::pin!(making);
         let made = match tokio::time::timeout(GIVE_WAY, &mut making).await {
             Ok(made) => made,
             Err(_) => {
-                shared.lock().give_way_no_more();
+                let _ = shared.lock().give_way_no_more();
                 making.await
             }
         };
-        // Now, and not when it is claimed: until then it does nothing.
-        shared.lock().give_way_no_more();
+        let made = made.and_then(|standby| {
+            // Now, and not when it is claimed: until then it does nothing.
+            let mut state = shared.lock();
+            let undone = state.give_way_no_more();
+            // It would be some database's like that.
+            state.gives_way &= undone.is_ok();
+            undone?;
+            Ok(standby)
+        });
         let made = made.map(|standby| shared.put(&kind, standby));
         shared.lock().making = None;
         shared.made.notify_waiters();
