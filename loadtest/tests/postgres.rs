@@ -183,6 +183,16 @@ impl Postgres {
         fs::write(self.server.home.join(format!("settings-{id}")), line).unwrap();
     }
 
+    /// What the guest's consoles tell of processes that ended otherwise than by exiting.
+    fn ends(&self) -> Vec<String> {
+        let databases = fs::read_dir(self.server.home.join("databases")).unwrap();
+        let logs = databases.flat_map(|folder| ["console.log.1", "console.log"].map(|log| folder.as_ref().unwrap().path().join(log)));
+        let told = |line: &&str| ["was terminated by", "exited with exit code", "PANIC", "fault"].iter().any(|what| line.contains(what));
+        logs.filter_map(|log| fs::read(log).ok())
+            .flat_map(|log| String::from_utf8_lossy(&log).lines().filter(told).map(str::to_owned).collect::<Vec<_>>())
+            .collect()
+    }
+
     fn runner(&self, runner: &str, folder: &Path, user: &Target, words: &[&str]) -> Tally {
         let oracle = Programs::open(&built("oracle")).unwrap();
         // As upstream's makefiles have it: some tests name files from the current folder.
@@ -227,6 +237,8 @@ impl Postgres {
         }
         if !tally.failed.is_empty() {
             println!("differences: {}", output.join("regression.diffs").display());
+            // The database goes with the test, and its console's logs with it.
+            self.ends().iter().for_each(|line| println!("console: {line}"));
         }
         tally
     }
