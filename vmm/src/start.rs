@@ -16,8 +16,8 @@ use dormouse_images::manifest::file;
 
 use crate::boot::{self, BootError};
 use crate::clock::Clock;
-use crate::control::LISTENING;
 use crate::codec::Reader;
+use crate::control::LISTENING;
 use crate::crash;
 use crate::fs::{FsDevice, FsError, FsOptions};
 use crate::guest::{End, Guest, RunError};
@@ -326,7 +326,7 @@ impl Place<'_> {
         Ok(listeners)
     }
 
-    /// Listens before memory is filled, so that sessions connect meanwhile. Its connection outlasts a restore that
+    /// Listens before memory is filled, so that sessions connect meanwhile. Their connections outlast a restore that
     /// fails: the cold start takes over what listens.
     fn listen_early(&self, life: &mut Life) -> io::Result<()> {
         if self.sockets.get().is_none() {

@@ -310,8 +310,8 @@ impl Pool {
         Waking(self.shared.clone())
     }
 
-    /// A VMM for this database: one that stands by, the one that is just being made, or one made now. What the latter has to say before it is the database's
-    /// goes to the database's log.
+    /// A VMM for this database: one that stands by, the one that is just being made, or one made now. What the latter has to say
+    /// before it is the database's goes to the database's log.
     pub async fn take(&self, spec: &Spec) -> Result<Taken, MakeError> {
         let (kind, home) = (Kind::of(spec), &self.shared.start.home);
         loop {
@@ -433,6 +433,13 @@ impl State {
         let idle = self.making.as_ref().filter(|making| making.idle);
         idle.and_then(|making| making.pid).map_or(Ok(()), |pid| set_idle(pid, false))
     }
+
+    /// The one in the making is ready: it must not be some database's while it gives way.
+    fn made_ready(&mut self) -> io::Result<()> {
+        let undone = self.give_way_no_more();
+        self.gives_way &= undone.is_ok();
+        undone
+    }
 }
 
 impl Shared {
@@ -479,6 +486,29 @@ impl Shared {
         if !state.closed && socket::is_open(&shelved.standby.stream) {
             state.shelves.put(kind, shelved);
         }
+    }
+
+    /// Makes one of a kind and puts it on its shelf. It gives way meanwhile, unless a wake waits for it.
+    async fn make(self: &Arc<Self>, kind: &Kind, log: &Path) -> Result<(), MakeError> {
+        self.lock().making = Some(Making { kind: kind.clone(), pid: None, idle: false, hurried: false });
+        let making = self.start.make(kind, PLACEHOLDER, log, |pid| self.lock().begun(pid));
+        tokio::pin!(making);
+        let made = match tokio::time::timeout(GIVE_WAY, &mut making).await {
+            Ok(made) => made,
+            Err(_) => {
+                let _ = self.lock().give_way_no_more();
+                making.await
+            }
+        };
+        let put = made.and_then(|standby| {
+            // Now, and not when it is claimed: until then it does nothing.
+            self.lock().made_ready()?;
+            self.put(kind, standby);
+            Ok(())
+        });
+        self.lock().making = None;
+        self.made.notify_waiters();
+        put
     }
 
     fn put(self: &Arc<Self>, kind: &Kind, standby: Standby) {
@@ -531,34 +561,9 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
             continue;
         };
         rotate(&log, LOG_LIMIT);
-        shared.lock().making = Some(Making { kind: kind.clone(), pid: None, idle: false, hurried: false });
-        let making = shared.start.make(&kind, PLACEHOLDER, &log, |pid| shared.lock().begun(pid));
-        tokio::pin!(making);
-        let made = match tokio::time::timeout(GIVE_WAY, &mut making).await {
-            Ok(made) => made,
-            Err(_) => {
-                let _ = shared.lock().give_way_no_more();
-                making.await
-            }
-        };
-        let made = made.and_then(|standby| {
-            // Now, and not when it is claimed: until then it does nothing.
-            let mut state = shared.lock();
-            let undone = state.give_way_no_more();
-            // It would be some database's like that.
-            state.gives_way &= undone.is_ok();
-            undone?;
-            Ok(standby)
-        });
-        let made = made.map(|standby| shared.put(&kind, standby));
-        shared.lock().making = None;
-        shared.made.notify_waiters();
-        match made {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(%error, image = kind.image, log = %log.display(), "no VMM can be made ready beforehand; each is made when it is needed");
-                tokio::time::sleep(PAUSE).await;
-            }
+        if let Err(error) = shared.make(&kind, &log).await {
+            tracing::warn!(%error, image = kind.image, log = %log.display(), "no VMM can be made ready beforehand; each is made when it is needed");
+            tokio::time::sleep(PAUSE).await;
         }
     }
 }
