@@ -187,7 +187,7 @@ impl Postgres {
     fn ends(&self) -> Vec<String> {
         let databases = fs::read_dir(self.server.home.join("databases")).unwrap();
         let logs = databases.flat_map(|folder| ["console.log.1", "console.log"].map(|log| folder.as_ref().unwrap().path().join(log)));
-        let told = |line: &&str| ["was terminated by", "exited with exit code", "PANIC", "fault"].iter().any(|what| line.contains(what));
+        let told = |line: &&str| ["was terminated by", "exited with exit code", "PANIC", " (vector "].iter().any(|what| line.contains(what));
         logs.filter_map(|log| fs::read(log).ok())
             .flat_map(|log| String::from_utf8_lossy(&log).lines().filter(told).map(str::to_owned).collect::<Vec<_>>())
             .collect()

@@ -149,6 +149,9 @@ preempt_trampoline:
     mov eax, {xsave_mask}
     xor edx, edx
     xsave64 [rsp]
+    // Whoever runs now and had waited has called a function: by the calling convention it left the x87's registers empty
+    // and expects to find them so.
+    xrstor64 [rip + INITIAL_VECTORS]
     call preempt_entry
     mov eax, {xsave_mask}
     xor edx, edx
@@ -202,11 +205,15 @@ call_on_stack:
     mov rax, rdi
     mov rdi, rsi
     mov rsi, rdx
-    mov rdx, rcx
     mov rsp, r8
     and rsp, -16
+    mov r8, rax
+    mov eax, {xsave_mask}
+    xor edx, edx
+    xrstor64 [rip + INITIAL_VECTORS]
+    mov rdx, rcx
     mov byte ptr [rip + IN_KERNEL], 0
-    call rax
+    call r8
     mov edi, 128
     call handler_returned
     ud2
@@ -220,6 +227,12 @@ NEED_RESCHED: .byte 0
 PREEMPT_RIP:  .quad 0
     .globl FAULT_FRAME
 FAULT_FRAME:  .fill 8, 8, 0
+    // Its header names no component: each is set to what it is after a reset, but MXCSR, which is at 24.
+    .balign 64
+INITIAL_VECTORS:
+    .fill 24, 1, 0
+    .long 0x1f80
+    .fill 548, 1, 0
     .bss
     .balign 64
 BOOT_STACK:   .fill {boot_stack}, 1, 0
