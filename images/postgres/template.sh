@@ -74,6 +74,9 @@ make_template() {
         printf 'VACUUM (FREEZE) pg_statistic;\n\nCHECKPOINT;\n\nSELECT pg_switch_wal();\n\n' > "$work/vacuum.sql"
         logged single_user postgres < "$work/vacuum.sql"
         rm -f "$work/data/postmaster.opts" "$work/data/postmaster.pid"
+        # Autovacuum goes to the databases that there are statistics of: to those that a tenant uses, and not, each minute that
+        # she is awake, to postgres and template1 as well.
+        rm -f "$work/data/pg_stat/pgstat.stat"
         mkdir "$out/data"
         cp -r --sparse=always --preserve=mode,timestamps "$work/data/." "$out/data/"
         chmod 700 "$out/data"
