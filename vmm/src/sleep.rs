@@ -40,7 +40,7 @@ pub struct Sleeper {
     pub restored: bool,
     /// Where to look for one if the guest was booted.
     pub golden: Option<PathBuf>,
-    /// Where to note which pages the snapshot holds (`snapshot::hot`).
+    /// Where to note which pages the guest has changed and touched (`snapshot::hot`).
     pub note_pages: Option<PathBuf>,
     pub layer: PathBuf,
 }

@@ -33,7 +33,7 @@ use crate::settings::{Settings, make_dir};
 use crate::shared::SharedPage;
 use crate::sleep::{Sleeper, Target};
 use crate::snapshot::format::{Extent, Header, VERSION};
-use crate::snapshot::hot;
+use crate::snapshot::hot::{self, Touch};
 use crate::snapshot::pages::{self, Base};
 use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
@@ -202,9 +202,10 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         let folders = Folders::find(settings).map_err(StartError::io("cannot make its folders"))?;
         return run_as(settings, &image, &host, made, folders, None, started);
     };
+    let mut touch = None;
     if let Some(dir) = &image.golden_dir {
         match map_golden(&made.machine, &image, dir) {
-            Ok(base) => made.golden = Some(base),
+            Ok((base, listed)) => (made.golden, touch) = (Some(base), listed),
             Err(error) => {
                 // Whoever claims this process finds out for herself, and says so; with memory of which no part is mapped.
                 tracing::warn!(%error, "no golden memory");
@@ -216,6 +217,13 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     heap::have_ready();
     close_jail(settings, &image, apart.as_ref())?;
     // Behind the jail, which a thread that KVM makes here is to have as well.
+    if let Some(touch) = touch
+        && let Err(error) = touch.run(&mut made.machine)
+    {
+        tracing::warn!(%error, "no golden memory: its guest does not run");
+        drop(made);
+        made = Made::new(&host, settings)?;
+    }
     made.machine.enter_and_leave()?;
     let is_apart = apart.is_some();
     let Some((claim, descriptors, server)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
@@ -282,8 +290,9 @@ fn golden_base(image: &Image, machine: &Machine, name: &str) -> Result<Base, Rea
     Ok(Base::new(name.to_owned(), memory, machine.ram.len())?)
 }
 
-/// Maps the golden memory, as most that are restored or cloned want it, and makes the pages that they change their own.
-fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<Base, ReadError> {
+/// Maps the golden memory, as most that are restored or cloned want it, and makes the pages that they change their own; gives what
+/// their guests touch.
+fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<(Base, Option<Touch>), ReadError> {
     let golden = Snapshot::open(&dir.join(file::STATE))?
         .ok_or_else(|| ReadError::Base(format!("there is none in {}", dir.display())))?;
     let base = golden_base(image, machine, &golden.header.base)?;
@@ -291,7 +300,11 @@ fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<Base, Read
     if let Err(error) = hot::own(&machine.ram, &dir.join(file::HOT)) {
         tracing::warn!(%error, "the list of pages to have ready cannot be read");
     }
-    Ok(base)
+    let touch = Touch::open(&machine.ram, State::decode(&golden.state)?.cpu, &dir.join(file::TOUCHED)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the list of pages to touch cannot be read");
+        None
+    });
+    Ok((base, touch))
 }
 
 impl Place<'_> {
@@ -437,6 +450,9 @@ impl Place<'_> {
         snapshot.lay(&machine.ram, base.as_ref())?;
         life.step("mapped");
         snapshot.fill(&machine.ram)?;
+        if self.settings.note_pages.is_some() {
+            hot::watch(&machine.ram).map_err(|error| ReadError::Base(error.to_string()))?;
+        }
         life.step("memory");
         crash::point("restore-loaded");
         let spending = Spending::begin(&self.folders.database)?;

@@ -81,6 +81,37 @@ fn whoever_claimed_it_goes_on_with_it_over_the_same_socket() {
 }
 
 #[test]
+fn its_guest_touches_what_is_listed_and_if_it_cannot_a_database_still_begins() {
+    if !has_kvm("touch") {
+        return;
+    }
+    let home = Home::new();
+    let image = home.make_image();
+    let golden = home.path("images").join(&image).join("golden/64");
+    let (status, log) = home.start_image(&image, "db_golden", &["--golden", golden.to_str().unwrap()]).end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    // Where there is nothing a read leaves the guest otherwise.
+    for (list, fails) in [(vec![dormouse_abi::KERNEL], false), (vec![dormouse_abi::KERNEL, dormouse_abi::DOORBELL], true)] {
+        let bytes: Vec<u8> = list.iter().flat_map(|address| address.to_le_bytes()).collect();
+        std::fs::write(golden.join("touched"), bytes).unwrap();
+        let (mut owner, theirs) = UnixStream::pair().unwrap();
+        let mut command = home.image_command(&image, &"p".repeat(DATABASE.len()), &["--standby"]);
+        command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        let vmm = Vmm::new(command, &home);
+        owner.read_exact(&mut [0; dormouse_vmm::standby::READY.len()]).unwrap();
+        std::fs::create_dir_all(home.database_dir()).unwrap();
+        writeln!(owner, r#"{{"database":"{DATABASE}"}}"#).unwrap();
+        let mut control = vmm.control();
+        assert_eq!(control.event("ready")["cold"], false);
+        assert_eq!(control.ask(r#"{"op":"suspend"}"#), serde_json::json!({"ok": true}));
+        let (status, log) = vmm.end();
+        assert_eq!(status.code(), Some(0), "{log}");
+        assert_eq!(log.contains("its guest does not run"), fails, "{log}");
+        std::fs::remove_dir_all(home.database_dir()).unwrap();
+    }
+}
+
+#[test]
 fn one_that_nobody_can_claim_any_more_ends_well() {
     if !has_kvm("unclaimed") {
         return;

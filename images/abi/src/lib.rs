@@ -80,7 +80,9 @@ pub const VECTOR_EVENT: u8 = 0x40;
 pub struct KernelHeader {
     pub magic: u64,
     pub abi_version: u32,
-    pub reserved: u32,
+    /// Distance from [`KERNEL`] of a routine that reads of pages, so that the host has them mapped: ring 3, `%rdi` = address of an
+    /// array of 64-bit addresses, of which 0 is the last; then it halts. It wants no stack. 0: a kernel without it.
+    pub touch: u32,
     /// Entry point: ring 3, `%rdi` = address of [`BootInfo`], on a stack of the kernel's own choosing.
     pub entry: u64,
     /// The system-call entry described above.

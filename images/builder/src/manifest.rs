@@ -19,12 +19,15 @@ pub mod file {
     pub const KERNEL: &str = "kernel.elf";
     pub const POSTGRES: &str = "postgres.elf";
     pub const BOOT: &str = "boot.cpio";
-    /// Holds one folder per memory size in MiB, each with [`MEMORY`], [`STATE`] and [`HOT`].
+    /// Holds one folder per memory size in MiB, each with [`MEMORY`], [`STATE`], [`HOT`] and [`TOUCHED`].
     pub const GOLDEN: &str = "golden";
     pub const MEMORY: &str = "memory";
     pub const STATE: &str = "state";
     /// The pages that nearly every database changes: their numbers, ascending, four bytes each, little-endian.
     pub const HOT: &str = "hot";
+    /// The pages of the golden memory that nearly every wake touches: their addresses in the guest, ascending, eight bytes each,
+    /// little-endian.
+    pub const TOUCHED: &str = "touched";
 }
 
 /// Why a manifest could not be read.

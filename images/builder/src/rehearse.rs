@@ -1,10 +1,11 @@
-//! A rehearsal: a first clone of the golden guest is used as a tenant would, put to sleep, and which of its pages have
-//! changed is kept beside the golden snapshot, for VMMs that stand by (`vmm/src/snapshot/hot.rs`).
+//! A rehearsal: a first clone of the golden guest is used as a tenant would, put to sleep, and woken. Which of its pages have changed by
+//! then, and which it touches when it is awake again, is kept beside the golden snapshot, for VMMs that stand by
+//! (`vmm/src/snapshot/hot.rs`).
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -25,28 +26,39 @@ const COOL_DOWN_MS: u32 = 200;
 const LOOK: Duration = Duration::from_millis(5);
 /// Version 3.0 of the protocol.
 const PROTOCOL: u32 = 3 << 16;
+/// What a connection to a VMM can be (docs/interfaces.md).
+const NEW: u32 = 1;
+const BIND_AGAIN: u32 = 2;
 /// The owner's role (images/postgres/template.sql).
 const ROLE: &str = "app";
 /// What most tenants do, one after the other, in a session that ends.
 const FIRST_SESSION: &[&str] = &[
     "SET client_encoding = 'UTF8'; SELECT version()",
-    "CREATE TABLE rehearsal (id bigserial PRIMARY KEY, name text NOT NULL UNIQUE, at timestamptz DEFAULT now(), \
-     more jsonb DEFAULT '{}')",
-    "CREATE TABLE rehearsed (id int PRIMARY KEY, rehearsal bigint REFERENCES rehearsal, price numeric(10, 2))",
-    "CREATE INDEX ON rehearsed (rehearsal)",
-    "INSERT INTO rehearsal (name) SELECT md5(n::text) FROM generate_series(1, 1000) n",
-    "INSERT INTO rehearsed SELECT n, n % 1000 + 1, n FROM generate_series(1, 1000) n",
-    "SELECT name, sum(price) FROM rehearsal JOIN rehearsed ON rehearsal = rehearsal.id GROUP BY name ORDER BY 2 LIMIT 5",
-    "BEGIN; UPDATE rehearsal SET at = now() WHERE id = 7; DELETE FROM rehearsed WHERE id = 7; COMMIT",
+    "CREATE SCHEMA app; CREATE TABLE app.person (id serial PRIMARY KEY, name text NOT NULL, mail text UNIQUE, \
+     since timestamptz DEFAULT now(), more jsonb DEFAULT '{}')",
+    "CREATE TABLE app.thing (id int PRIMARY KEY, name text NOT NULL, price numeric(10, 2) CHECK (price >= 0))",
+    "CREATE TABLE app.deed (id bigserial PRIMARY KEY, person int REFERENCES app.person, thing int REFERENCES app.thing, \
+     many int NOT NULL CHECK (many > 0), at timestamptz DEFAULT now())",
+    "CREATE INDEX ON app.deed (person); CREATE INDEX ON app.thing (name)",
+    "CREATE VIEW app.spent AS SELECT person, sum(many * price) AS total FROM app.deed JOIN app.thing ON thing = thing.id GROUP BY person",
+    "INSERT INTO app.person (name, mail) SELECT 'person ' || n, n || '@example.org' FROM generate_series(1, 300) n",
+    "INSERT INTO app.thing SELECT n, md5(n::text), n % 70 FROM generate_series(1, 300) n",
+    "INSERT INTO app.deed (person, thing, many) SELECT n % 300 + 1, n % 300 + 1, n % 9 + 1 FROM generate_series(1, 1000) n",
+    "SELECT name, sum(many) FROM app.person JOIN app.deed ON person = person.id GROUP BY name ORDER BY 2 LIMIT 5",
+    "BEGIN; UPDATE app.person SET since = now() WHERE id = 7; DELETE FROM app.deed WHERE id = 7; COMMIT",
 ];
-/// In one that is held.
-const HELD_SESSION: &[&str] = &[
-    "SELECT count(*), max(price) FROM rehearsed WHERE rehearsal IN (SELECT id FROM rehearsal WHERE name > 'a')",
-    "INSERT INTO rehearsal (name) VALUES ('one more') RETURNING id",
+/// In another, and in one that is held.
+const LATER_SESSION: &[&str] = &[
+    "SELECT id, name FROM app.person WHERE mail = '77@example.org'",
+    "INSERT INTO app.deed (person, thing, many) VALUES (77, 42, 1) RETURNING id",
+    "UPDATE app.thing SET price = price + 0.01 WHERE id = 42",
+    "SELECT total FROM app.spent WHERE person = 77",
 ];
+/// After a wake.
+const WOKEN_SESSION: &[&str] = &["SELECT person, thing FROM app.deed WHERE id = 70"];
 
 /// Makes the golden snapshot of an image for guests of `memory_mib` MiB, unless it is there, with `park` backends ready, and
-/// notes which of its pages a clone changes, unless that is known. `vmm` is the program and its first arguments (`dormouse vmm`).
+/// notes which of its pages a clone changes and touches, unless that is known. `vmm` is the program and its first arguments (`dormouse vmm`).
 /// Returns whether a snapshot was made, and how many pages a rehearsal found that was made.
 ///
 /// # Errors
@@ -71,87 +83,133 @@ pub fn bake_and_rehearse(
     }
 }
 
-/// Notes which pages of the golden guest of `memory_mib` MiB a clone changes, unless that is known already. `vmm` is the
-/// program and its first arguments. Returns how many they are, of a rehearsal made now.
+/// Notes which pages of the golden guest of `memory_mib` MiB a clone changes, and which it touches when it is woken, unless that is
+/// known already. `vmm` is the program and its first arguments. Returns how many change, of a rehearsal made now.
 ///
 /// # Errors
-/// If a clone does not run, answer and sleep as it must; then the golden snapshot is no good.
+/// If a clone does not run, answer, sleep and wake as it must; then the golden snapshot is no good.
 fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Result<Option<usize>, GoldenError> {
     let golden = Store::new(home).image(image).join(file::GOLDEN).join(memory_mib.to_string());
-    let target = golden.join(file::HOT);
-    if target.exists() {
+    let [hot, touched] = [file::HOT, file::TOUCHED].map(|name| golden.join(name));
+    if hot.exists() && touched.exists() {
         return Ok(None);
     }
-    let draft = at(Draft::beside(&target), "replace", &target)?;
-    let scratch = at(scratch_home(home), "prepare", home)?;
-    let notes = at(std::path::absolute(draft.path()), "find", draft.path())?;
-    let console = scratch.path().join("databases").join(DATABASE).join("console.log");
     let memory = memory_mib.to_string();
-    let words: [&OsStr; 10] = [
-        "--database".as_ref(),
-        DATABASE.as_ref(),
-        "--home".as_ref(),
-        scratch.path().as_os_str(),
-        "--image".as_ref(),
-        image.as_ref(),
-        "--memory-mib".as_ref(),
-        memory.as_ref(),
-        "--note-pages".as_ref(),
-        notes.as_os_str(),
-    ];
-    let mut child = start(vmm, &words)?;
-    let run = scratch.path().join("run").join(DATABASE);
-    let end = play(&run, &mut child).and_then(|()| wait(&mut child, PATIENCE));
-    let failed = |source| GoldenError::Rehearsal { source, console: tail(&console) };
-    ended_well(&mut child, end, &console, failed)?;
-    let bytes = std::fs::metadata(draft.path()).map_err(failed)?.len();
-    if bytes == 0 || !bytes.is_multiple_of(4) {
-        return Err(failed(io::Error::other("its VMM noted no pages, or half of them")));
+    let stage = Stage { vmm, image, memory: &memory, scratch: at(scratch_home(home), "prepare", home)? };
+    let held = stage.act(None, |guest| {
+        for queries in [FIRST_SESSION, LATER_SESSION] {
+            let mut session = Session::begin(guest.connect()?)?;
+            session.queries(queries)?;
+            session.end()?;
+        }
+        let mut session = Session::begin(guest.connect()?)?;
+        session.queries(LATER_SESSION)?;
+        Ok(vec![session])
+    })?;
+    let notes = at(std::path::absolute(stage.scratch.path().join("notes")), "find", stage.scratch.path())?;
+    stage.act(Some(&notes), |guest| {
+        let mut sessions = Vec::new();
+        for session in held {
+            let mut session = session.bind_again(guest.connect()?)?;
+            session.queries(WOKEN_SESSION)?;
+            sessions.push(session);
+        }
+        Ok(sessions)
+    })?;
+    for (name, target) in [(file::HOT, &hot), (file::TOUCHED, &touched)] {
+        let draft = at(Draft::beside(target), "replace", target)?;
+        at(std::fs::rename(notes.join(name), draft.path()), "find what its VMM noted in", &notes)?;
+        at(draft.finish(target), "write", target)?;
     }
-    at(draft.finish(&target), "write", &target)?;
-    Ok(Some(bytes as usize / 4))
+    let len = at(std::fs::metadata(&hot), "look at", &hot)?.len();
+    Ok(Some(len as usize / size_of::<u32>()))
 }
 
-/// Uses the clone whose sockets are in `run`, and has it suspended.
-fn play(run: &Path, child: &mut Child) -> io::Result<()> {
-    let mut control = Control(BufReader::new(connect(&run.join("vm.ctl"), child)?));
-    control.event("ready")?;
-    let mut session = Session::begin(connect(&run.join("vm.sock"), child)?)?;
-    for sql in FIRST_SESSION {
-        session.query(sql)?;
+/// Where a clone is rehearsed, one VMM after the other.
+struct Stage<'a> {
+    vmm: &'a [OsString],
+    image: &'a str,
+    memory: &'a str,
+    scratch: Draft,
+}
+
+impl Stage<'_> {
+    /// Starts the clone's VMM, uses it as `play` does, and has it suspended with the sessions that are left, which it gives; what the VMM
+    /// notes goes to the folder `notes`.
+    fn act(
+        &self,
+        notes: Option<&Path>,
+        play: impl FnOnce(&mut Vm) -> io::Result<Vec<Session>>,
+    ) -> Result<Vec<Session>, GoldenError> {
+        let console = self.scratch.path().join("databases").join(DATABASE).join("console.log");
+        let mut words: Vec<&OsStr> = vec![
+            "--database".as_ref(),
+            DATABASE.as_ref(),
+            "--home".as_ref(),
+            self.scratch.path().as_os_str(),
+            "--image".as_ref(),
+            self.image.as_ref(),
+            "--memory-mib".as_ref(),
+            self.memory.as_ref(),
+        ];
+        words.extend(notes.into_iter().flat_map(|notes| ["--note-pages".as_ref(), notes.as_os_str()]));
+        let mut vm = Vm { child: start(self.vmm, &words)?, run: self.scratch.path().join("run").join(DATABASE) };
+        let mut sessions = Vec::new();
+        let end = vm.used(play).and_then(|left| {
+            sessions = left;
+            wait(&mut vm.child, PATIENCE)
+        });
+        let failed = |source| GoldenError::Rehearsal { source, console: tail(&console) };
+        ended_well(&mut vm.child, end, &console, failed)?;
+        Ok(sessions)
     }
-    session.end()?;
-    let mut session = Session::begin(connect(&run.join("vm.sock"), child)?)?;
-    for sql in HELD_SESSION {
-        session.query(sql)?;
-    }
-    let Session { id, sent, received, .. } = session;
-    let suspend = json!({"op": "suspend", "sessions": [{"session": id, "sent": sent, "received": received}]}).to_string();
-    loop {
-        control.ask(&json!({"op": "cool_down", "ms": COOL_DOWN_MS}).to_string())?;
-        control.event("idle")?;
-        let answer = control.ask(&suspend)?;
-        match answer["error"].as_str() {
-            None => return Ok(()),
-            // Whatever keeps it awake, it is asked again once it is idle.
-            Some("busy" | "bytes_in_flight" | "cancelled") => {}
-            Some(error) => return Err(io::Error::other(format!("it does not go to sleep: {error}"))),
+}
+
+/// The clone's VMM, and the folder of its sockets.
+struct Vm {
+    child: Child,
+    run: PathBuf,
+}
+
+impl Vm {
+    /// Uses it once it is ready, and has it suspended; the sessions that sleep with it.
+    fn used(&mut self, play: impl FnOnce(&mut Vm) -> io::Result<Vec<Session>>) -> io::Result<Vec<Session>> {
+        let mut control = Control(BufReader::new(self.listening("vm.ctl")?));
+        control.event("ready")?;
+        let sessions = play(self)?;
+        let counts: Vec<_> = sessions.iter().map(Session::counts).collect();
+        let suspend = json!({"op": "suspend", "sessions": counts}).to_string();
+        loop {
+            control.ask(&json!({"op": "cool_down", "ms": COOL_DOWN_MS}).to_string())?;
+            control.event("idle")?;
+            let answer = control.ask(&suspend)?;
+            match answer["error"].as_str() {
+                None => return Ok(sessions),
+                // Whatever keeps it awake, it is asked again once it is idle.
+                Some("busy" | "bytes_in_flight" | "cancelled") => {}
+                Some(error) => return Err(io::Error::other(format!("it does not go to sleep: {error}"))),
+            }
         }
     }
-}
 
-/// Connects as soon as the VMM listens.
-fn connect(path: &Path, child: &mut Child) -> io::Result<UnixStream> {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match UnixStream::connect(path) {
-            Ok(stream) => {
-                stream.set_read_timeout(Some(PATIENCE))?;
-                return Ok(stream);
+    /// A connection for a session.
+    fn connect(&mut self) -> io::Result<UnixStream> {
+        self.listening("vm.sock")
+    }
+
+    /// Connects as soon as the VMM listens.
+    fn listening(&mut self, name: &str) -> io::Result<UnixStream> {
+        let (path, deadline) = (self.run.join(name), Instant::now() + PATIENCE);
+        loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => {
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                    return Ok(stream);
+                }
+                Err(error) if Instant::now() > deadline => return Err(error),
+                Err(_) if wait(&mut self.child, LOOK)?.is_some() => return Err(io::Error::other("it ended before it listened")),
+                Err(_) => {}
             }
-            Err(error) if Instant::now() > deadline => return Err(error),
-            Err(_) if wait(child, LOOK)?.is_some() => return Err(io::Error::other("it ended before it listened")),
-            Err(_) => {}
         }
     }
 }
@@ -195,21 +253,38 @@ struct Session {
 }
 
 impl Session {
-    fn begin(mut stream: UnixStream) -> io::Result<Self> {
-        let mut hello = [0; 32];
-        hello[..4].copy_from_slice(b"DMS1");
-        hello[4] = 1;
-        stream.write_all(&hello)?;
-        stream.read_exact(&mut hello)?;
-        if hello[4] != 0 {
-            return Err(io::Error::other(format!("it refused a session: {}", hello[4])));
-        }
-        let id = u64::from_le_bytes(hello[8..16].try_into().unwrap_or_default());
-        let mut session = Self { stream, id, sent: 0, received: 0 };
+    fn begin(stream: UnixStream) -> io::Result<Self> {
+        let mut session = Self { stream, id: 0, sent: 0, received: 0 };
+        session.id = session.hello(NEW)?;
         let parameters = format!("user\0{ROLE}\0database\0{WARM_DATABASE}\0application_name\0rehearsal\0\0");
         session.send(&[], &[&PROTOCOL.to_be_bytes(), parameters.as_bytes()].concat())?;
         session.until_ready()?;
         Ok(session)
+    }
+
+    /// Goes on with it over another connection, after a sleep.
+    fn bind_again(self, stream: UnixStream) -> io::Result<Self> {
+        let mut session = Self { stream, ..self };
+        session.hello(BIND_AGAIN)?;
+        Ok(session)
+    }
+
+    /// Says which session the connection is to be; its number.
+    fn hello(&mut self, operation: u32) -> io::Result<u64> {
+        let mut hello = Vec::from(*b"DMS1");
+        hello.extend(operation.to_le_bytes());
+        hello.extend([self.id, self.sent, self.received].iter().flat_map(|number| number.to_le_bytes()));
+        self.stream.write_all(&hello)?;
+        self.stream.read_exact(&mut hello)?;
+        match hello[4] {
+            0 => Ok(u64::from_le_bytes(hello[8..16].try_into().unwrap_or_default())),
+            status => Err(io::Error::other(format!("it refused a session: {status}"))),
+        }
+    }
+
+    /// What the VMM is told of it when it is suspended.
+    fn counts(&self) -> serde_json::Value {
+        json!({"session": self.id, "sent": self.sent, "received": self.received})
     }
 
     /// Sends a message; the first of a session has no type.
@@ -220,9 +295,12 @@ impl Session {
         self.stream.write_all(&message)
     }
 
-    fn query(&mut self, sql: &str) -> io::Result<()> {
-        self.send(b"Q", &[sql.as_bytes(), &[0]].concat())?;
-        self.until_ready()
+    fn queries(&mut self, all: &[&str]) -> io::Result<()> {
+        for sql in all {
+            self.send(b"Q", &[sql.as_bytes(), &[0]].concat())?;
+            self.until_ready()?;
+        }
+        Ok(())
     }
 
     /// Reads until the server waits for the next query.

@@ -14,7 +14,7 @@ global_asm!(
     r#"
     .section .header, "a"
     .quad {magic}
-    .long {abi_version}, 0
+    .long {abi_version}, touch_pages - {kernel}
     .quad kernel_entry
     .quad syscall_entry
     .quad vectors
@@ -27,6 +27,18 @@ kernel_entry:
     xor ebp, ebp
     and rsp, -16
     call kernel_main
+    ud2
+
+    // Before the guest is anyone's (the ABI's `KernelHeader::touch`).
+touch_pages:
+    mov rax, [rdi]
+    add rdi, 8
+    test rax, rax
+    jz 1f
+    mov al, [rax]
+    jmp touch_pages
+1:  mov rax, {halt}
+    mov dword ptr [rax], 0
     ud2
 
     // ---- ring 0 ----
@@ -241,6 +253,8 @@ FAULT_STACK:  .fill {fault_stack}, 1, 0
     "#,
     magic = const abi::KERNEL_MAGIC,
     abi_version = const abi::ABI_VERSION,
+    kernel = const abi::KERNEL,
+    halt = const abi::DOORBELL + abi::doorbell::HALT,
     event = const abi::VECTOR_EVENT,
     ring3_code = const abi::selector::RING3_CODE,
     ring3_data = const abi::selector::RING3_DATA,

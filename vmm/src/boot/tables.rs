@@ -3,7 +3,8 @@
 //! All page tables lie in the first 2 MiB, which nothing maps: one top-level entry, one page of 1 GiB entries,
 //! and a page of 2 MiB entries for each GiB in use.
 
-use dormouse_abi::{DOORBELL, LARGE_PAGE, SLOT_BASE, SLOT_STRIDE, SYSTEM, TEXT, VECTOR_STUB_LEN, selector, system};
+use dormouse_abi::{DOORBELL, LARGE_PAGE, PAGE, SLOT_BASE, SLOT_STRIDE, SYSTEM, TEXT, VECTOR_STUB_LEN, selector, system};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::{BootError, put};
 use crate::machine::{Ram, cpu::TSS_LEN};
@@ -20,6 +21,8 @@ const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
+/// Of an entry, where its table or page lies.
+const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// What the page tables depend on.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +93,63 @@ pub fn page_tables(ram: &Ram, layout: &Layout) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Maps the large pages of which `of` says so in small ones, which nobody has accessed so far: [`accessed`] tells which have been since.
+/// For a rehearsal alone: the tables are no longer the golden snapshot's.
+pub fn split(ram: &Ram, of: impl Fn(u64) -> bool) -> Result<(), BootError> {
+    let pdpt = entries(ram, PDPT)?;
+    let tables = pdpt.into_iter().filter(|entry| entry & PRESENT != 0).map(|entry| entry & ADDRESS);
+    let mut next = FIRST_PD + tables.clone().count() as u64 * 4096;
+    for table in tables {
+        let mut pd = entries(ram, table)?;
+        for entry in pd.iter_mut().filter(|entry| **entry & LARGE != 0 && of((**entry & ADDRESS) / LARGE_PAGE)) {
+            if next == LARGE_PAGE {
+                return Err(misfit("they do not fit in 2 MiB".to_owned()));
+            }
+            let (first, flags) = (*entry & ADDRESS, *entry & (PRESENT | WRITE | USER));
+            put_table(ram, next, &std::array::from_fn(|page| (first + page as u64 * PAGE) | flags))?;
+            *entry = next | PRESENT | WRITE | USER | ACCESSED;
+            next += 4096;
+        }
+        put_table(ram, table, &pd)?;
+    }
+    Ok(())
+}
+
+/// A small page that the guest has accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accessed {
+    /// Where the guest sees it.
+    pub address: u64,
+    /// Its number in the guest's memory.
+    pub page: u32,
+    pub written: bool,
+}
+
+/// What the guest has accessed since [`split`], by address.
+pub fn accessed(ram: &Ram) -> Result<Vec<Accessed>, BootError> {
+    let mut found = Vec::new();
+    for (gib, table) in (0..).step_by(GIB as usize).zip(entries(ram, PDPT)?).filter(|(_, entry)| entry & PRESENT != 0) {
+        let tables = (gib..).step_by(LARGE_PAGE as usize).zip(entries(ram, table & ADDRESS)?);
+        for (large, table) in tables.filter(|(_, entry)| entry & PRESENT != 0 && entry & LARGE == 0) {
+            let pages = (large..).step_by(PAGE as usize).zip(entries(ram, table & ADDRESS)?);
+            found.extend(pages.filter(|(_, entry)| entry & ACCESSED != 0).map(|(address, entry)| Accessed {
+                address,
+                page: ((entry & ADDRESS) / PAGE) as u32,
+                written: entry & DIRTY != 0,
+            }));
+        }
+    }
+    Ok(found)
+}
+
+fn entries(ram: &Ram, table: u64) -> Result<[u64; 512], BootError> {
+    let mut bytes = [0; 4096];
+    let read = ram.view().read_slice(&mut bytes, GuestAddress(table));
+    read.map_err(|error| misfit(format!("they cannot be read at {table:#x}: {error}")))?;
+    let (words, _) = bytes.as_chunks::<8>();
+    Ok(std::array::from_fn(|index| u64::from_le_bytes(words[index])))
+}
+
 fn put_table(ram: &Ram, at: u64, entries: &[u64; 512]) -> Result<(), BootError> {
     let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_le_bytes()).collect();
     put(ram, "page tables", at, &bytes)
@@ -132,7 +192,6 @@ pub fn descriptors(ram: &Ram, vectors: u64) -> Result<(), BootError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{Bytes, GuestAddress};
 
     /// Walks the tables as the CPU would.
     fn walk(ram: &Ram, virt: u64) -> Option<(u64, bool)> {
@@ -166,6 +225,34 @@ mod tests {
         }
         assert_eq!(walk(&ram, SLOT_BASE + 96 * SLOT_STRIDE), None);
         assert_eq!(walk(&ram, DOORBELL + 4), Some((DOORBELL + 4, true)));
+    }
+
+    #[test]
+    fn what_is_split_is_mapped_as_before_and_tells_what_was_accessed() {
+        let ram = Ram::new(64 << 20).unwrap();
+        page_tables(&ram, &Layout { slots: 32 << 20, slot_count: 8, shared_end: 4 << 20, hot: 6 << 20 }).unwrap();
+        let (text, first_slot) = (TEXT / LARGE_PAGE, (32 << 20) / LARGE_PAGE);
+        split(&ram, |page| page == text || page == first_slot).unwrap();
+        assert!(accessed(&ram).unwrap().is_empty());
+        // The place of a small page's entry, and the entry, of one that has any.
+        let entry = |virt: u64| {
+            let word = |table: u64, shift: u32| (table & ADDRESS) + (virt >> shift & 511) * 8;
+            let read = |at: u64| ram.view().read_obj::<u64>(GuestAddress(at)).unwrap();
+            let large = read(word(read(word(PDPT, 30)), 21));
+            (large & LARGE == 0).then(|| (word(large, 12), read(word(large, 12))))
+        };
+        let (in_text, in_slot, same) = (TEXT + 5 * PAGE, SLOT_BASE + (6 << 20) + 3 * PAGE, (32 << 20) + 3 * PAGE);
+        for (virt, phys, writable) in [(in_text, in_text, 0), (in_slot, same, WRITE), (same, same, WRITE)] {
+            let (_, entry) = entry(virt).unwrap();
+            assert_eq!((entry & ADDRESS, entry & WRITE), (phys, writable));
+        }
+        assert_eq!(entry(TEXT + LARGE_PAGE), None, "another large page");
+        for (virt, bits) in [(in_text, ACCESSED), (in_slot, ACCESSED | DIRTY)] {
+            let (at, entry) = entry(virt).unwrap();
+            ram.view().write_obj(entry | bits, GuestAddress(at)).unwrap();
+        }
+        let of = |address, phys: u64, written| Accessed { address, page: (phys / PAGE) as u32, written };
+        assert_eq!(accessed(&ram).unwrap(), [of(in_text, in_text, false), of(in_slot, same, true)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! what nothing here ever does. The second comes with the claim, since only then it is known which folders are the database's;
 //! each thread that is there by then takes it on for itself.
 
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -76,12 +76,8 @@ pub fn close(settings: &Settings, image: &Image) -> io::Result<()> {
     for path in parts.into_iter().chain(&settings.image_dir()).chain([&settings.home.join("templates")]) {
         rules = beneath(rules, path, READ)?;
     }
-    for path in settings.golden.as_deref().into_iter().chain(settings.share()) {
+    for path in settings.golden.as_deref().into_iter().chain(settings.share()).chain(settings.note_pages.as_deref()) {
         DirBuilder::new().recursive(true).create(path)?;
-        rules = beneath(rules, path, WRITE)?;
-    }
-    if let Some(path) = &settings.note_pages {
-        File::options().create(true).append(true).open(path)?;
         rules = beneath(rules, path, WRITE)?;
     }
     *BEGUN.lock().unwrap_or_else(PoisonError::into_inner) = Some(rules);

@@ -71,6 +71,11 @@ impl CpuState {
         vcpu.set_vcpu_events(&self.events).map_err(refused("set pending events"))
     }
 
+    /// The same about to run something else: at `rip`, with `rdi`.
+    pub fn at(self, rip: u64, rdi: u64) -> Self {
+        Self { regs: kvm_regs { rip, rdi, rflags: self.regs.rflags, ..Default::default() }, events: Default::default(), ..self }
+    }
+
     pub fn save(&self, out: &mut Writer) {
         put(out, &self.regs);
         put(out, &self.sregs);

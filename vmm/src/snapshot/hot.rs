@@ -1,29 +1,47 @@
-//! The pages that nearly every database changes, which a VMM that stands by makes its own before it is known whose it is.
+//! The pages that nearly every database changes, which a VMM that stands by makes its own before it is known whose it is; and
+//! those that nearly every wake touches, which it has its guest touch before that is anyone's, so that KVM has them mapped.
 //!
 //! They are noted by a rehearsal when the golden snapshot is made (`dormouse_images::rehearse`): all databases of an image
 //! are clones of one guest, and what differs between it and a used clone lies mostly in the same pages; so do those that sessions
-//! use and give back. A hint, no more: a page that is missing in the list costs a fault, one too many costs its memory.
+//! use and give back. A hint, no more: a page that is missing in a list costs a fault, one too many costs its memory.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-use dormouse_abi::PAGE;
+use dormouse_abi::{DOORBELL, KERNEL, KernelHeader, LARGE_PAGE, PAGE, doorbell};
+use dormouse_images::manifest::file;
+use kvm_ioctls::VcpuExit;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use super::pages::own_of_files;
+use super::pages::REGION_PAGES;
 use super::read::{ReadError, Snapshot};
-use crate::machine::Ram;
+use crate::boot::{BootError, tables};
+use crate::machine::state::CpuState;
+use crate::machine::{Machine, MachineError, Ram};
 
-/// Writes the numbers of a snapshot's pages, and of all others of the golden memory that its guest has written to, to a file:
-/// ascending, four bytes each, little-endian.
-pub fn note(snapshot: &Path, ram: &Ram, to: &Path) -> Result<(), ReadError> {
+/// Has it seen from now on which pages of the golden memory the guest touches. Before its first instruction.
+pub fn watch(ram: &Ram) -> Result<(), BootError> {
+    tables::split(ram, |region| ram.is_file(region as usize))
+}
+
+/// Writes both lists to a folder, of a guest that was watched and has been suspended: the numbers of its snapshot's pages, and of those
+/// that it has written to, ascending, four bytes each; and the addresses of those that it has touched, ascending, eight bytes each; all
+/// little-endian.
+pub fn note(snapshot: &Path, ram: &Ram, folder: &Path) -> Result<(), ReadError> {
     let Some(snapshot) = Snapshot::open(snapshot)? else {
         return Err(io::Error::from(io::ErrorKind::NotFound).into());
     };
-    let mut pages: BTreeSet<u32> = snapshot.frames.iter().flat_map(|frame| &frame.pages).copied().collect();
-    pages.extend(own_of_files(ram)?);
-    fill_up(&mut pages);
-    Ok(std::fs::write(to, pages.iter().flat_map(|page| page.to_le_bytes()).collect::<Vec<u8>>())?)
+    let touched = tables::accessed(ram).map_err(io::Error::other)?;
+    let mut own: BTreeSet<u32> = snapshot.frames.iter().flat_map(|frame| &frame.pages).copied().collect();
+    own.extend(touched.iter().filter(|page| page.written).map(|page| page.page));
+    // Its page tables are others only since it was watched.
+    let mut own = own.split_off(&(REGION_PAGES as u32));
+    fill_up(&mut own);
+    let own: Vec<u8> = own.iter().flat_map(|page| page.to_le_bytes()).collect();
+    std::fs::write(folder.join(file::HOT), own)?;
+    let touched: Vec<u8> = touched.iter().flat_map(|page| page.address.to_le_bytes()).collect();
+    Ok(std::fs::write(folder.join(file::TOUCHED), touched)?)
 }
 
 /// KVM maps so many neighbours at one fault, if the first of them and those behind it are all the guest's own.
@@ -50,6 +68,62 @@ pub fn own(ram: &Ram, file: &Path) -> io::Result<usize> {
         ram.populate(u64::from(run[0]) * PAGE, run.len() as u64 * PAGE);
     }
     Ok(numbers.len())
+}
+
+/// Why a guest could not be made to touch its pages.
+#[derive(Debug, thiserror::Error)]
+pub enum TouchError {
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
+    Memory(#[from] GuestMemoryError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// It did something else.
+    #[error("it left by {0}")]
+    Left(String),
+}
+
+/// What a guest is to touch, and the golden guest's CPU to do so.
+pub struct Touch {
+    cpu: CpuState,
+    /// Where its kernel's routine begins.
+    entry: u64,
+    /// As the routine reads it.
+    list: Vec<u8>,
+}
+
+impl Touch {
+    /// Of the list in a file, for a guest that has the golden memory; `None` without one, and of a kernel that cannot.
+    pub fn open(ram: &Ram, cpu: CpuState, file: &Path) -> Result<Option<Self>, TouchError> {
+        let mut list = match std::fs::read(file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        // The one that ends it.
+        list.extend([0; 8]);
+        let at = KERNEL + std::mem::offset_of!(KernelHeader, touch) as u64;
+        let routine: u32 = ram.view().read_obj(GuestAddress(at))?;
+        Ok((routine != 0).then_some(Self { cpu, entry: KERNEL + u64::from(routine), list }))
+    }
+
+    /// Has the guest touch them, and leaves it in the midst of an exit. What its CPU is then is nobody's: a restore sets all of it.
+    pub fn run(self, machine: &mut Machine) -> Result<(), TouchError> {
+        // In its last pages, which are given back, so that they are zeroes again as in the golden memory.
+        let len = (self.list.len() as u64).next_multiple_of(PAGE);
+        let at = machine.ram.len() - len;
+        if (at / LARGE_PAGE..machine.ram.len() / LARGE_PAGE).any(|region| machine.ram.is_file(region as usize)) {
+            return Err(TouchError::Left("nowhere: the golden memory reaches to its end".to_owned()));
+        }
+        machine.ram.view().write_slice(&self.list, GuestAddress(at))?;
+        self.cpu.at(self.entry, at).apply(&machine.vcpu)?;
+        let left = match machine.vcpu.run() {
+            Ok(VcpuExit::MmioWrite(address, _)) if address == DOORBELL + doorbell::HALT => None,
+            other => Some(format!("{other:?}")),
+        };
+        machine.ram.discard(at, len)?;
+        left.map_or(Ok(()), |how| Err(TouchError::Left(how)))
+    }
 }
 
 #[cfg(test)]
@@ -86,7 +160,6 @@ mod tests {
         for (page, own) in [(1024, false), (1025, true), (1026, true), (1027, false)] {
             assert_eq!(entry(page) >> 63 == 1 && entry(page) >> 61 & 1 == 0, own, "page {page}");
         }
-        assert_eq!(own_of_files(&ram).unwrap(), [1025, 1026]);
         // SAFETY: nobody else has this memory.
         assert_eq!(unsafe { ram.frozen(1025 * PAGE, PAGE) }.unwrap(), [7u8; 4096]);
         assert_eq!(own(&ram, Path::new("/nowhere")).unwrap(), 0);

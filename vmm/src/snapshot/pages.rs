@@ -206,21 +206,6 @@ pub fn pagemap() -> io::Result<&'static File> {
     PAGEMAP.get().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// The pages of the golden file's mappings that are this guest's own, whatever is in them.
-pub fn own_of_files(ram: &Ram) -> io::Result<Vec<u32>> {
-    let mut own = Vec::new();
-    let mut entries = vec![0u8; REGION_PAGES * 8];
-    for region in (0..(ram.len() / LARGE_PAGE) as usize).filter(|region| ram.is_file(*region)) {
-        let host = ram.host_base() as u64 + region as u64 * LARGE_PAGE;
-        pagemap()?.read_exact_at(&mut entries, host / PAGE * 8)?;
-        let (entries, _) = entries.as_chunks::<8>();
-        let is_own = |entry: u64| entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & FILE == 0);
-        let numbers = (region * REGION_PAGES) as u32..;
-        own.extend(numbers.zip(entries).filter(|(_, entry)| is_own(u64::from_le_bytes(**entry))).map(|(number, _)| number));
-    }
-    Ok(own)
-}
-
 /// Calls `each` with every page that differs from the base and matters, in order.
 ///
 /// # Safety

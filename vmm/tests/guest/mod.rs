@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_abi as abi;
 
-const SHARED: u64 = abi::SYSTEM + abi::system::SHARED;
+pub const SHARED: u64 = abi::SYSTEM + abi::system::SHARED;
 const ARGUMENT: u64 = abi::SYSTEM + abi::system::BOOT_INFO + offset_of!(abi::BootInfo, strings) as u64;
 /// Memory that no test loads anything into: flags and buffers of the guests.
 pub const SCRATCH: u64 = abi::KERNEL + (3 << 20);
@@ -27,7 +27,7 @@ std::arch::global_asm!(
     .globl dormouse_guest_start, dormouse_guest_end
 dormouse_guest_start:
     .quad {magic}
-    .long {version}, 0
+    .long {version}, 130f - dormouse_guest_start        /* touch */
     .quad {kernel} + (10f - dormouse_guest_start)       /* entry */
     .quad {kernel}
     .quad {kernel} + (20f - dormouse_guest_start)       /* vectors */
@@ -278,6 +278,16 @@ dormouse_guest_start:
 121: pushq $-1
     inc %ebp
     jmp 121b
+
+    /* reads of the pages of a list */
+130: mov (%rdi), %rax
+    add $8, %rdi
+    test %rax, %rax
+    jz 131f
+    mov (%rax), %al
+    jmp 130b
+131: movabs ${doorbell}, %rax
+    movl $0, 4(%rax)
 dormouse_guest_end:
     .popsection
     "#,
