@@ -52,7 +52,7 @@ const RESPITE: Duration = Duration::from_secs(1);
 /// How long those that stand by may take to end when they are let go.
 const GOODBYE: Duration = Duration::from_secs(2);
 /// A wake that has just succeeded still owes its first answer.
-const QUIET: Duration = Duration::from_millis(3);
+const QUIET: Duration = Duration::from_millis(1);
 /// The same for what gives way less readily. A new connection's is later than a held one's.
 const LONG_QUIET: Duration = Duration::from_millis(10);
 /// How long a wake waits for the one in the making: many times what it takes.
