@@ -57,13 +57,25 @@ impl Standby {
         Ok(Self { stream, name: Name::find(placeholder)? })
     }
 
-    /// Says that it is ready and waits for the claim, from which on the command line names its database, and for what comes
-    /// with it; and gives the socket, for what is said later. `None`: whoever could have claimed it is gone.
-    pub fn wait(self, apart: Option<Apart>) -> io::Result<Option<(Claim, Vec<OwnedFd>, UnixStream)>> {
+    /// Says that it is ready.
+    pub fn say_ready(&self, apart: Option<Apart>) -> io::Result<()> {
         match apart {
             None => folders::send(&self.stream, &READY, &[])?,
             Some(apart) => folders::send(&self.stream, &APART, &apart.owner.map(OwnedFd::from).into_iter().collect::<Vec<_>>())?,
         };
+        Ok(())
+    }
+
+    /// Whether there is a claim, or whoever could have claimed it is gone.
+    pub fn is_claimed(&self) -> bool {
+        let mut event = libc::pollfd { fd: self.stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one pollfd, alive during the call, which does not wait.
+        unsafe { libc::poll(&mut event, 1, 0) != 0 }
+    }
+
+    /// Waits for the claim, from which on the command line names its database, and for what comes with it; and gives the socket, for
+    /// what is said later. `None`: whoever could have claimed it is gone.
+    pub fn wait(self) -> io::Result<Option<(Claim, Vec<OwnedFd>, UnixStream)>> {
         let (mut line, mut descriptors) = (Vec::new(), Vec::new());
         while !line.ends_with(b"\n") {
             let mut part = [0; LONGEST];

@@ -217,16 +217,17 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     heap::have_ready();
     close_jail(settings, &image, apart.as_ref())?;
     // Behind the jail, which a thread that KVM makes here is to have as well.
+    made.machine.enter_and_leave()?;
+    let is_apart = apart.is_some();
+    standby.say_ready(apart).map_err(unclaimed)?;
     if let Some(touch) = touch
-        && let Err(error) = touch.run(&mut made.machine)
+        && let Err(error) = touch.run(&mut made.machine, || standby.is_claimed())
     {
         tracing::warn!(%error, "no golden memory: its guest does not run");
         drop(made);
         made = Made::new(&host, settings)?;
     }
-    made.machine.enter_and_leave()?;
-    let is_apart = apart.is_some();
-    let Some((claim, descriptors, server)) = standby.wait(apart).map_err(unclaimed)? else { return Ok(End::Unclaimed) };
+    let Some((claim, descriptors, server)) = standby.wait().map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
     let Claim { database, storage_bytes, written, task } = claim;
     let settings = Settings { database, storage_bytes, written, task, ..settings.clone() };

@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
+use std::time::Instant;
 
 use guest::{DATABASE, Home, Vmm, has_kvm};
 
@@ -99,6 +100,12 @@ fn its_guest_touches_what_is_listed_and_if_it_cannot_a_database_still_begins() {
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         let vmm = Vmm::new(command, &home);
         owner.read_exact(&mut [0; dormouse_vmm::standby::READY.len()]).unwrap();
+        // Until it waits for the claim: one that comes before ends it.
+        let (waits, began) = (format!("{} ", libc::SYS_recvmsg), Instant::now());
+        while !std::fs::read_to_string(format!("/proc/{}/syscall", vmm.pid())).unwrap().starts_with(&waits) {
+            assert!(began.elapsed().as_secs() < 10, "it does not wait");
+            std::thread::yield_now();
+        }
         std::fs::create_dir_all(home.database_dir()).unwrap();
         writeln!(owner, r#"{{"database":"{DATABASE}"}}"#).unwrap();
         let mut control = vmm.control();

@@ -2,6 +2,7 @@
 //! then, and which it touches when it is awake again, is kept beside the golden snapshot, for VMMs that stand by
 //! (`vmm/src/snapshot/hot.rs`).
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -106,8 +107,9 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         session.queries(LATER_SESSION)?;
         Ok(vec![session])
     })?;
-    let notes = at(std::path::absolute(stage.scratch.path().join("notes")), "find", stage.scratch.path())?;
-    stage.act(Some(&notes), |guest| {
+    let notes = |wake: &str| at(std::path::absolute(stage.scratch.path().join(wake)), "find", stage.scratch.path());
+    let [by_held, by_new] = [notes("by-held")?, notes("by-new")?];
+    let held = stage.act(Some(&by_held), |guest| {
         let mut sessions = Vec::new();
         for session in held {
             let mut session = session.bind_again(guest.connect()?)?;
@@ -116,13 +118,27 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         }
         Ok(sessions)
     })?;
-    for (name, target) in [(file::HOT, &hot), (file::TOUCHED, &touched)] {
+    stage.act(Some(&by_new), |guest| {
+        let mut session = Session::begin(guest.connect()?)?;
+        session.queries(WOKEN_SESSION)?;
+        Ok(held.into_iter().chain([session]).collect())
+    })?;
+    let read = |folder: &Path, name| {
+        let path = folder.join(name);
+        at(std::fs::read(&path), "read what its VMM noted in", &path)
+    };
+    let changed = read(&by_held, file::HOT)?;
+    // What most wakes want first.
+    let mut first = read(&by_held, file::TOUCHED)?;
+    let (known, more) = (BTreeSet::from_iter(first.as_chunks::<8>().0), read(&by_new, file::TOUCHED)?);
+    let more: Vec<u8> = more.as_chunks::<8>().0.iter().filter(|address| !known.contains(address)).flatten().copied().collect();
+    first.extend(more);
+    for (bytes, target) in [(&changed, &hot), (&first, &touched)] {
         let draft = at(Draft::beside(target), "replace", target)?;
-        at(std::fs::rename(notes.join(name), draft.path()), "find what its VMM noted in", &notes)?;
+        at(std::fs::write(draft.path(), bytes), "write", draft.path())?;
         at(draft.finish(target), "write", target)?;
     }
-    let len = at(std::fs::metadata(&hot), "look at", &hot)?.len();
-    Ok(Some(len as usize / size_of::<u32>()))
+    Ok(Some(changed.len() / size_of::<u32>()))
 }
 
 /// Where a clone is rehearsed, one VMM after the other.
