@@ -52,7 +52,9 @@ fn main() {
         eprintln!("the test wants no VMM");
         std::process::exit(status.trim().parse().unwrap());
     }
-    let Some((claim, _, server)) = Standby::new(&value("--database")).unwrap().wait(None).unwrap() else { return };
+    let standby = Standby::new(&value("--database")).unwrap();
+    standby.say_ready(None).unwrap();
+    let Some((claim, _, server)) = standby.wait().unwrap() else { return };
     let id = claim.database;
     let folder = home.join("databases").join(&id);
     log_to(&folder.join("vmm.log")).unwrap();
