@@ -124,6 +124,10 @@ fault_trampoline:
     push rdx
     push rcx
     cld
+    // Neither its handler nor, where it ends, the next task goes on from there.
+    mov eax, {xsave_mask}
+    xor edx, edx
+    xrstor64 [rip + INITIAL_VECTORS]
     mov rdi, rsp
     and rsp, -16
     call fault_entry
@@ -217,15 +221,11 @@ call_on_stack:
     mov rax, rdi
     mov rdi, rsi
     mov rsi, rdx
+    mov rdx, rcx
     mov rsp, r8
     and rsp, -16
-    mov r8, rax
-    mov eax, {xsave_mask}
-    xor edx, edx
-    xrstor64 [rip + INITIAL_VECTORS]
-    mov rdx, rcx
     mov byte ptr [rip + IN_KERNEL], 0
-    call r8
+    call rax
     mov edi, 128
     call handler_returned
     ud2
