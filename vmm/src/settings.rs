@@ -60,8 +60,8 @@ pub struct Settings {
     /// Boot, and write the suspended guest to this folder as a golden snapshot.
     #[arg(long, value_name = "DIR")]
     pub golden: Option<PathBuf>,
-    /// Of a guest that is restored: when it has been suspended again, note in this folder which pages it has changed and touched. The
-    /// snapshot is of no use then.
+    /// Of a guest that is restored: when it has been suspended again, note in this folder which pages it has changed and touched. Its
+    /// page tables are others then: for a rehearsal alone.
     #[arg(long, value_name = "DIR")]
     pub note_pages: Option<PathBuf>,
     /// The most processes the guest may have at once, if its memory allows; each takes 2 MiB of it.

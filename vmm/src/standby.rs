@@ -1,7 +1,8 @@
 //! A VMM made beforehand: it has done all that does not depend on the database, and waits to be told which it is for.
 //!
 //! ```text
-//!  exec ─▶ image, VM, slot, vCPU, golden memory mapped ─▶ "ready" ─▶ {"database":…} ─▶ as any other VMM
+//!  exec ─▶ image, VM, slot, vCPU, golden memory mapped ─▶ "ready" ─┬─▶ {"database":…} ─▶ as any other VMM
+//!                                                 pages are touched ┘
 //! ```
 //!
 //! It speaks with whoever started it over its standard input, a stream socket: one line each way, and from then on what is said

@@ -131,13 +131,15 @@ impl Made {
     /// Itself, unless another golden memory than `base` is mapped: then one made anew. Of none, "" is the name.
     fn over(self, base: &str, host: &Host, settings: &Settings) -> Result<Self, MachineError> {
         match &self.golden {
-            Some(golden) if golden.name != base => {
-                // Not both at once: that would take twice the memory's addresses.
-                drop(self);
-                Self::new(host, settings)
-            }
+            Some(golden) if golden.name != base => self.anew(host, settings),
             _ => Ok(self),
         }
+    }
+
+    /// Another in its place. Not both at once: that would take twice the memory's addresses.
+    fn anew(self, host: &Host, settings: &Settings) -> Result<Self, MachineError> {
+        drop(self);
+        Self::new(host, settings)
     }
 }
 
@@ -209,8 +211,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
             Err(error) => {
                 // Whoever claims this process finds out for herself, and says so; with memory of which no part is mapped.
                 tracing::warn!(%error, "no golden memory");
-                drop(made);
-                made = Made::new(&host, settings)?;
+                made = made.anew(&host, settings)?;
             }
         }
     }
@@ -224,8 +225,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
         && let Err(error) = touch.run(&mut made.machine, || standby.is_claimed())
     {
         tracing::warn!(%error, "no golden memory: its guest does not run");
-        drop(made);
-        made = Made::new(&host, settings)?;
+        made = made.anew(&host, settings)?;
     }
     let Some((claim, descriptors, server)) = standby.wait().map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
@@ -301,7 +301,7 @@ fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<(Base, Opt
     if let Err(error) = hot::own(&machine.ram, &dir.join(file::HOT)) {
         tracing::warn!(%error, "the list of pages to have ready cannot be read");
     }
-    let touch = Touch::open(&machine.ram, State::decode(&golden.state)?.cpu, &dir.join(file::TOUCHED)).unwrap_or_else(|error| {
+    let touch = Touch::open(machine, &golden, &dir.join(file::TOUCHED)).unwrap_or_else(|error| {
         tracing::warn!(%error, "the list of pages to touch cannot be read");
         None
     });
@@ -452,7 +452,7 @@ impl Place<'_> {
         life.step("mapped");
         snapshot.fill(&machine.ram)?;
         if self.settings.note_pages.is_some() {
-            hot::watch(&machine.ram).map_err(|error| ReadError::Base(error.to_string()))?;
+            hot::watch(&machine.ram).map_err(io::Error::other)?;
         }
         life.step("memory");
         crash::point("restore-loaded");

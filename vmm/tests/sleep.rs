@@ -316,8 +316,7 @@ fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
             echo(&mut stream, b"once more");
         }
         // Asleep again: a snapshot of a guest that was itself restored.
-        let log = suspend(vmm, SUSPEND);
-        assert!(log.contains("suspended"), "{log}");
+        suspend(vmm, SUSPEND);
         let pages = std::fs::read(noted.join("hot")).unwrap();
         let pages: Vec<u64> = pages.chunks_exact(4).map(|page| u32::from_le_bytes(page.try_into().unwrap()).into()).collect();
         assert!(pages.is_sorted(), "{pages:?}");

@@ -101,8 +101,9 @@ fn its_guest_touches_what_is_listed_and_if_it_cannot_a_database_still_begins() {
         let vmm = Vmm::new(command, &home);
         owner.read_exact(&mut [0; dormouse_vmm::standby::READY.len()]).unwrap();
         // Until it waits for the claim: one that comes before ends it.
-        let (waits, began) = (format!("{} ", libc::SYS_recvmsg), Instant::now());
-        while !std::fs::read_to_string(format!("/proc/{}/syscall", vmm.pid())).unwrap().starts_with(&waits) {
+        let (stat, began) = (format!("/proc/{}/stat", vmm.pid()), Instant::now());
+        let waits = |stat: String| stat.rsplit_once(") ").unwrap().1.starts_with('S');
+        while !waits(std::fs::read_to_string(&stat).unwrap()) {
             assert!(began.elapsed().as_secs() < 10, "it does not wait");
             std::thread::yield_now();
         }

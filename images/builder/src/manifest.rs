@@ -25,7 +25,7 @@ pub mod file {
     pub const STATE: &str = "state";
     /// The pages that nearly every database changes: their numbers, ascending, four bytes each, little-endian.
     pub const HOT: &str = "hot";
-    /// The pages of the golden memory that nearly every wake touches: their addresses in the guest, those first that a held
+    /// The pages of the golden memory that nearly every wake touches: their guest-virtual addresses, those first that a held
     /// session's wake touches, then those that a new one's touches besides; eight bytes each, little-endian.
     pub const TOUCHED: &str = "touched";
 }

@@ -59,11 +59,12 @@ const LATER_SESSION: &[&str] = &[
 const WOKEN_SESSION: &[&str] = &["SELECT person, thing FROM app.deed WHERE id = 70"];
 
 /// Makes the golden snapshot of an image for guests of `memory_mib` MiB, unless it is there, with `park` backends ready, and
-/// notes which of its pages a clone changes and touches, unless that is known. `vmm` is the program and its first arguments (`dormouse vmm`).
-/// Returns whether a snapshot was made, and how many pages a rehearsal found that was made.
+/// notes which of its pages a clone changes and touches, unless that is known. `vmm` is the program and its first arguments
+/// (`dormouse vmm`). Returns whether a snapshot was made, and how many pages a rehearsal found that was made.
 ///
 /// # Errors
-/// If the image cannot be read, the VMM makes no snapshot in time, or a clone does not do what it must. A snapshot that was made now and whose first clone fails is gone again.
+/// If the image cannot be read, the VMM makes no snapshot in time, or a clone does not do what it must. A snapshot that was made now
+/// and whose first clone fails is gone again.
 pub fn bake_and_rehearse(
     home: &Path,
     image: &str,
@@ -128,17 +129,23 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         at(std::fs::read(&path), "read what its VMM noted in", &path)
     };
     let changed = read(&by_held, file::HOT)?;
-    // What most wakes want first.
-    let mut first = read(&by_held, file::TOUCHED)?;
-    let (known, more) = (BTreeSet::from_iter(first.as_chunks::<8>().0), read(&by_new, file::TOUCHED)?);
-    let more: Vec<u8> = more.as_chunks::<8>().0.iter().filter(|address| !known.contains(address)).flatten().copied().collect();
-    first.extend(more);
-    for (bytes, target) in [(&changed, &hot), (&first, &touched)] {
+    let wanted = held_first(read(&by_held, file::TOUCHED)?, &read(&by_new, file::TOUCHED)?);
+    for (bytes, target) in [(&changed, &hot), (&wanted, &touched)] {
+        if bytes.is_empty() {
+            return Err(GoldenError::Rehearsal { source: io::Error::other("its VMM noted no pages"), console: String::new() });
+        }
         let draft = at(Draft::beside(target), "replace", target)?;
         at(std::fs::write(draft.path(), bytes), "write", draft.path())?;
         at(draft.finish(target), "write", target)?;
     }
     Ok(Some(changed.len() / size_of::<u32>()))
+}
+
+/// The addresses that a held session touches, and after them those of a new one's that are not among them: most wakes are held sessions'.
+fn held_first(mut held: Vec<u8>, new: &[u8]) -> Vec<u8> {
+    let known = BTreeSet::from_iter(held.as_chunks::<8>().0.iter().copied());
+    held.extend(new.as_chunks::<8>().0.iter().filter(|address| !known.contains(*address)).flatten());
+    held
 }
 
 /// Where a clone is rehearsed, one VMM after the other.
@@ -168,6 +175,9 @@ impl Stage<'_> {
             "--memory-mib".as_ref(),
             self.memory.as_ref(),
         ];
+        if let Some(notes) = notes {
+            at(std::fs::create_dir(notes), "make", notes)?;
+        }
         words.extend(notes.into_iter().flat_map(|notes| ["--note-pages".as_ref(), notes.as_os_str()]));
         let mut vm = Vm { child: start(self.vmm, &words)?, run: self.scratch.path().join("run").join(DATABASE) };
         let mut sessions = Vec::new();
@@ -191,7 +201,9 @@ impl Vm {
     /// Uses it once it is ready, and has it suspended; the sessions that sleep with it.
     fn used(&mut self, play: impl FnOnce(&mut Vm) -> io::Result<Vec<Session>>) -> io::Result<Vec<Session>> {
         let mut control = Control(BufReader::new(self.listening("vm.ctl")?));
-        control.event("ready")?;
+        if control.event("ready")?["cold"] != false {
+            return Err(io::Error::other("it started cold"));
+        }
         let sessions = play(self)?;
         let counts: Vec<_> = sessions.iter().map(Session::counts).collect();
         let suspend = json!({"op": "suspend", "sessions": counts}).to_string();
@@ -340,5 +352,17 @@ impl Session {
     fn end(mut self) -> io::Result<()> {
         self.send(b"X", &[])?;
         io::copy(&mut self.stream, &mut io::sink()).map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_held_session_touches_comes_first_and_once() {
+        let bytes = |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(held_first(bytes(&[4096, 12288]), &bytes(&[4096, 8192, 12288, 16384])), bytes(&[4096, 12288, 8192, 16384]));
+        assert_eq!(held_first(bytes(&[]), &bytes(&[8192])), bytes(&[8192]));
     }
 }

@@ -186,7 +186,8 @@ preempt_trampoline:
     pop rbp
     ret 128
 
-    // switch_stacks(save: *mut u64, load: u64)
+    // switch_stacks(save: *mut u64, load: u64). MXCSR and the x87's control word are the same for all: nothing in the program changes
+    // them for longer than a computation.
     .globl switch_stacks
 switch_stacks:
     push rbp

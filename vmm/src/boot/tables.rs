@@ -93,15 +93,18 @@ pub fn page_tables(ram: &Ram, layout: &Layout) -> Result<(), BootError> {
     Ok(())
 }
 
-/// Maps the large pages of which `of` says so in small ones, which nobody has accessed so far: [`accessed`] tells which have been since.
-/// For a rehearsal alone: the tables are no longer the golden snapshot's.
-pub fn split(ram: &Ram, of: impl Fn(u64) -> bool) -> Result<(), BootError> {
+/// Maps in small pages the large ones that `wanted` picks by their number; [`accessed`] tells which have been accessed since. For a
+/// rehearsal alone: the tables are no longer the golden snapshot's. Those of a guest that has been watched before stay as they are.
+pub fn split(ram: &Ram, wanted: impl Fn(u64) -> bool) -> Result<(), BootError> {
     let pdpt = entries(ram, PDPT)?;
-    let tables = pdpt.into_iter().filter(|entry| entry & PRESENT != 0).map(|entry| entry & ADDRESS);
-    let mut next = FIRST_PD + tables.clone().count() as u64 * 4096;
+    let tables: Vec<u64> = pdpt.into_iter().filter(|entry| entry & PRESENT != 0).map(|entry| entry & ADDRESS).collect();
+    let mut next = FIRST_PD + tables.len() as u64 * 4096;
+    for table in &tables {
+        next += entries(ram, *table)?.iter().filter(|entry| **entry & (PRESENT | LARGE) == PRESENT).count() as u64 * 4096;
+    }
     for table in tables {
         let mut pd = entries(ram, table)?;
-        for entry in pd.iter_mut().filter(|entry| **entry & LARGE != 0 && of((**entry & ADDRESS) / LARGE_PAGE)) {
+        for entry in pd.iter_mut().filter(|entry| **entry & LARGE != 0 && wanted((**entry & ADDRESS) / LARGE_PAGE)) {
             if next == LARGE_PAGE {
                 return Err(misfit("they do not fit in 2 MiB".to_owned()));
             }

@@ -14,9 +14,11 @@ use dormouse_images::manifest::file;
 use kvm_ioctls::VcpuExit;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use super::State;
 use super::pages::REGION_PAGES;
 use super::read::{ReadError, Snapshot};
 use crate::boot::{BootError, tables};
+use crate::codec::Malformed;
 use crate::machine::state::CpuState;
 use crate::machine::{Machine, MachineError, Ram};
 
@@ -79,9 +81,16 @@ pub enum TouchError {
     Memory(#[from] GuestMemoryError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error(transparent)]
+    State(#[from] Malformed),
     /// It did something else.
     #[error("it left by {0}")]
     Left(String),
+}
+
+/// Where the last page is, in the guest's memory and for its CPU.
+fn last_page(ram: &Ram) -> u64 {
+    ram.len() - PAGE
 }
 
 /// What a guest is to touch, and the golden guest's CPU to do so.
@@ -93,41 +102,47 @@ pub struct Touch {
     list: Vec<u64>,
 }
 
-/// So many pages are touched at a time, which takes some 0.2 ms: a claim waits no longer.
-const AT_A_TIME: usize = 128;
+/// So many pages are touched at a time, some 2 µs each if the golden memory is cached: a claim waits no longer.
+const AT_A_TIME: usize = 64;
 
 impl Touch {
-    /// Of the list in a file, for a guest that has the golden memory; `None` without one, and of a kernel that cannot.
-    pub fn open(ram: &Ram, cpu: CpuState, file: &Path) -> Result<Option<Self>, TouchError> {
+    /// Of the list in a file, for a guest that has the golden memory; `None` without one, and of a guest that cannot: for want of the
+    /// routine, on another CPU than the golden guest's, or where the golden memory has something in its last page.
+    pub fn open(machine: &Machine, golden: &Snapshot, file: &Path) -> Result<Option<Self>, TouchError> {
         let list = match std::fs::read(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other?,
         };
+        let (ram, cpu) = (&machine.ram, State::decode(&golden.state)?.cpu);
         let list = list.as_chunks::<8>().0.iter().map(|address| u64::from_le_bytes(*address)).collect();
         let at = KERNEL + std::mem::offset_of!(KernelHeader, touch) as u64;
         let routine: u32 = ram.view().read_obj(GuestAddress(at))?;
-        Ok((routine != 0).then_some(Self { cpu, entry: KERNEL + u64::from(routine), list }))
+        let same = golden.header.identity == machine.identity;
+        let can = same && routine != 0 && !ram.is_file((last_page(ram) / LARGE_PAGE) as usize);
+        Ok(can.then_some(Self { cpu, entry: KERNEL + u64::from(routine), list }))
     }
 
     /// Has the guest touch them, unless it is `wanted` before it has come to the end. What its CPU is afterwards is nobody's: a
     /// restore sets all of it.
     pub fn run(self, machine: &mut Machine, mut wanted: impl FnMut() -> bool) -> Result<(), TouchError> {
         // What is to be touched stands in the last page, which is given back, so that it is zeroes again as in the golden memory.
-        let at = machine.ram.len() - PAGE;
-        if machine.ram.is_file((at / LARGE_PAGE) as usize) {
-            return Err(TouchError::Left("nowhere: the golden memory reaches to its end".to_owned()));
-        }
+        let at = last_page(&machine.ram);
         let cpu = self.cpu.at(self.entry, at);
         for pages in self.list.chunks(AT_A_TIME).take_while(|_| !wanted()) {
             // The last one ends it.
             let words: Vec<u8> = pages.iter().chain(&[0]).flat_map(|word| word.to_le_bytes()).collect();
             machine.ram.view().write_slice(&words, GuestAddress(at))?;
             cpu.apply(&machine.vcpu)?;
-            match machine.vcpu.run() {
-                Ok(VcpuExit::MmioWrite(address, _)) if address == DOORBELL + doorbell::HALT => {}
+            let interrupted = match machine.vcpu.run() {
+                Ok(VcpuExit::MmioWrite(address, _)) if address == DOORBELL + doorbell::HALT => false,
+                // The host stops it for something of its own.
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => true,
                 other => return Err(TouchError::Left(format!("{other:?}"))),
-            }
+            };
             machine.enter_and_leave()?;
+            if interrupted {
+                break;
+            }
         }
         Ok(machine.ram.discard(at, PAGE)?)
     }

@@ -424,8 +424,12 @@ impl State {
     fn begun(&mut self, pid: u32) {
         let Some(making) = self.making.as_mut() else { return };
         making.pid = Some(pid);
-        // Where that cannot be undone it is not done.
-        making.idle = !making.hurried && self.gives_way && set_idle(pid, true).is_ok();
+        if !making.hurried && self.gives_way {
+            let done = set_idle(pid, true);
+            making.idle = done.is_ok();
+            // Where that cannot be undone it is not done.
+            self.gives_way &= !done.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        }
     }
 
     /// The one in the making gives way no more.
@@ -501,7 +505,7 @@ impl Shared {
             }
         };
         let put = made.and_then(|standby| {
-            // Now, and not when it is claimed: until then it does nothing.
+            // Now, and not when it is claimed, while somebody waits.
             self.lock().made_ready()?;
             self.put(kind, standby);
             Ok(())
@@ -547,7 +551,8 @@ async fn keep(shared: Arc<Shared>, expected: impl Fn() -> Option<Kind>, has_memo
                 state.shelves.expect(&kind, Instant::now());
             }
         }
-        shared.quiet(QUIET).await;
+        let quiet = if shared.lock().gives_way { QUIET } else { LONG_QUIET };
+        shared.quiet(quiet).await;
         if std::mem::take(&mut shared.lock().lost) {
             tokio::time::sleep(RESPITE).await;
             continue;
