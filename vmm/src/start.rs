@@ -206,7 +206,7 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     };
     let mut touch = None;
     if let Some(dir) = &image.golden_dir {
-        match map_golden(&made.machine, &image, dir) {
+        match map_golden(&made.machine, dir) {
             Ok((base, listed)) => (made.golden, touch) = (Some(base), listed),
             Err(error) => {
                 // Whoever claims this process finds out for herself, and says so; with memory of which no part is mapped.
@@ -287,16 +287,21 @@ fn golden_base(image: &Image, machine: &Machine, name: &str) -> Result<Base, Rea
     if golden.header.base != name {
         return Err(gone(format!("it is {}, not {name}", golden.header.base)));
     }
+    memory_of(&golden, dir, machine)
+}
+
+/// The memory that belongs to a golden snapshot in its folder.
+fn memory_of(golden: &Snapshot, dir: &Path, machine: &Machine) -> Result<Base, ReadError> {
     let memory = File::open(dir.join(file::MEMORY))?;
-    Ok(Base::new(name.to_owned(), memory, machine.ram.len())?)
+    Ok(Base::new(golden.header.base.clone(), memory, machine.ram.len())?)
 }
 
 /// Maps the golden memory, as most that are restored or cloned want it, and makes the pages that they change their own; gives what
 /// their guests touch.
-fn map_golden(machine: &Machine, image: &Image, dir: &Path) -> Result<(Base, Option<Touch>), ReadError> {
+fn map_golden(machine: &Machine, dir: &Path) -> Result<(Base, Option<Touch>), ReadError> {
     let golden = Snapshot::open(&dir.join(file::STATE))?
         .ok_or_else(|| ReadError::Base(format!("there is none in {}", dir.display())))?;
-    let base = golden_base(image, machine, &golden.header.base)?;
+    let base = memory_of(&golden, dir, machine)?;
     base.map(&machine.ram)?;
     if let Err(error) = hot::own(&machine.ram, &dir.join(file::HOT)) {
         tracing::warn!(%error, "the list of pages to have ready cannot be read");
@@ -475,7 +480,7 @@ impl Place<'_> {
         let state = State::decode(&golden.state)?;
         let base = match mapped {
             Some(base) => base,
-            None => golden_base(self.image, &machine, &golden.header.base)?,
+            None => memory_of(&golden, dir, &machine)?,
         };
         let seed = dir.join(layer_copy::NAME);
         if seed.exists() {

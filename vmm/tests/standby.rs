@@ -7,17 +7,27 @@ mod guest;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use guest::{DATABASE, Home, Vmm, has_kvm};
 
 /// One that has said that it is ready, and who may claim it.
 fn ready(home: &Home) -> (Vmm, UnixStream) {
+    let mut command = home.command("s");
+    command.args(["--database", &placeholder(), "--standby"]);
+    ready_by(command, home)
+}
+
+fn placeholder() -> String {
+    "p".repeat(DATABASE.len())
+}
+
+/// The same of a command.
+fn ready_by(mut command: Command, home: &Home) -> (Vmm, UnixStream) {
     std::fs::create_dir_all(home.database_dir()).unwrap();
     let (mut own, theirs) = UnixStream::pair().unwrap();
-    let mut command = home.command("s");
-    command.args(["--database", &"p".repeat(DATABASE.len()), "--standby"]).stdin(Stdio::from(OwnedFd::from(theirs)));
+    command.stdin(Stdio::from(OwnedFd::from(theirs)));
     let vmm = Vmm::new(command, home);
     let mut said = [0; dormouse_vmm::standby::READY.len()];
     own.read_exact(&mut said).unwrap();
@@ -88,18 +98,12 @@ fn its_guest_touches_what_is_listed_and_if_it_cannot_a_database_still_begins() {
     }
     let home = Home::new();
     let image = home.make_image();
-    let golden = home.path("images").join(&image).join("golden/64");
-    let (status, log) = home.start_image(&image, "db_golden", &["--golden", golden.to_str().unwrap()]).end();
-    assert_eq!(status.code(), Some(0), "{log}");
+    let golden = home.bake(&image, &[]);
     // Where there is nothing a read leaves the guest otherwise.
     for (list, fails) in [(vec![dormouse_abi::KERNEL], false), (vec![dormouse_abi::KERNEL, dormouse_abi::DOORBELL], true)] {
         let bytes: Vec<u8> = list.iter().flat_map(|address| address.to_le_bytes()).collect();
         std::fs::write(golden.join("touched"), bytes).unwrap();
-        let (mut owner, theirs) = UnixStream::pair().unwrap();
-        let mut command = home.image_command(&image, &"p".repeat(DATABASE.len()), &["--standby"]);
-        command.stdin(Stdio::from(OwnedFd::from(theirs)));
-        let vmm = Vmm::new(command, &home);
-        owner.read_exact(&mut [0; dormouse_vmm::standby::READY.len()]).unwrap();
+        let (vmm, mut owner) = ready_by(home.image_command(&image, &placeholder(), &["--standby"]), &home);
         // Until it waits for the claim: one that comes before ends it.
         let (stat, began) = (format!("/proc/{}/stat", vmm.pid()), Instant::now());
         let waits = |stat: String| stat.rsplit_once(") ").unwrap().1.starts_with('S');
@@ -107,7 +111,6 @@ fn its_guest_touches_what_is_listed_and_if_it_cannot_a_database_still_begins() {
             assert!(began.elapsed().as_secs() < 10, "it does not wait");
             std::thread::yield_now();
         }
-        std::fs::create_dir_all(home.database_dir()).unwrap();
         writeln!(owner, r#"{{"database":"{DATABASE}"}}"#).unwrap();
         let mut control = vmm.control();
         assert_eq!(control.event("ready")["cold"], false);

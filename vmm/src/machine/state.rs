@@ -67,8 +67,13 @@ impl CpuState {
         vcpu.set_xcrs(&self.xcrs).map_err(refused("turn vector state on"))?;
         // SAFETY: XCR0 never has a component whose state needs more than the 4096 bytes of `kvm_xsave`.
         unsafe { vcpu.set_xsave(&self.xsave) }.map_err(refused("set the vector state"))?;
-        vcpu.set_regs(&self.regs).map_err(refused("set the registers"))?;
+        self.apply_registers(vcpu)?;
         vcpu.set_vcpu_events(&self.events).map_err(refused("set pending events"))
+    }
+
+    /// Gives it the general registers alone, where the rest is so already.
+    pub fn apply_registers(&self, vcpu: &VcpuFd) -> Result<(), MachineError> {
+        vcpu.set_regs(&self.regs).map_err(refused("set the registers"))
     }
 
     /// The same about to run something else: at `rip`, with `rdi`.

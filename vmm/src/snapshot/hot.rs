@@ -60,16 +60,19 @@ fn fill_up(pages: &mut BTreeSet<u32>) {
 
 /// Makes the pages that the file lists this guest's own. Without the file, or past the guest's end, it does nothing.
 pub fn own(ram: &Ram, file: &Path) -> io::Result<usize> {
-    let list = match std::fs::read(file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        other => other?,
-    };
-    let (numbers, _) = list.as_chunks::<4>();
-    let numbers: Vec<u32> = numbers.iter().map(|number| u32::from_le_bytes(*number)).collect();
+    let numbers: Vec<u32> = listed(file)?.into_iter().map(u32::from_le_bytes).collect();
     for run in numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next)) {
         ram.populate(u64::from(run[0]) * PAGE, run.len() as u64 * PAGE);
     }
     Ok(numbers.len())
+}
+
+/// The numbers of so many bytes that a file lists; none without it.
+fn listed<const N: usize>(file: &Path) -> io::Result<Vec<[u8; N]>> {
+    match std::fs::read(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => Ok(read?.as_chunks().0.to_vec()),
+    }
 }
 
 /// Why a guest could not be made to touch its pages.
@@ -109,12 +112,11 @@ impl Touch {
     /// Of the list in a file, for a guest that has the golden memory; `None` without one, and of a guest that cannot: for want of the
     /// routine, on another CPU than the golden guest's, or where the golden memory has something in its last page.
     pub fn open(machine: &Machine, golden: &Snapshot, file: &Path) -> Result<Option<Self>, TouchError> {
-        let list = match std::fs::read(file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other?,
-        };
+        let list: Vec<u64> = listed(file)?.into_iter().map(u64::from_le_bytes).collect();
+        if list.is_empty() {
+            return Ok(None);
+        }
         let (ram, cpu) = (&machine.ram, State::decode(&golden.state)?.cpu);
-        let list = list.as_chunks::<8>().0.iter().map(|address| u64::from_le_bytes(*address)).collect();
         let at = KERNEL + std::mem::offset_of!(KernelHeader, touch) as u64;
         let routine: u32 = ram.view().read_obj(GuestAddress(at))?;
         let same = golden.header.identity == machine.identity;
@@ -128,11 +130,12 @@ impl Touch {
         // What is to be touched stands in the last page, which is given back, so that it is zeroes again as in the golden memory.
         let at = last_page(&machine.ram);
         let cpu = self.cpu.at(self.entry, at);
+        cpu.apply(&machine.vcpu)?;
         for pages in self.list.chunks(AT_A_TIME).take_while(|_| !wanted()) {
             // The last one ends it.
             let words: Vec<u8> = pages.iter().chain(&[0]).flat_map(|word| word.to_le_bytes()).collect();
             machine.ram.view().write_slice(&words, GuestAddress(at))?;
-            cpu.apply(&machine.vcpu)?;
+            cpu.apply_registers(&machine.vcpu)?;
             let interrupted = match machine.vcpu.run() {
                 Ok(VcpuExit::MmioWrite(address, _)) if address == DOORBELL + doorbell::HALT => false,
                 // The host stops it for something of its own.
