@@ -5,13 +5,14 @@
 //! | wrong passwords | a database and a client address | the proof is wrong |
 //! | logins that ask the guest | a database, all addresses together that it does not know | it is asked; given back when the password is proven |
 //! | those of them that find it asleep | the same; three in ten minutes | the same |
+//! | sessions begun before the proof | a database, a role and a client address | one for each proof, within an hour of it |
 //! | wrong cancel keys | a client address | nobody has that key |
 //!
 //! Each else may be so many in a minute, at once or one by one. An address is known to a database for an hour after a
 //! password was proven from there: a crowd of strangers cannot keep those who belong there out.
 
 use std::collections::HashMap;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +47,9 @@ pub(crate) struct Guesses {
     wakes: Limit<DatabaseId>,
     keys: Limit<Origin>,
     known: Fading<(DatabaseId, Origin)>,
+    /// Proofs for which no session has been begun ahead yet; of a role, its hash.
+    proofs: Fading<(DatabaseId, u64, Origin)>,
+    hasher: RandomState,
 }
 
 impl Guesses {
@@ -57,6 +61,8 @@ impl Guesses {
             wakes: Limit::new(if passwords == 0 { 0 } else { WAKES }, WAKES_PERIOD),
             keys: Limit::new(cancels, MINUTE),
             known: Fading::default(),
+            proofs: Fading::default(),
+            hasher: RandomState::new(),
         }
     }
 
@@ -69,9 +75,17 @@ impl Guesses {
         self.passwords.charge((database, peer.into()));
     }
 
-    /// A password was proven from this address.
-    pub fn proven(&self, database: DatabaseId, peer: SocketAddr) {
-        self.known.put((database, peer.into()), Instant::now() + KNOWN);
+    /// A role's password was proven from this address.
+    pub fn proven(&self, database: DatabaseId, role: &str, peer: SocketAddr) {
+        let until = Instant::now() + KNOWN;
+        self.known.put((database, peer.into()), until);
+        self.proofs.put((database, self.hasher.hash_one(role), peer.into()), until);
+    }
+
+    /// Whether a session may be begun for this role before the proof of its password. A proof from this address is taken for it: who
+    /// gives no other one has no more begun.
+    pub fn may_begin(&self, database: DatabaseId, role: &str, peer: SocketAddr) -> bool {
+        self.proofs.take(&(database, self.hasher.hash_one(role), peer.into()))
     }
 
     /// Whether the guest may be asked for a role that this address names. It counts from now on, however many come at
@@ -191,6 +205,11 @@ impl<K: Hash + Eq + Copy> Fading<K> {
         self.change(key, |_| Some(until));
     }
 
+    /// Takes it out; says whether it still meant something.
+    fn take(&self, key: &K) -> bool {
+        self.map().remove(key).is_some_and(|until| until > Instant::now())
+    }
+
     /// Gives a key another time, by the one that it has; says whether it did.
     fn change(&self, key: K, change: impl FnOnce(Option<Instant>) -> Option<Instant>) -> bool {
         let mut map = self.map();
@@ -252,7 +271,7 @@ mod tests {
     #[test]
     fn strangers_share_a_limit_and_those_who_are_known_have_none() {
         let guesses = Guesses::new(2, 0);
-        guesses.proven(id("a"), peer("192.0.2.1"));
+        guesses.proven(id("a"), "app", peer("192.0.2.1"));
         let stranger = |n: u8| peer(&format!("192.0.2.{n}"));
         (0..9).for_each(|_| guesses.may_ask(id("a"), stranger(2), false).unwrap().proven());
         // However many are under way, and whether or not they have failed yet.
@@ -282,10 +301,25 @@ mod tests {
         assert!(guesses.may_ask(id("a"), here, false).is_none());
         let soon = Instant::now() + MINUTE;
         assert!(guesses.strangers.allows_at(&id("a"), soon) && !guesses.wakes.allows_at(&id("a"), soon));
-        guesses.proven(id("a"), here);
+        guesses.proven(id("a"), "app", here);
         (0..9).for_each(|_| assert!(guesses.may_ask(id("a"), here, true).is_some()));
         let unlimited = Guesses::new(0, 0);
         (0..9).for_each(|_| assert!(unlimited.may_ask(id("a"), here, true).is_some()));
+    }
+
+    #[test]
+    fn one_session_is_begun_ahead_for_each_proof_of_the_same_role_from_the_same_address() {
+        let guesses = Guesses::new(0, 0);
+        let (here, there) = (peer("192.0.2.1"), peer("192.0.2.2"));
+        assert!(!guesses.may_begin(id("a"), "app", here));
+        (0..2).for_each(|_| guesses.proven(id("a"), "app", here));
+        assert!(!guesses.may_begin(id("b"), "app", here));
+        assert!(!guesses.may_begin(id("a"), "other", here));
+        assert!(!guesses.may_begin(id("a"), "app", there));
+        assert!(guesses.may_begin(id("a"), "app", here));
+        assert!(!guesses.may_begin(id("a"), "app", here));
+        guesses.proofs.put((id("a"), guesses.hasher.hash_one("app"), here.into()), Instant::now());
+        assert!(!guesses.may_begin(id("a"), "app", here));
     }
 
     #[test]

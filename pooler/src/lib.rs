@@ -33,6 +33,7 @@ mod host;
 mod keys;
 mod login;
 pub mod metrics;
+mod opening;
 mod password;
 mod pooler;
 mod registry;

@@ -1,7 +1,6 @@
 //! From accept to a session: TLS, startup packet, password, wake, the guest's own startup.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +15,11 @@ use crate::certificate::ALPN;
 use crate::client::Client;
 use crate::farewell;
 use crate::forward::Forward;
-use crate::guest::{self, BeginError, Begun};
-use crate::host::{Availability, DatabaseId, Route, WakeError};
+use crate::guest::{BeginError, Begun};
+use crate::host::{DatabaseId, WakeError};
+use crate::opening::Opening;
 use crate::password;
 use crate::pooler::{Shared, Slot};
-use crate::registry::Registry;
 use crate::session::{Key, Session};
 use crate::settings::Plain;
 use crate::steps::Steps;
@@ -29,8 +28,6 @@ use crate::wire::{answer, hello::Status};
 
 /// First byte of a TLS record with a handshake: no startup packet is that long.
 const TLS_HANDSHAKE: u8 = 0x16;
-/// How long a new session waits for dead ones to be closed, so that they do not take its place in the guest.
-const GRAVES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a client does not get a session. What the client may read is in `fatal`; the rest goes to the log.
 #[derive(Debug, thiserror::Error)]
@@ -270,12 +267,24 @@ async fn log_in(
         let Some((role, database)) = startup::split_user(&request.user) else {
             return Err(LoginError::NoDatabaseInUser(request.user.clone()));
         };
-        let route = password::check(shared, line, peer, &request.user, role, database).await?;
-        Ok((database, route))
+        let claim = password::find(shared, line, peer, &request.user, (role, database)).await?;
+        let ahead = match claim.route() {
+            Some(route) if shared.settings.begin_ahead && shared.guesses.may_begin(database, role, peer) => {
+                // What keeps it from beginning will be told to a client who has proven who it is.
+                Opening::begin(shared, &request, database, route).ok()
+            }
+            _ => None,
+        };
+        let route = password::prove(shared, line, peer, claim).await?;
+        Ok((database, route, ahead))
     };
-    let (database, route) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
+    let (database, route, ahead) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
     steps.note("password_proven");
-    open(shared, line, &request, (database, &route), slot, steps).await.map(Some)
+    let opening = match ahead {
+        Some(opening) => opening,
+        None => Opening::begin(shared, &request, database, &route)?,
+    };
+    open(shared, line, request.minor, database, opening, slot, steps).await.map(Some)
 }
 
 /// What a connection turns out to be.
@@ -343,46 +352,25 @@ async fn greet(shared: &Shared, line: &mut Line, peer: SocketAddr) -> Result<Gre
     }
 }
 
-/// Wakes the database and opens a session in it. The password has been proven.
+/// Lets the client into the session that is begun for it. The password has been proven.
 async fn open(
     shared: &Arc<Shared>,
     line: &mut Line,
-    request: &Request,
-    (database, route): (DatabaseId, &Route),
+    minor: u16,
+    database: DatabaseId,
+    mut opening: Opening,
     slot: Slot,
     mut steps: Steps,
 ) -> Result<Forward, LoginError> {
-    match &route.availability {
-        Availability::Usable => {}
-        Availability::Deleting => return Err(WakeError::Deleting.into()),
-        Availability::Refused(why) => return Err(WakeError::Unavailable(why.clone()).into()),
-    }
-    let over = |error| {
-        shared.metrics.over_limit.add(1);
-        error
-    };
-    let registry: &Arc<Registry> = &shared.registry;
-    let place = registry
-        .admit(database, route.connection_limit)
-        .map_err(|_| over(LoginError::TooManyConnections(database)))?;
-    // libpq names the user's database when none is asked for, and here that is not what was meant.
-    let name = match &request.database {
-        Some(name) if *name != request.user => name,
-        _ => &shared.settings.default_database,
-    };
-    let packet = startup::for_guest(&route.guest_role, name, &request.parameters)?;
-    let queued = registry
-        .queue(database, shared.settings.max_waiting)
-        .map_err(|_| over(LoginError::TooManyWaiting(database)))?;
-    let begun = timeout(shared.wake_timeout(), begin(shared, database, &packet, &mut steps));
-    let (begun, epoch) = tokio::select! {
-        begun = begun => begun.map_err(|_| LoginError::WakeTimeout)??,
+    let (begun, epoch, of_beginning) = tokio::select! {
+        begun = opening.begun() => begun?,
         gone = line.gone() => return Err(gone),
     };
+    steps.join(of_beginning);
     let Begun { stream, counts, before_key, after_key, rest, process, secret } = begun;
     let session = shared
         .keys
-        .issue(request.minor, process, |own_secret| {
+        .issue(minor, process, |own_secret| {
             let guest_secret = secret.to_bytes().as_ref().into();
             let key = Key { process, secret: own_secret, guest_secret };
             Session::new(database, epoch.as_str().into(), counts, key)
@@ -407,51 +395,8 @@ async fn open(
         .ok_or_else(|| LoginError::Protocol("too much was sent before the server was ready".into()))?;
     let client = line.client.take().ok_or(LoginError::Gone)?;
     welcome.keep();
-    let forward = Forward::new(shared.clone(), session, client, stream, said, (place, slot));
-    // Now that it is counted as a session, it need not be counted as one that starts.
-    drop(queued);
-    Ok(forward)
-}
-
-/// Wakes, and lets the guest greet. A VMM that has just ended is asked for once more.
-pub(crate) async fn begin(
-    shared: &Arc<Shared>,
-    database: DatabaseId,
-    packet: &[u8],
-    steps: &mut Steps,
-) -> Result<(Begun, String), LoginError> {
-    let mut tried = false;
-    loop {
-        steps.note("wake_asked");
-        let greet = async |socket: Arc<Path>| {
-            let life = shared.registry.life(database);
-            Some((guest::begin(&socket, packet).await.ok()?, life))
-        };
-        let (early, waking) = bind::wake_and(shared, database, greet).await;
-        let awake = waking.await?;
-        // What was begun in a life that ended before the wake was answered is of no use.
-        let early = early.filter(|(_, life)| *life == shared.registry.life(database)).map(|(begun, _)| begun);
-        steps.note("pooler_told");
-        if let Some(burying) = bind::buried(shared, database, &awake) {
-            // Only politeness: it goes on when this does not wait for it.
-            let _ = timeout(GRAVES_TIMEOUT, burying).await;
-        }
-        let begun = match early {
-            Some(begun) => Ok(begun),
-            None => guest::begin(&awake.socket, packet).await,
-        };
-        match begun {
-            Ok(begun) => {
-                steps.note("session_begun");
-                return Ok((begun, awake.epoch));
-            }
-            Err(BeginError::Connect(ConnectError::Unreachable(error))) if !tried => {
-                tracing::debug!(%database, %error, "woken VMM is not there, asking again");
-                tried = true;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
+    // From here on it is counted as a session, and no more as one that starts.
+    Ok(Forward::new(shared.clone(), session, client, stream, said, (opening.into_place(), slot)))
 }
 
 /// Takes a key back if its client does not live to see it.

@@ -2,7 +2,8 @@
 //!
 //! A database or a role that does not exist goes through the same messages, the same work and the same refusal as one
 //! that does, so that nobody can ask which exist. Nothing is woken here, but to ask a guest in which passwords have been
-//! set in SQL; and then for roles that exist and for those that do not.
+//! set in SQL; and then for roles that exist and for those that do not. (What is woken ahead, `opening`, is so only for who proved a
+//! password of that role before.)
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,20 +23,33 @@ use crate::wire::{answer, walker};
 /// The longest message of a SASL exchange.
 const MAX_MESSAGE: u32 = 4096;
 
-/// Asks for the password of `role` in `database` and looks up where it leads. `user` is what the client called itself.
-pub(crate) async fn check(
-    shared: &Arc<Shared>,
+/// Who a client says it is: where that leads, if anywhere, and what its password is checked against.
+pub(crate) struct Claim<'a> {
+    database: DatabaseId,
+    user: &'a str,
+    role: &'a str,
+    verifier: Verifier,
+    /// `None`: there is no such role, and no password is right.
+    route: Option<Route>,
+    question: Option<Question<'a>>,
+}
+
+impl Claim<'_> {
+    /// Where it leads once it is proven.
+    pub fn route(&self) -> Option<&Route> {
+        self.route.as_ref()
+    }
+}
+
+/// Looks up what `user`, as the client called itself, claims to be.
+pub(crate) async fn find<'a>(
+    shared: &'a Arc<Shared>,
     line: &mut Line,
     peer: SocketAddr,
-    user: &str,
-    role: &str,
-    database: DatabaseId,
-) -> Result<Route, LoginError> {
-    let may_try = || {
-        let may = shared.guesses.may_try(database, peer);
-        may.then_some(()).ok_or_else(|| too_many_guesses(shared, peer, database))
-    };
-    may_try()?;
+    user: &'a str,
+    (role, database): (&'a str, DatabaseId),
+) -> Result<Claim<'a>, LoginError> {
+    may_try(shared, database, peer)?;
     let mock = Verifier::mock(&shared.mock, user, shared.settings.scram_iterations);
     let mut route = shared.host.lookup(database, role).await?;
     let mut question = None;
@@ -52,7 +66,17 @@ pub(crate) async fn check(
         }
         Some((None, _)) | None => (mock, None),
     };
+    Ok(Claim { database, user, role, verifier, route, question })
+}
 
+/// Asks for the password, and gives where it leads.
+pub(crate) async fn prove(
+    shared: &Shared,
+    line: &mut Line,
+    peer: SocketAddr,
+    claim: Claim<'_>,
+) -> Result<Route, LoginError> {
+    let Claim { database, user, role, verifier, route, question } = claim;
     let end_point = match &shared.tls {
         Some(tls) if line.is_tls() => tls.end_point.as_deref(),
         _ => None,
@@ -68,17 +92,22 @@ pub(crate) async fn check(
 
     let last = read_response(line).await?;
     // Once more, and with nothing awaited until a wrong one has been counted: of many at one time only so many are judged.
-    may_try()?;
+    may_try(shared, database, peer)?;
     let proof = exchange.finish(&last).map_err(failed)?;
     // No password fits a mock, but this is what must never depend on that alone.
     let Some(route) = route else { return Err(failed(ScramError::WrongPassword)) };
     if let Some(question) = question {
         question.proven();
     }
-    shared.guesses.proven(database, peer);
+    shared.guesses.proven(database, role, peer);
     line.write(&answer::sasl_final_and_ok(&proof)).await?;
     shared.metrics.authenticated.add(1);
     Ok(route)
+}
+
+fn may_try(shared: &Shared, database: DatabaseId, peer: SocketAddr) -> Result<(), LoginError> {
+    let may = shared.guesses.may_try(database, peer);
+    may.then_some(()).ok_or_else(|| too_many_guesses(shared, peer, database))
 }
 
 /// Puts what the guest says of the role into its route.

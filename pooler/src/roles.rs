@@ -13,7 +13,8 @@ use tokio::time::timeout;
 
 use crate::guest::Begun;
 use crate::host::DatabaseId;
-use crate::login::{self, LoginError};
+use crate::login::LoginError;
+use crate::opening;
 use crate::pooler::Shared;
 use crate::service::{self, Row, ServiceError};
 use crate::steps::Steps;
@@ -61,7 +62,7 @@ async fn question(shared: Arc<Shared>, database: DatabaseId, sql: String, turn: 
     let starting = shared.registry.starting(database, true);
     let packet = service::packet();
     let mut steps = Steps::default();
-    let mut beginning = pin!(login::begin(&shared, database, &packet, &mut steps));
+    let mut beginning = pin!(opening::begin(&shared, database, &packet, &mut steps));
     let begun = match timeout(shared.wake_timeout(), &mut beginning).await {
         Ok(begun) => begun,
         Err(_) => {

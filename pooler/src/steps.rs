@@ -31,6 +31,18 @@ impl Steps {
         }
     }
 
+    /// None so far, of what goes on beside others'.
+    pub fn empty() -> Steps {
+        Steps(Some(Box::default()))
+    }
+
+    /// Takes in what went on beside these.
+    pub fn join(&mut self, other: Steps) {
+        if let (Some(steps), Some(other)) = (&mut self.0, other.0) {
+            steps.extend(*other);
+        }
+    }
+
     /// Whether the guest has been heard.
     pub fn has(&self, name: &str) -> bool {
         self.0.as_ref().is_some_and(|steps| steps.iter().any(|(noted, _)| *noted == name))
@@ -60,5 +72,22 @@ mod tests {
         assert_eq!((taken.len(), taken[1]), (2, first));
         assert!(taken[0].1 <= taken[1].1);
         assert_eq!(steps.take(), None);
+    }
+
+    #[test]
+    fn what_went_on_beside_comes_along_if_they_are_kept() {
+        let beside = || {
+            let mut beside = Steps::empty();
+            beside.note("b");
+            beside
+        };
+        let mut steps = Steps::begin("a");
+        steps.join(beside());
+        steps.note("c");
+        let names: Vec<_> = steps.take().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        let mut none = Steps::default();
+        none.join(beside());
+        assert_eq!(none.take(), None);
     }
 }

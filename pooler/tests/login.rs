@@ -559,3 +559,57 @@ async fn wrong_passwords_are_limited_however_many_come_at_once() {
     assert_eq!(code(&w.try_connect().await.err().unwrap()), "53400");
     assert_eq!(w.wakes(), 0);
 }
+
+#[tokio::test]
+async fn who_proved_the_same_lately_has_the_session_begun_before_the_proof() {
+    let w = World::new().await;
+    drop(w.connect().await);
+    w.vm().until(|vm| vm.sessions.is_empty().then_some(())).await;
+    w.suspend().await;
+    let mut raw = say(&w, &startup(0, &[("user", &w.user())])).await;
+    w.until("the session to begin", || w.vm().with(|vm| vm.sessions.len() == 1)).await;
+    assert_eq!(w.wakes(), 2);
+    let messages = raw.authenticate(PASSWORD).await;
+    let kinds: String = messages.iter().map(|(kind, _)| *kind as char).collect();
+    assert!(kinds.starts_with("RRRRS") && kinds.ends_with("KZ"), "{kinds}");
+    raw.send(&query("hello")).await;
+    assert_eq!(raw.receive().await.unwrap().0, b'T');
+    assert_eq!((w.wakes(), w.vm().with(|vm| vm.sessions.len())), (2, 1));
+}
+
+#[tokio::test]
+async fn one_who_proves_nothing_is_told_nothing_of_what_was_begun_and_has_no_more_begun() {
+    let w = World::new().await;
+    let user = w.user();
+    drop(w.connect().await);
+    let begun = || w.vm().with(|vm| vm.hellos.len());
+    assert_eq!(begun(), 1);
+    let mut raw = say(&w, &startup(0, &[("user", &user)])).await;
+    w.until("a session to begin", || begun() == 2).await;
+    let messages = raw.authenticate("wrong").await;
+    let kinds: String = messages.iter().map(|(kind, _)| *kind as char).collect();
+    assert_eq!(kinds, "RRE");
+    w.vm().until(|vm| vm.sessions.is_empty().then_some(())).await;
+    w.until("its place to be free", || w.sessions.active(w.host.database) == Default::default()).await;
+    // Whatever is begun ahead has its place before the client is asked for its password.
+    let asked = async || {
+        let mut raw = say(&w, &startup(0, &[("user", &user)])).await;
+        assert_eq!(raw.receive().await.unwrap().0, b'R');
+        (raw, w.sessions.active(w.host.database).clients)
+    };
+    let (raw, clients) = asked().await;
+    assert_eq!((clients, begun()), (0, 2));
+    drop(raw);
+    let client = w.connect().await;
+    assert_eq!(asked().await.1, 2, "another proof");
+    drop(client);
+}
+
+#[tokio::test]
+async fn nothing_is_begun_before_the_proof_if_it_is_not_to_be() {
+    let w = World::with(|s| s.begin_ahead = false).await;
+    let _client = w.connect().await;
+    let mut raw = say(&w, &startup(0, &[("user", &w.user())])).await;
+    assert_eq!(raw.receive().await.unwrap().0, b'R');
+    assert_eq!(w.sessions.active(w.host.database).clients, 1);
+}
