@@ -5,10 +5,12 @@
  * - That a password is set by SQL is told to the pooler, which then asks for it at logins.
  * - The owner of a database publishes all of its tables, or those of a schema.
  * - A setting that would end every new session is refused.
+ * - Small files that each session begins with are kept in the guest's memory.
  * - Before the golden snapshot is taken, the catalogs are read once (images/builder/src/golden.rs).
  */
 #include "postgres.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "access/genam.h"
@@ -39,6 +41,7 @@
 #include "utils/acl.h"
 #include "utils/guc_tables.h"
 #include "utils/rel.h"
+#include "utils/relcache.h"
 #include "utils/syscache.h"
 #include "utils/varlena.h"
 
@@ -287,6 +290,45 @@ check_setting(const char *name, GucStringCheckHook check, GucStringCheckHook *ne
 	setting->check_hook = check;
 }
 
+/* A hint: whatever is not there is read by who needs it. */
+static void
+keep_file(const char *path)
+{
+	int			file = open(path, O_RDONLY | PG_BINARY, 0);
+
+	if (file < 0)
+		return;
+	posix_fadvise(file, 0, 0, POSIX_FADV_WILLNEED);
+	close(file);
+}
+
+/*
+ * At its end each process that was connected to a database asks the kernel to keep the files that it began with (fadvise of a whole file,
+ * images/kernel/README.md): the next finds them in memory, over a sleep too. In the guest that all others are clones of, this is
+ * where theirs come from; here they are renewed when one of them was written anew.
+ */
+static void
+keep_first_files(int code, Datum argument)
+{
+	static const char *const of_server[] = {
+		"PG_VERSION", "global/pg_control", "global/pg_filenode.map", "global/" RELCACHE_INIT_FILENAME,
+	};
+	static const char *const of_database[] = {"PG_VERSION", "pg_filenode.map", RELCACHE_INIT_FILENAME};
+	char		path[MAXPGPATH];
+
+	if (DatabasePath == NULL)
+		return;
+	for (int i = 0; i < lengthof(of_server); i++)
+		keep_file(of_server[i]);
+	keep_file(HbaFileName);
+	keep_file(IdentFileName);
+	for (int i = 0; i < lengthof(of_database); i++)
+	{
+		snprintf(path, sizeof(path), "%s/%s", DatabasePath, of_database[i]);
+		keep_file(path);
+	}
+}
+
 /*
  * What every session reads is read once, in the guest that all others are clones of: their memory is then the same where
  * it holds catalogs, so it is neither in their snapshots nor theirs alone while awake. Being connected to the database
@@ -361,4 +403,5 @@ _PG_init(void)
 	ProcessUtility_hook = process_utility;
 	check_setting("local_preload_libraries", check_local_preload, &next_check_local_preload);
 	check_setting("session_preload_libraries", check_session_preload, &next_check_session_preload);
+	on_proc_exit(keep_first_files, 0);
 }

@@ -52,10 +52,19 @@ pub(crate) struct Failure {
 
 /// Connects to `vm.sock` and says which session this is.
 pub(crate) async fn connect(socket: &Path, hello: Hello) -> Result<(UnixStream, Answer), ConnectError> {
+    connect_and_say(socket, hello, &[]).await
+}
+
+/// The same, and says something to the guest in the same breath, which lies there when the guest takes the connection.
+pub(crate) async fn connect_and_say(
+    socket: &Path,
+    hello: Hello,
+    words: &[u8],
+) -> Result<(UnixStream, Answer), ConnectError> {
     // Kept open until connected: the path may go through it.
     let (path, _folder) = short_path(socket)?;
     let mut stream = UnixStream::connect(path).await?;
-    stream.write_all(&hello.encode()).await?;
+    stream.write_all(&[&hello.encode(), words].concat()).await?;
     let mut answer = [0; hello::LEN];
     stream.read_exact(&mut answer).await?;
     let answer = Answer::decode(&answer)?;

@@ -7,10 +7,10 @@ use std::path::Path;
 use bytes::{Buf, BytesMut};
 use pgwire::messages::startup::{BackendKeyData, SecretKey};
 use pgwire::messages::{DecodeContext, Message, ProtocolVersion};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
-use crate::bind::{ConnectError, connect};
+use crate::bind::{ConnectError, connect_and_say};
 use crate::registry::SessionCounts;
 use crate::wire::hello::Hello;
 use crate::wire::walker::{self, BadLength};
@@ -67,8 +67,7 @@ impl From<std::io::Error> for BeginError {
 
 /// Begins a session with this startup packet.
 pub(crate) async fn begin(socket: &Path, packet: &[u8]) -> Result<Begun, BeginError> {
-    let (mut stream, answer) = connect(socket, Hello::New).await?;
-    stream.write_all(packet).await?;
+    let (mut stream, answer) = connect_and_say(socket, Hello::New, packet).await?;
     let mut greeting = Greeting::default();
     let mut buffer = BytesMut::with_capacity(1024);
     let mut received = 0;

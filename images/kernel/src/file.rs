@@ -76,6 +76,10 @@ pub trait File {
     fn allocate(&self, _offset: u64, _len: u64) -> Result<()> {
         Err(Errno::EOPNOTSUPP)
     }
+    /// Has what it holds in memory, over sleeps too, if it is small and caches anything at all: a hint.
+    fn keep(&self) -> Result<()> {
+        Ok(())
+    }
     /// The address at which every process sees `[offset, offset + len)` of a file in guest memory
     /// (`mmap` with `MAP_SHARED`). The file keeps the memory until it is removed and nobody maps it.
     fn map_shared(&self, _offset: u64, _len: u64) -> Result<*mut u8> {

@@ -593,20 +593,20 @@ pub fn hello(stream: &mut UnixStream, operation: u32, session: u64, sent: u64, r
     hello_in(stream, operation, session, (sent, received), b"")
 }
 
-/// The same with an epoch behind it.
+/// The same with an epoch behind it, or a new session's first bytes.
 pub fn hello_in(
     stream: &mut UnixStream,
     operation: u32,
     session: u64,
     (sent, received): (u64, u64),
-    epoch: &[u8],
+    behind: &[u8],
 ) -> (u32, u64, u64, u64) {
     let mut bytes = b"DMS1".to_vec();
     bytes.extend_from_slice(&operation.to_le_bytes());
     for word in [session, sent, received] {
         bytes.extend_from_slice(&word.to_le_bytes());
     }
-    bytes.extend_from_slice(epoch);
+    bytes.extend_from_slice(behind);
     stream.write_all(&bytes).unwrap();
     let mut answer = [0; 32];
     stream.read_exact(&mut answer).unwrap();

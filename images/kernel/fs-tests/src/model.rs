@@ -155,10 +155,18 @@ impl Model {
                 }
             }
             17 => self.write_blocks(),
-            18 => match self.chance.below(4) {
+            18 => match self.chance.below(6) {
                 0 => fs::sweep(),
                 1 => drop(fs::reclaim()),
                 2 => fs::settle().unwrap(),
+                3 => {
+                    let Some(open) = self.any() else { return };
+                    open.guest.keep().unwrap();
+                }
+                4 => {
+                    fs::settle().unwrap();
+                    fs::resumed();
+                }
                 _ => fs::sync().unwrap(),
             },
             _ => {

@@ -550,6 +550,65 @@ fn what_nobody_reads_leaves_the_page_cache() {
 }
 
 #[test]
+fn small_files_are_kept_over_a_sleep_and_large_ones_are_not() {
+    let _guard = boot(|server| {
+        for (name, len) in [("pg_hba.conf", 5_000), ("pg_internal.init", 160_000), ("2608", 300_000)] {
+            server.put(name, &vec![7; len]);
+        }
+    });
+    let before = pages::IN_USE.load(Ordering::Relaxed);
+    let files = ["pg_hba.conf", "pg_internal.init", "2608"].map(|name| open(name, flags::O_RDWR));
+    let whole = |file: &Rc<dyn File>| {
+        let mut content = vec![0; file.len().unwrap() as usize];
+        for (n, piece) in content.chunks_mut(4096).enumerate() {
+            assert_eq!(file.read_at(piece, n as u64 * 4096), Ok(piece.len()));
+        }
+        content
+    };
+    files.iter().for_each(|file| file.keep().unwrap());
+    let read = count(server::READ);
+    // 5,000 bytes are a block, 160,000 twenty.
+    assert_eq!((read, fs::cache_pages()), (4, 42));
+    for _ in 0..2 {
+        fs::resumed();
+        assert!(files[..2].iter().all(|file| whole(file).iter().all(|byte| *byte == 7)));
+    }
+    files[0].keep().unwrap();
+    assert_eq!(count(server::READ), read, "they were there");
+    whole(&files[2]);
+    assert!(count(server::READ) > read);
+    fs::resumed();
+    (0..10).for_each(|_| fs::sweep());
+    assert_eq!((fs::cache_pages(), fs::cache_due()), (42, u64::MAX), "no idle guest is woken for them");
+    // They are what the file is.
+    files[1].write_at(b"new", 70_000).unwrap();
+    fs::settle().unwrap();
+    fs::resumed();
+    assert_eq!(&whole(&files[1])[69_999..70_004], b"\x07new\x07");
+    // Memory that somebody wants goes before them, and with its file one goes.
+    assert!(fs::reclaim());
+    assert_eq!((fs::cache_pages(), pages::IN_USE.load(Ordering::Relaxed)), (0, before));
+    files[0].keep().unwrap();
+    fs::unlink(CWD, b"pg_hba.conf").unwrap();
+    drop(files);
+    assert_eq!(pages::IN_USE.load(Ordering::Relaxed), before);
+}
+
+#[test]
+fn no_more_is_kept_than_there_is_room_for() {
+    let _guard = boot(|server| {
+        for i in 0..6 {
+            server.put(&format!("f{i}"), &vec![i; 250_000]);
+        }
+    });
+    for i in 0..6 {
+        open(&format!("f{i}"), READ).keep().unwrap();
+    }
+    fs::resumed();
+    assert!((200..=256).contains(&fs::cache_pages()), "{}", fs::cache_pages());
+}
+
+#[test]
 fn vectors_go_in_one_request() {
     let _guard = boot(|_| {});
     let file = open("f", NEW);

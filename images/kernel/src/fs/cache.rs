@@ -8,6 +8,9 @@
 //! A write may stay here as *dirty* blocks (`writeback.rs`); every other goes to the host at once, and coherence is to bring
 //! the written bytes into the windows too. This guest is the only writer.
 //!
+//! Of small files that each new session reads, Postgres says so (`fadvise`): these are *kept*, in memory that sleeps with the guest. A session
+//! that begins right after a wake finds them, where each would be an exit. All clones of a guest share those of the golden one.
+//!
 //! Half of the pool at most is held; windows leave in the order they came, those used since get a second turn. And a
 //! window that nobody used for some seconds leaves by age, so that the host gets back what one large scan took. One with
 //! dirty blocks stays until they are written.
@@ -29,6 +32,10 @@ const SWEEP: u64 = 1_000_000_000;
 /// Sweeps that a window outlives unused.
 const AGE: u64 = 6;
 
+/// The largest file that is kept, bytes, and the pages of all that are: what it may add to a snapshot.
+const KEPT_FILE: u64 = 256 << 10;
+const KEPT_PAGES: usize = 256;
+
 /// When the next sweep is due, guest-monotonic ns: never while nothing is held, so that an idle guest is not woken for it.
 static DUE: Global<Cell<u64>> = Global::new(Cell::new(u64::MAX));
 
@@ -48,6 +55,8 @@ pub(super) struct Held {
     pub dirty_blocks: usize,
     /// Where writing back goes on when there is too much.
     pub hand: Place,
+    /// Places of those that are kept.
+    kept: BTreeSet<Place>,
     /// Places in order of arrival, with the arrival's number; those of windows that are gone are stepped over.
     order: VecDeque<(Place, u64)>,
     pages: usize,
@@ -65,6 +74,7 @@ impl Held {
     pub fn remove(&mut self, place: Place) {
         if let Some(window) = self.windows.remove(&place) {
             self.pages -= window.pages();
+            self.kept.remove(&place);
             if window.dirty != 0 {
                 self.dirty_blocks -= window.dirty.count_ones() as usize;
                 self.dirty.remove(&place);
@@ -83,7 +93,7 @@ impl Held {
             turns -= 1;
             let Some((place, arrival)) = self.order.pop_front() else { return false };
             match self.windows.get(&place).filter(|window| window.arrival == arrival) {
-                Some(window) if window.used.replace(false) || window.dirty != 0 => self.order.push_back((place, arrival)),
+                Some(window) if window.used.replace(false) || window.dirty != 0 || window.is_kept() => self.order.push_back((place, arrival)),
                 Some(_) => self.remove(place),
                 None => {}
             }
@@ -93,16 +103,18 @@ impl Held {
 
     /// Sees that there is a window with room for `blocks`; false without memory for it.
     pub fn open(&mut self, place: Place, blocks: usize) -> bool {
-        if self.windows.get(&place).is_some_and(|window| window.blocks() >= blocks) {
-            return true;
-        }
+        self.windows.get(&place).is_some_and(|window| window.blocks() >= blocks) || self.replace(place, blocks, false)
+    }
+
+    /// Puts a window with room for `blocks` in the place, which has what was there; false without memory for it.
+    fn replace(&mut self, place: Place, blocks: usize, kept: bool) -> bool {
         // Out of the way of making room. A dirty one is counted on.
         let old = self.windows.remove(&place);
         let had = old.as_ref().map_or(0, Window::pages);
         let more = blocks * (BLOCK / dormouse_abi::PAGE) as usize;
         self.arrivals += 1;
         let new = match self.make_room(more, pages::usage().1 / 2) {
-            true => Window::new(blocks, self.sweeps, self.arrivals),
+            true => Window::new(blocks, kept, self.sweeps, self.arrivals),
             false => None,
         };
         let Some(mut window) = new else {
@@ -117,10 +129,32 @@ impl Held {
         self.pages = self.pages + window.pages() - had;
         self.order.push_back((place, window.arrival));
         self.windows.insert(place, window);
+        match kept {
+            true => self.kept.insert(place),
+            false => self.kept.remove(&place),
+        };
         if due() == u64::MAX {
             DUE.get().set(time::now() + SWEEP);
         }
         true
+    }
+
+    /// Keeps what the file has in the window at `start`; false without memory for it, or beyond what is kept of all files.
+    fn keep(&mut self, client: &Client, node: u64, size: u64, start: u64) -> Result<bool> {
+        let (place, blocks) = ((node, start / WINDOW), blocks_of(size, start));
+        let is_kept = self.windows.get(&place).is_some_and(|window| window.is_kept() && window.blocks() >= blocks);
+        if !is_kept {
+            let kept: usize = self.kept.iter().filter_map(|place| self.windows.get(place)).map(Window::pages).sum();
+            if kept + blocks * (BLOCK / dormouse_abi::PAGE) as usize > KEPT_PAGES || !self.replace(place, blocks, true) {
+                return Ok(false);
+            }
+        }
+        for block in 0..blocks {
+            if !self.windows.get(&place).is_some_and(|window| window.has(block)) {
+                self.fetch(client, place, size, block)?;
+            }
+        }
+        Ok(true)
     }
 
     /// Reads what is missing around `block` of the window.
@@ -144,7 +178,7 @@ impl Held {
         self.sweeps += 1;
         let (now, mut gone) = (self.sweeps, 0);
         self.windows.retain(|_, window| {
-            let stays = window.dirty != 0 || now - window.used_at.get() <= AGE;
+            let stays = window.dirty != 0 || window.is_kept() || now - window.used_at.get() <= AGE;
             gone += if stays { 0 } else { window.pages() };
             stays
         });
@@ -153,16 +187,18 @@ impl Held {
         self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
     }
 
-    /// Lets all windows go that have no dirty blocks; false when there was none.
-    pub fn drop_clean(&mut self) -> bool {
+    /// Lets all windows go that have no dirty blocks, but for those that are kept, if they are to `stay`; false when there was none.
+    pub fn drop_clean(&mut self, stay: bool) -> bool {
         let mut gone = 0;
         self.windows.retain(|_, window| {
-            gone += if window.dirty != 0 { 0 } else { window.pages() };
-            window.dirty != 0
+            let stays = window.dirty != 0 || stay && window.is_kept();
+            gone += if stays { 0 } else { window.pages() };
+            stays
         });
         self.pages -= gone;
         let windows = &self.windows;
         self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
+        self.kept.retain(|place| windows.contains_key(place));
         gone > 0
     }
 }
@@ -211,7 +247,8 @@ impl Cache {
             let before = held.sweeps;
             let _ = held.write_back(client, .., |window| window.dirtied_at < before - 1);
         }
-        DUE.get().set(if held.windows.is_empty() { u64::MAX } else { time::now() + SWEEP });
+        // Those that are kept do not age.
+        DUE.get().set(if held.windows.len() == held.kept.len() { u64::MAX } else { time::now() + SWEEP });
     }
 
     /// The host has taken `bytes` at `offset`: blocks that are here hold the new bytes now.
@@ -268,14 +305,31 @@ impl Cache {
     /// the cache itself is what asks for memory.
     pub fn clear(&self, client: &Client) -> bool {
         let Ok(mut held) = self.held.try_borrow_mut() else { return false };
-        if held.drop_clean() {
+        if held.drop_clean(false) {
             return true;
         }
         if held.dirty.is_empty() || !client.is_free() {
             return false;
         }
         let _ = held.write_back(client, .., |_| true);
-        held.drop_clean()
+        held.drop_clean(false)
+    }
+
+    /// Forgets what does not outlast a sleep, which has been.
+    pub fn resumed(&self) {
+        self.held.borrow_mut().drop_clean(true);
+    }
+
+    /// Keeps a small file over sleeps, as far as there is room for it: `size` bytes of node `node`.
+    pub fn keep(&self, client: &Client, node: u64, size: u64) -> Result<()> {
+        let mut held = self.held.borrow_mut();
+        let starts = (0..size).step_by(WINDOW as usize);
+        for start in starts.take_while(|_| size <= KEPT_FILE) {
+            if !held.keep(client, node, size, start)? {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

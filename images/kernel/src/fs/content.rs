@@ -395,6 +395,14 @@ impl File for Inode {
         self.share.cache.flush(&self.share.client, self.id, &ask)
     }
 
+    fn keep(&self) -> Result<()> {
+        if self.kind != kind::FILE || self.foreign() {
+            return Ok(());
+        }
+        self.cached.set(true);
+        self.share.cache.keep(&self.share.client, self.id, self.size.get())
+    }
+
     fn allocate(&self, offset: u64, len: u64) -> Result<()> {
         self.regular()?;
         let end = offset.checked_add(len).filter(|&end| end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;

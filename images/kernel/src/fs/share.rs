@@ -148,7 +148,7 @@ impl Share {
     /// After a wake: the memory of the cache was in no snapshot, and the host's files may be another layer's.
     pub fn resumed(&self) {
         assert!(self.cache.is_clean(), "the guest was suspended before all that it had written was the host's");
-        self.cache.clear(&self.client);
+        self.cache.resumed();
         for inode in self.inodes.borrow().values().filter_map(Weak::upgrade) {
             inode.owned.replace(Owned::default());
             inode.gives_room.set(true);

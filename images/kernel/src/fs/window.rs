@@ -18,10 +18,11 @@ pub fn bits(from: usize, to: usize) -> u8 {
     (((1u32 << to) - 1) & !((1u32 << from) - 1)) as u8
 }
 
-/// A window in *spare* memory: no snapshot holds it.
+/// A window in *spare* memory, which no snapshot holds, or in memory that it keeps.
 pub struct Window {
     data: *mut u8,
     blocks: usize,
+    kept: bool,
     /// Blocks that hold what the file has there. Past the file's end they hold zeros, as the file will when it grows.
     pub valid: u8,
     /// Those of them that the host has not got yet.
@@ -38,11 +39,13 @@ pub struct Window {
 }
 
 impl Window {
-    /// A window with room for so many blocks, none of them valid; `None` without memory for it.
-    pub fn new(blocks: usize, sweeps: u64, arrival: u64) -> Option<Self> {
+    /// A window with room for so many blocks, none of them valid; `None` without memory for it. `kept`: over a sleep.
+    pub fn new(blocks: usize, kept: bool, sweeps: u64, arrival: u64) -> Option<Self> {
+        let pages = blocks * BLOCK_PAGES;
         Some(Self {
-            data: pages::alloc_spare(blocks * BLOCK_PAGES)?,
+            data: if kept { pages::alloc(pages)? } else { pages::alloc_spare(pages)? },
             blocks,
+            kept,
             valid: 0,
             dirty: 0,
             dirtied_at: 0,
@@ -62,6 +65,11 @@ impl Window {
         self.blocks * BLOCK_PAGES
     }
 
+    /// Whether its memory outlasts a sleep.
+    pub fn is_kept(&self) -> bool {
+        self.kept
+    }
+
     pub fn has(&self, block: usize) -> bool {
         self.valid & bits(block, block + 1) != 0
     }
@@ -77,7 +85,7 @@ impl Window {
     /// Whether it was written from end to end, all of that is the host's now, and nobody has read it: the log, or a table
     /// that is filled. Keeping such would only take memory from the host.
     pub fn is_spent(&self) -> bool {
-        self.dirty == 0 && self.valid == bits(0, BLOCKS) && !self.read.get()
+        self.dirty == 0 && self.valid == bits(0, BLOCKS) && !self.read.get() && !self.kept
     }
 
     /// The memory from byte `at` on, and how much of it there is.

@@ -17,6 +17,7 @@ const AT_FDCWD: i32 = -100;
 const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
 const AT_REMOVEDIR: u64 = 0x200;
 const AT_EMPTY_PATH: u64 = 0x1000;
+const FADV_WILLNEED: u64 = 3;
 const F_DUPFD: u64 = 0;
 const F_GETFD: u64 = 1;
 const F_SETFD: u64 = 2;
@@ -316,6 +317,8 @@ pub fn call(number: i64, args: &Args) -> Result<u64> {
         nr::FDATASYNC => file_of(a)?.sync(true).map(|()| 0),
         nr::SYNCFS => fs::syncfs(&*file_of(a)?).map(|()| 0),
         nr::SYNC => fs::sync().map(|()| 0),
+        // All of the file will be wanted. Postgres itself names a range.
+        nr::FADVISE64 if (b, c, d) == (0, 0, FADV_WILLNEED) => file_of(a)?.keep().map(|()| 0),
         // Hints: what they ask to start is finished by fsync.
         nr::SYNC_FILE_RANGE | nr::FADVISE64 | nr::READAHEAD => Ok(0),
         nr::TRUNCATE => fs::truncate(&cwd(), string(a)?, b).map(|()| 0),
