@@ -33,6 +33,7 @@ pub mod image;
 pub mod jail;
 pub mod layer;
 pub mod machine;
+mod mapped;
 pub mod monitor;
 pub mod pack;
 pub mod profile;

@@ -1,7 +1,6 @@
 //! The suspend of a guest: in what order, to where.
 
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::crash;
@@ -32,26 +31,18 @@ pub struct Sleeper {
     pub target: Target,
     /// Everything but the extents and the base.
     pub header: Header,
-    /// The golden memory that this guest's differs from, if it was restored.
+    /// The golden memory that this guest's differs from.
     pub base: Option<Base>,
     /// The mark of the snapshot that this guest was restored from.
     pub spending: Option<Spending>,
     /// The guest was restored or cloned, not booted.
     pub restored: bool,
-    /// Where to look for one if the guest was booted.
-    pub golden: Option<PathBuf>,
     /// Where to note which pages the guest has changed and touched (`snapshot::hot`).
     pub note_pages: Option<PathBuf>,
     pub layer: PathBuf,
 }
 
 impl Sleeper {
-    /// A guest that was booted is compared with the golden memory too: much of the two is equal.
-    fn find_base(&mut self) {
-        let Some(dir) = self.golden.take().filter(|_| self.base.is_none()) else { return };
-        self.base = open_golden(&dir, &self.header);
-    }
-
     fn write(&mut self, guest: &mut Guest, commit: &Commit) -> Result<(), String> {
         let began = Instant::now();
         crash::point("suspend-begun");
@@ -79,7 +70,6 @@ impl Sleeper {
         let written = match &self.target {
             Target::Snapshot(dir) => {
                 let dir = dir.clone();
-                self.find_base();
                 let header = Header {
                     base: self.base.as_ref().map(|base| base.name.clone()).unwrap_or_default(),
                     ..self.header.clone()
@@ -127,14 +117,6 @@ impl Sleeper {
             Err(error) => Err(error.to_string()),
         }
     }
-}
-
-/// The golden memory in a folder, if it fits a snapshot's header.
-fn open_golden(dir: &Path, header: &Header) -> Option<Base> {
-    let golden = crate::snapshot::read::Snapshot::open(&dir.join("state")).ok()??;
-    let same = golden.header.memory == header.memory && golden.header.image == header.image;
-    let file = File::open(dir.join("memory")).ok().filter(|_| same)?;
-    Base::new(golden.header.base, file, header.memory).ok()
 }
 
 impl Suspender for Sleeper {

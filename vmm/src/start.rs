@@ -417,7 +417,8 @@ impl Place<'_> {
         let shared = SharedPage::new(&machine.ram);
         files.set_recovering(Box::new(move || shared.get_ready() == 0));
         life.step("layer");
-        boot::boot(&machine, &self.image.boot)?;
+        let golden = self.golden_to_boot(&machine);
+        boot::boot(&machine, &self.image.boot, golden.as_ref())?;
         life.step("memory");
         SharedPage::new(&machine.ram).set_next_deadline(u64::MAX);
         Ok(Begun {
@@ -427,10 +428,18 @@ impl Place<'_> {
             positions: Default::default(),
             epoch: new_epoch().map_err(StartError::io("no random bytes"))?,
             cold: true,
-            base: None,
+            base: golden,
             spending: None,
             machine,
         })
+    }
+
+    /// The golden memory that a guest that is booted shares, and its snapshot will differ from; the golden guest itself has none.
+    fn golden_to_boot(&self, machine: &Machine) -> Option<Base> {
+        let dir = self.image.golden_dir.as_ref().filter(|_| self.settings.golden.is_none())?;
+        let golden = Snapshot::open(&dir.join(file::STATE)).ok()??;
+        let same = golden.header.image == self.image.name && golden.header.memory == machine.ram.len();
+        memory_of(&golden, dir, machine).ok().filter(|_| same)
     }
 
     /// Goes on from the database's own snapshot.
@@ -614,7 +623,6 @@ impl Place<'_> {
             base,
             spending: None,
             restored: !life.cold,
-            golden: self.image.golden_dir.clone(),
             note_pages: self.settings.note_pages.clone(),
             layer: self.layer.clone(),
         }

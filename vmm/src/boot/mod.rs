@@ -14,7 +14,7 @@
 pub mod program;
 pub mod tables;
 
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +25,8 @@ use dormouse_abi::{
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{Machine, MachineError, Ram, cpu};
+use crate::mapped::Mapped;
+use crate::snapshot::pages::Base;
 use program::{KernelImage, PostgresImage};
 
 /// Why a guest could not be booted.
@@ -33,6 +35,9 @@ pub enum BootError {
     /// A part of the image could not be read.
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: io::Error },
+    /// The golden memory could not be mapped.
+    #[error("cannot map the golden memory: {0}")]
+    Golden(io::Error),
     /// An executable does not fit the guest's memory map.
     #[error("{what}: {problem}")]
     Misfit { what: &'static str, problem: String },
@@ -68,8 +73,9 @@ const LEAST_POOL: u64 = 16 << 20;
 /// Postgres' own processes and a few sessions.
 const LEAST_SLOTS: u32 = 16;
 
-fn read(path: &Path) -> Result<Vec<u8>, BootError> {
-    fs::read(path).map_err(|source| BootError::Read { path: path.to_owned(), source })
+fn read(path: &Path) -> Result<Mapped, BootError> {
+    let mapped = File::open(path).and_then(|file| Mapped::new(&file));
+    mapped.map_err(|source| BootError::Read { path: path.to_owned(), source })
 }
 
 fn large_pages(len: u64) -> u64 {
@@ -84,8 +90,9 @@ pub(crate) fn put(ram: &Ram, what: &'static str, address: u64, bytes: &[u8]) -> 
     })
 }
 
-/// Fills memory and the vCPU for the image's first instruction.
-pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
+/// Fills memory, which is all zeroes, and the vCPU for the image's first instruction. What all guests of the image read of Postgres, and
+/// none can write, is mapped from its `golden` memory, if there is one: it has been laid there by this very function.
+pub fn boot(machine: &Machine, image: &BootImage, golden: Option<&Base>) -> Result<(), BootError> {
     let ram = &machine.ram;
     let kernel_bytes = read(&image.kernel)?;
     let kernel = KernelImage::parse(&kernel_bytes)?;
@@ -118,8 +125,13 @@ pub fn boot(machine: &Machine, image: &BootImage) -> Result<(), BootError> {
         });
     }
     let pool = slots + u64::from(slot_count) * LARGE_PAGE;
-    for segment in &postgres.shared {
-        put(ram, "postgres", TEXT + segment.address, segment.bytes)?;
+    match golden {
+        Some(golden) => ram.map_file(&golden.file, TEXT, postgres.shared_end).map_err(BootError::Golden)?,
+        None => {
+            for segment in &postgres.shared {
+                put(ram, "postgres", TEXT + segment.address, segment.bytes)?;
+            }
+        }
     }
     for segment in &postgres.writable {
         put(ram, "postgres", data_copy + (segment.address - postgres.data), segment.bytes)?;

@@ -13,6 +13,7 @@ use std::sync::OnceLock;
 use dormouse_abi::{LARGE_PAGE, PAGE};
 
 use crate::machine::Ram;
+use crate::mapped::Mapped;
 use crate::shared::SharedPage;
 
 const PRESENT: u64 = 1 << 63;
@@ -29,42 +30,23 @@ pub struct Base {
     /// Its name in headers.
     pub name: String,
     pub file: File,
-    map: *const u8,
-    len: usize,
+    bytes: Mapped,
 }
 
-// SAFETY: a read-only mapping of a file that never changes.
-unsafe impl Send for Base {}
-
 impl Base {
-    /// Maps `len` bytes of a golden memory file.
+    /// Of a golden memory file of `len` bytes.
     pub fn new(name: String, file: File, len: u64) -> io::Result<Self> {
         if file.metadata()?.len() != len {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the golden memory has another size"));
         }
-        // SAFETY: a fresh read-only mapping at an address of the kernel's choosing.
-        let map = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len as usize,
-                libc::PROT_READ,
-                libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if map == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { name, file, map: map.cast(), len: len as usize })
+        let bytes = Mapped::new(&file)?;
+        Ok(Self { name, file, bytes })
     }
 
     /// The bytes of a page.
     pub fn page(&self, number: usize) -> &[u8] {
         let at = number * PAGE as usize;
-        assert!(at + PAGE as usize <= self.len, "page {number} is beyond the golden memory");
-        // SAFETY: within the mapping, which lives as long as self, of a file that never changes once it is named.
-        unsafe { std::slice::from_raw_parts(self.map.add(at), PAGE as usize) }
+        &self.bytes[at..at + PAGE as usize]
     }
 
     /// Lays all that it holds over new guest memory; the rest is of small pages until the guest has run for a while.
@@ -83,7 +65,7 @@ impl Base {
 
     /// For each large page, whether the file has any data there.
     pub fn regions(&self) -> io::Result<Vec<bool>> {
-        let mut regions = vec![false; self.len / LARGE_PAGE as usize];
+        let mut regions = vec![false; self.bytes.len() / LARGE_PAGE as usize];
         let mut region = 0;
         // One question a large page, not one an extent: the file may have thousands.
         while region < regions.len() {
@@ -101,13 +83,6 @@ impl Base {
             region += 1;
         }
         Ok(regions)
-    }
-}
-
-impl Drop for Base {
-    fn drop(&mut self) {
-        // SAFETY: what `new` mapped; slices of it borrow self.
-        unsafe { libc::munmap(self.map.cast_mut().cast(), self.len) };
     }
 }
 
