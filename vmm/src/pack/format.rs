@@ -114,8 +114,12 @@ impl Content {
     }
 
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
+        Ok([head(&self.header)?, self.body()].concat())
+    }
+
+    /// What follows its header.
+    pub(super) fn body(&self) -> Vec<u8> {
         let mut out = Writer::default();
-        out.bytes(&self.header.encode()?);
         out.bytes(&self.state);
         out.u32(self.pages.len() as u32);
         for page in &self.pages {
@@ -123,7 +127,7 @@ impl Content {
         }
         let mut bytes = out.into_bytes();
         bytes.extend_from_slice(self.deltas());
-        Ok(bytes)
+        bytes
     }
 
     /// Page numbers are below what the snapshot's memory has, and none comes twice.
@@ -151,6 +155,13 @@ impl Content {
         let first = bytes.len() - deltas.len();
         Ok(Self { header, state, pages, bytes, first })
     }
+}
+
+/// How a snapshot's part begins: with its header, which alone says whose it is.
+pub(super) fn head(header: &format::Header) -> Result<Vec<u8>, Malformed> {
+    let mut out = Writer::default();
+    out.bytes(&header.encode()?);
+    Ok(out.into_bytes())
 }
 
 #[cfg(test)]

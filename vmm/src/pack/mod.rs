@@ -6,12 +6,14 @@
 //!  layer/* ──┘                    (the others go)   └─▶ layer/* ─▶ flushed ─▶ packed renamed away, durably ┘
 //! ```
 //!
-//! - [`format`]: the file; [`write`]: packing; [`read`]: what a wake takes from it; [`spent`]: that it is used once.
+//! - [`format`]: the file; [`write`]: packing; [`read`]: what a wake takes from it; [`spent`]: that it is used once;
+//!   [`copy`]: the same as another database, for measurements alone.
 //!
 //! Promises: where there is a `packed`, it is the truth, whatever lies beside it; it goes, durably, only after all that it
 //! held is durable elsewhere, and before the guest changes a file. Refuses: a file of another database, or one of which a
 //! byte is wrong; a layer that is damaged in it is told as such, and never taken for an empty one.
 
+pub mod copy;
 pub mod format;
 pub mod read;
 pub mod spent;

@@ -122,7 +122,7 @@ fn write(dir: &Path, database: &str, held: &Held) -> Result<Written, PackError> 
     Ok(Written { bytes: at, before: (layer.len() + snapshot.len()) as u64 })
 }
 
-fn compress(content: &[u8], over: &[u8]) -> Result<Vec<u8>, PackError> {
+pub(super) fn compress(content: &[u8], over: &[u8]) -> Result<Vec<u8>, PackError> {
     let mut packed = vec![0; compress_bound(content.len())];
     let len = {
         let mut context = CCtx::create();
