@@ -72,6 +72,8 @@ impl Place {
             .env("DORMOUSE_API_LISTEN", "127.0.0.1:0")
             .env("DORMOUSE_POOLER_LISTEN", "127.0.0.1:0")
             .env("DORMOUSE_PLANS_FREE_DATABASES", "10000000")
+            // Those used stay as they were left, however long the run takes.
+            .env("DORMOUSE_HOST_PACK_AFTER_S", "0")
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(ScaleError::io(&self.home))?)
             .stderr(output)
