@@ -21,7 +21,8 @@ fn a_short_run_gives_every_figure_and_leaves_nothing() {
     let output = server
         .loadtest(&json)
         .args(["scale", "--largest", "300", "--through-api", "100"])
-        .args(["--used", "2", "--wakes", "3", "--first-wakes", "2", "--calls", "5", "--sustain", "1"])
+        .args(["--used", "2", "--packed-percent", "2", "--wakes", "3", "--first-wakes", "2"])
+        .args(["--calls", "5", "--sustain", "1"])
         .arg("--program")
         .arg(harness::dormouse())
         .arg("--work")
@@ -39,9 +40,14 @@ fn a_short_run_gives_every_figure_and_leaves_nothing() {
     assert_eq!(sizes, [100, 300]);
     let filled: Vec<_> = steps.iter().map(|step| &step["filled"]).collect();
     assert_eq!(filled, ["through the API", "in bulk"]);
+    let packed: Vec<_> = steps.iter().map(|step| &step["packed"]).collect();
+    assert_eq!(packed, [2, 6]);
     for step in steps {
-        assert_eq!(step["timings"].as_array().unwrap().len(), 10, "{step}");
+        // Of those packed, too: each was checked to have gone on from its packed file, with its rows.
+        assert_eq!(step["timings"].as_array().unwrap().len(), 11, "{step}");
         assert_eq!(step["used"], 2);
+        let [packed, used] = ["packed_bytes", "used_bytes"].map(|name| step[name].as_u64().unwrap());
+        assert!(packed > 64 << 10 && packed < used / 3, "{step}");
         assert!(step["creates_a_second"].as_f64().unwrap() > 0.0);
     }
     assert!(text.contains("creates a second, sustained"), "{text}");

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_api::host::{GUEST_ROLE, State};
 use dormouse_api::identity::DatabaseId;
-use dormouse_api::metadata::{Metadata, NewDatabase};
+use dormouse_api::metadata::{Metadata, MetadataError, NewDatabase, StateJournal};
 use dormouse_api::secret::{new_password, scram_verifier};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -132,6 +132,14 @@ pub fn by_use(
     })
 }
 
+/// What rows made in bulk say of their databases.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    NeverUsed,
+    /// Used, asleep and packed. Their folders are the caller's to make.
+    Packed,
+}
+
 /// Writes of the bulk way that wait for one commit at most.
 const AT_ONCE: usize = 256;
 
@@ -140,6 +148,7 @@ pub fn in_bulk(
     home: &Path,
     first: u64,
     count: u64,
+    rows: Rows,
     say: &dyn Fn(u64),
 ) -> Result<Vec<Known>, ScaleError> {
     let failed = |e: &dyn std::fmt::Display| ScaleError::Bulk(e.to_string());
@@ -193,17 +202,64 @@ pub fn in_bulk(
                     .create_database(new)
                     .await
                     .map_err(|e| failed(&e))?;
-                Ok::<_, ScaleError>(id.to_string())
+                Ok::<_, ScaleError>(id)
             }
         });
-        let ids: Vec<String> = creates.buffer_unordered(AT_ONCE).try_collect().await?;
+        let ids: Vec<DatabaseId> = creates.buffer_unordered(AT_ONCE).try_collect().await?;
+        if rows == Rows::Packed {
+            note_files(&metadata, &ids).await.map_err(|e| failed(&e))?;
+        }
         metadata.close().await;
         Ok(ids
             .into_iter()
             .map(|id| Known {
-                id,
+                id: id.to_string(),
                 password: password.clone(),
             })
             .collect())
     })
+}
+
+/// Notes what a first wake and a first change note of a database: that it has files, and data in them. Since when it sleeps is
+/// not noted, as of all that are packed.
+async fn note_files(metadata: &Metadata, ids: &[DatabaseId]) -> Result<(), MetadataError> {
+    let notes = stream::iter(ids).map(|id| metadata.set_has_files(id));
+    notes.buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await?;
+    let (journal, written) = StateJournal::start(metadata.clone(), 0);
+    ids.iter().for_each(|id| journal.written(id));
+    journal.close();
+    // It ends when all is written, or has said that it is not.
+    let _ = written.await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dormouse_api::identity::TenantId;
+
+    #[tokio::test]
+    async fn a_packed_database_has_the_row_of_one() {
+        let home = tempfile::tempdir().unwrap();
+        let metadata = Metadata::open(&home.path().join("dormouse.db")).await.unwrap();
+        let id = DatabaseId::random().unwrap();
+        let new = NewDatabase {
+            id: id.clone(),
+            tenant: TenantId::default_tenant(),
+            name: "a".into(),
+            state: State::Suspended,
+            plan: "free".into(),
+            plan_databases: 1,
+            pg_version: 17,
+            image: "0123456789abcdef".into(),
+            cool_down_ms: None,
+            role: GUEST_ROLE.into(),
+            verifier: "none".into(),
+        };
+        metadata.create_database(new).await.unwrap();
+        note_files(&metadata, std::slice::from_ref(&id)).await.unwrap();
+        let row = metadata.database(&id).await.unwrap().unwrap();
+        assert!(row.state == State::Suspended && row.has_files && row.written);
+        assert_eq!(metadata.longest_asleep().await.unwrap(), None, "it is not to be packed");
+    }
 }

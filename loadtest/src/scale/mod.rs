@@ -4,17 +4,20 @@
 //!   world ── the databases of a run, and what is measured of them at each step
 //!  server ── a server of the run's own, started and stopped at each step
 //!    fill ── databases through the REST API, then in bulk
+//!  packed ── copies of used, packed ones
 //!   calls ── REST on kept connections
 //!  report ── what was found, as a table
 //!    plot ── the steps over the number of databases, as SVG
 //! ```
 //!
-//! At each step there are so many databases; some of them have been used and sleep, with a table of their own, and the others
-//! are rows alone. All figures are taken in one order, after a start of the server with that many rows. Databases that the
-//! measurement makes, or wakes for the first time, are deleted after it, so the disk that is needed is bounded.
+//! At each step there are so many databases; some of them have been used and sleep, with a table of their own, some are copies
+//! of others that were used and packed, and the rest are rows alone. All figures are taken in one order, after a start of the
+//! server with that many rows. Databases that the measurement makes, or wakes for the first time, are deleted after it, so the
+//! disk that is needed is bounded.
 
 mod calls;
 mod fill;
+mod packed;
 mod plot;
 mod report;
 mod server;
@@ -24,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use dormouse_vmm::pack::PackError;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -31,6 +35,7 @@ use crate::client::ClientError;
 use crate::http::HttpError;
 use crate::rest::RestError;
 use calls::{Caller, TENANTS, tenant};
+use packed::Originals;
 use report::short;
 pub use report::{Growth, Scale, Step};
 use server::Place;
@@ -63,14 +68,18 @@ pub enum ScaleError {
     },
     #[error("the metadata could not be filled: {0}")]
     Bulk(String),
-    #[error("a client panicked")]
+    #[error("the copy {id} of a packed database: {source}")]
+    Copy { id: String, source: PackError },
+    #[error("{0} did not go on from its packed file")]
+    NotPacked(String),
+    #[error("a thread panicked")]
     Panic,
     #[error("{0} has not the rows it had before it slept")]
     Lost(String),
     #[error("the list of all has {listed} databases and not {made}")]
     Miscounted { listed: u64, made: u64 },
     #[error(
-        "{free} MiB are free under {path}, and this takes up to {needed} MiB: choose a smaller --largest or another --work"
+        "{free} MiB are free under {path}, and this takes up to {needed} MiB: choose a smaller --largest, --packed-percent or --used, or another --work"
     )]
     NoRoom {
         path: PathBuf,
@@ -99,7 +108,10 @@ pub struct Plan {
     /// Databases that have been used and sleep; at most half of each step's.
     #[arg(long, default_value_t = 1000)]
     pub used: usize,
-    /// Wakes of random ones of them at each step.
+    /// Percent of each step's databases that are copies of others which were used and packed; 0 for none.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=MOST_PACKED))]
+    pub packed_percent: u64,
+    /// Wakes at each step of random ones of those used, and of those packed.
     #[arg(long, default_value_t = 1000)]
     pub wakes: usize,
     /// First wakes at each step, of random ones that were never used and of ones just created.
@@ -125,12 +137,23 @@ pub struct Plan {
     pub svg: Option<PathBuf>,
 }
 
+impl Plan {
+    /// Copies of packed ones among so many databases.
+    fn packed_of(&self, databases: u64) -> u64 {
+        databases / 100 * self.packed_percent + databases % 100 * self.packed_percent / 100
+    }
+}
+
+/// With those used, which may be half, some are left that never were.
+const MOST_PACKED: u64 = 40;
 const STEPS: [u64; 6] = [100, 1_000, 10_000, 100_000, 300_000, 1_000_000];
 /// Disk that a row takes, in bytes, with its share of the WAL and of indexes.
 const ROW: u64 = 2048;
 /// Disk of one that was used and sleeps, in bytes, and of one awake.
 const USED: u64 = 2 << 20;
 const WOKEN: u64 = 4 << 20;
+/// And of one that is packed.
+const PACKED: u64 = 256 << 10;
 const SPARE: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;
 
@@ -140,13 +163,14 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
     let begun = Instant::now();
     let say = |what: String| eprintln!("{:>7.1} s  {what}", begun.elapsed().as_secs_f64());
     let place = Place::make(&plan.work, images, &plan.program)?;
-    let mut world = World::new(&plan, &place);
     let (server, _) = place.start()?;
     let mut caller = Caller::open(&server.rest)?;
     for n in 0..TENANTS {
         caller.create_tenant(&tenant(n))?;
     }
+    let originals = Originals::make(&place, &server, plan.packed_of(plan.largest), &say)?;
     server.stop()?;
+    let mut world = World::new(&plan, &place, &originals);
     let (mut steps, mut growth) = (Vec::new(), Vec::new());
     let sizes = STEPS
         .into_iter()
@@ -156,6 +180,7 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
         say(format!("{} databases: filling", short(size)));
         let filled = world.fill(size, &mut growth, &say)?;
         world.use_some(size, &say)?;
+        world.copy_packed(size, &say)?;
         let step = world.measure(filled, &say)?;
         steps.push(step);
         // A run that is ended early has told what it found.
@@ -164,6 +189,7 @@ pub fn run(images: &Path, plan: Plan) -> Result<Scale, ScaleError> {
             std::fs::write(file, plot::draw(&steps)).map_err(ScaleError::io(file))?;
         }
     }
+    say("removing the home".into());
     place.remove()?;
     Ok(Scale {
         plan,
@@ -182,7 +208,8 @@ fn check_room(plan: &Plan) -> Result<(), ScaleError> {
         found.assume_init()
     };
     let free = found.f_bavail * found.f_frsize;
-    let needed = plan.largest * ROW + plan.used as u64 * USED + 2 * plan.first_wakes as u64 * WOKEN + SPARE;
+    let asleep = plan.largest * ROW + plan.used as u64 * USED + plan.packed_of(plan.largest) * PACKED;
+    let needed = asleep + 2 * plan.first_wakes as u64 * WOKEN + SPARE;
     if free < needed {
         return Err(ScaleError::NoRoom {
             path: plan.work.clone(),
@@ -197,21 +224,35 @@ fn check_room(plan: &Plan) -> Result<(), ScaleError> {
 mod tests {
     use super::*;
 
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        plan: Plan,
+    }
+
+    fn plan(arguments: &[&str]) -> Result<Plan, clap::Error> {
+        <Line as clap::Parser>::try_parse_from([&["scale"], arguments].concat()).map(|line| line.plan)
+    }
+
+    #[test]
+    fn a_tenth_is_packed_unless_told_otherwise() {
+        let of = |arguments: &[&str]| [100, 150, 1_000_000].map(|size| plan(arguments).unwrap().packed_of(size));
+        assert_eq!(of(&[]), [10, 15, 100_000]);
+        assert_eq!(of(&["--packed-percent", "0"]), [0; 3]);
+        assert_eq!(of(&["--packed-percent", "3"]), [3, 4, 30_000]);
+        assert!(plan(&["--packed-percent", "41"]).is_err());
+    }
+
     #[test]
     fn a_disk_without_room_is_refused_before_anything_is_made() {
-        let plan = Plan {
-            largest: u64::MAX / ROW / 2,
-            through_api: 0,
-            used: 0,
-            wakes: 0,
-            first_wakes: 0,
-            calls: 0,
-            clients: 1,
-            sustain: 0,
-            program: "none".into(),
-            work: std::env::temp_dir(),
-            svg: None,
+        let work = std::env::temp_dir();
+        let refused = |arguments: &[&str]| {
+            let plan = Plan { work: work.clone(), ..plan(arguments).unwrap() };
+            matches!(check_room(&plan), Err(ScaleError::NoRoom { .. }))
         };
-        assert!(matches!(check_room(&plan), Err(ScaleError::NoRoom { .. })));
+        let rows = (u64::MAX / ROW / 2).to_string();
+        assert!(refused(&["--largest", &rows, "--used", "0", "--packed-percent", "0"]));
+        let copies = (u64::MAX / PACKED / 2).to_string();
+        assert!(refused(&["--largest", &copies, "--used", "0"]));
     }
 }

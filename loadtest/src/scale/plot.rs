@@ -48,6 +48,7 @@ pub fn draw(steps: &[Step]) -> String {
             lines: vec![
                 line("never used", "#2563eb", &p99(report::WAKE_FRESH)),
                 line("used", "#15803d", &p99(report::WAKE_USED)),
+                line("packed", "#7c3aed", &p99(report::WAKE_PACKED)),
                 line("made in this life", "#b45309", &p99(report::WAKE_NEW)),
             ],
         },

@@ -14,8 +14,9 @@ pub const PAGES: &str = "list of all, pages of 1,000";
 pub const IMAGES: &str = "images, with counts";
 pub const WAKE_FRESH: &str = "never used: new connection to first row";
 pub const WAKE_USED: &str = "used: new connection to first row";
+pub const WAKE_PACKED: &str = "packed: new connection to first row";
 pub const WAKE_NEW: &str = "made in this life of the server: new connection to first row";
-pub const KINDS: [&str; 10] = [
+pub const KINDS: [&str; 11] = [
     CREATE,
     CREATES,
     GET,
@@ -25,6 +26,7 @@ pub const KINDS: [&str; 10] = [
     IMAGES,
     WAKE_FRESH,
     WAKE_USED,
+    WAKE_PACKED,
     WAKE_NEW,
 ];
 
@@ -34,6 +36,8 @@ pub struct Step {
     pub databases: u64,
     /// Of them, those that have been used and sleep.
     pub used: usize,
+    /// Copies of others that were used and packed.
+    pub packed: usize,
     /// How the last of them were made.
     pub filled: &'static str,
     pub creates_a_second: f64,
@@ -44,8 +48,10 @@ pub struct Step {
     pub resident_bytes: u64,
     pub anonymous_bytes: u64,
     pub metadata_bytes: u64,
-    /// Of each one that was used and sleeps.
+    /// On disk, of each one that was used and sleeps.
     pub used_bytes: u64,
+    /// And of each that is packed.
+    pub packed_bytes: u64,
 }
 
 impl Step {
@@ -98,13 +104,14 @@ fn rows() -> Vec<Row> {
     let mib = |bytes: u64| (bytes as f64 / MIB as f64).round().to_string();
     let mut rows = vec![
         row("of them used and asleep", |step| step.used.to_string()),
+        row("of them copies of used, packed ones", |step| step.packed.to_string()),
         row("filled", |step| step.filled.to_owned()),
     ];
     for kind in KINDS {
         let cell = move |step: &Step, _: &Step| step.timing(kind).map_or_else(none, millis);
         rows.push((format!("{kind}, p50 / p99 ms"), Box::new(cell)));
     }
-    for kind in [CREATE, WAKE_USED] {
+    for kind in [CREATE, WAKE_USED, WAKE_PACKED] {
         let cell = move |step: &Step, first: &Step| match (step.timing(kind), first.timing(kind)) {
             (Some(now), Some(first)) => format!("{:.2}", now.p99_ms / first.p99_ms),
             _ => none(),
@@ -123,6 +130,9 @@ fn rows() -> Vec<Row> {
         }),
         row("disk of each used one, KiB", |step| {
             (step.used_bytes >> 10).to_string()
+        }),
+        row("disk of each packed one, KiB", |step| {
+            (step.packed_bytes >> 10).to_string()
         }),
     ]);
     type Size = (&'static str, fn(&Step) -> u64);
@@ -210,6 +220,7 @@ mod tests {
         let step = |databases| Step {
             databases,
             used: 1,
+            packed: 1,
             filled: "in bulk",
             creates_a_second: 500.0,
             deletes_a_second: 1.0,
@@ -219,6 +230,7 @@ mod tests {
             anonymous_bytes: 1,
             metadata_bytes: 1,
             used_bytes: 1,
+            packed_bytes: 1,
         };
         let svg = plot::draw(&[step(100), step(1_000), step(1_000_000)]);
         let line = svg

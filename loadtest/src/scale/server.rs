@@ -1,8 +1,10 @@
 //! A server of the run's own: a home with the images of another, started and stopped again.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -72,7 +74,7 @@ impl Place {
             .env("DORMOUSE_API_LISTEN", "127.0.0.1:0")
             .env("DORMOUSE_POOLER_LISTEN", "127.0.0.1:0")
             .env("DORMOUSE_PLANS_FREE_DATABASES", "10000000")
-            // Those used stay as they were left, however long the run takes.
+            // Those used stay as they were left, however long the run takes: those packed have a series of their own.
             .env("DORMOUSE_HOST_PACK_AFTER_S", "0")
             .stdin(Stdio::null())
             .stdout(output.try_clone().map_err(ScaleError::io(&self.home))?)
@@ -109,13 +111,37 @@ impl Place {
 
     /// What a failed run leaves is for whoever looks into it.
     pub fn remove(&self) -> Result<(), ScaleError> {
+        let databases = self.home.join("databases");
+        let folders: Result<Vec<PathBuf>, _> =
+            fs::read_dir(&databases).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        let folders = folders.map_err(ScaleError::io(&databases))?;
+        side_by_side(&folders, |_, folder| fs::remove_dir_all(folder).map_err(ScaleError::io(folder)))?;
         fs::remove_dir_all(&self.home).map_err(ScaleError::io(&self.home))
     }
 
-    /// Disk that the databases' folders take, in bytes.
-    pub fn databases_bytes(&self) -> Result<u64, ScaleError> {
-        let folder = self.home.join("databases");
-        disk_usage(&folder).map_err(ScaleError::io(&folder))
+    /// The folder of a database.
+    pub fn folder(&self, id: &str) -> PathBuf {
+        self.home.join("databases").join(id)
+    }
+
+    /// Disk that the folder of each of these takes, in bytes; 0 if there are none.
+    pub fn bytes_of_each(&self, databases: &[Known]) -> Result<u64, ScaleError> {
+        let mut sum = 0;
+        for database in databases {
+            let folder = self.folder(&database.id);
+            sum += disk_usage(&folder).map_err(ScaleError::io(&folder))?;
+        }
+        Ok(sum / databases.len().max(1) as u64)
+    }
+
+    /// Puts all that was written on disk: the home's whole file system.
+    pub fn flush(&self) -> Result<(), ScaleError> {
+        let home = File::open(&self.home).map_err(ScaleError::io(&self.home))?;
+        // SAFETY: a descriptor that is open during the call.
+        match unsafe { libc::syncfs(home.as_raw_fd()) } {
+            0 => Ok(()),
+            _ => Err(ScaleError::io(&self.home)(std::io::Error::last_os_error())),
+        }
     }
 
     /// The metadata's files, in bytes.
@@ -123,6 +149,26 @@ impl Place {
         let length = |name: &str| fs::metadata(self.home.join(name)).map_or(0, |file| file.len());
         length("dormouse.db") + length("dormouse.db-wal")
     }
+}
+
+/// Does something with each, by a thread for each core.
+pub fn side_by_side<T: Sync>(
+    all: &[T],
+    one: impl Fn(usize, &T) -> Result<(), ScaleError> + Sync,
+) -> Result<(), ScaleError> {
+    let next = AtomicUsize::new(0);
+    let some = || -> Result<(), ScaleError> {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(it) = all.get(n) else { return Ok(()) };
+            one(n, it)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
+    })
 }
 
 /// Where the API and the pooler are.

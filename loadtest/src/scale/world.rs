@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::calls::{Caller, tenant, timed};
-use super::fill::{self, Known, Until};
+use super::fill::{self, Known, Rows, Until};
+use super::packed::Originals;
 use super::report::{
     self, CREATE, CREATES, GET, Growth, IMAGES, LIST, PAGES, Step, TENANT_LIST, WAKE_FRESH,
-    WAKE_NEW, WAKE_USED,
+    WAKE_NEW, WAKE_PACKED, WAKE_USED,
 };
 use super::server::{Place, Running};
 use super::{Plan, ScaleError};
@@ -19,28 +20,33 @@ use crate::used;
 pub struct World<'a> {
     plan: &'a Plan,
     place: &'a Place,
+    originals: &'a Originals,
     /// Those that are rows alone.
     known: Vec<Known>,
     /// Those that have been used and sleep.
     used: Vec<Known>,
+    /// Copies of others that were used and packed.
+    packed: Vec<Known>,
     /// Numbers given out: each name is used once.
     made: u64,
     numbers: Numbers,
 }
 
 impl<'a> World<'a> {
-    pub fn new(plan: &'a Plan, place: &'a Place) -> Self {
-        Self { plan, place, known: Vec::new(), used: Vec::new(), made: 0, numbers: Numbers::new() }
+    pub fn new(plan: &'a Plan, place: &'a Place, originals: &'a Originals) -> Self {
+        let (known, used, packed) = (Vec::new(), Vec::new(), Vec::new());
+        Self { plan, place, originals, known, used, packed, made: 0, numbers: Numbers::new() }
     }
 
-    /// Brings the databases to that number.
+    /// Brings the databases to that number, but for those that will be packed.
     pub fn fill(
         &mut self,
         size: u64,
         growth: &mut Vec<Growth>,
         say: &(dyn Fn(String) + Sync),
     ) -> Result<&'static str, ScaleError> {
-        let missing = size.saturating_sub((self.known.len() + self.used.len()) as u64);
+        let others = size - self.plan.packed_of(size);
+        let missing = others.saturating_sub((self.known.len() + self.used.len()) as u64);
         let progress = |n: u64| say(format!("  {n} of {missing}"));
         if size <= self.plan.through_api {
             let (server, _) = self.place.start()?;
@@ -71,6 +77,7 @@ impl<'a> World<'a> {
             &self.place.home,
             self.made,
             missing,
+            Rows::NeverUsed,
             &progress,
         )?);
         say(format!(
@@ -100,7 +107,7 @@ impl<'a> World<'a> {
 
     /// All figures of a step.
     pub fn measure(&mut self, filled: &'static str, say: &dyn Fn(String)) -> Result<Step, ScaleError> {
-        let databases = (self.known.len() + self.used.len()) as u64;
+        let databases = (self.known.len() + self.used.len() + self.packed.len()) as u64;
         let (server, started) = self.place.start()?;
         let mut caller = Caller::open(&server.rest)?;
         let mut timings = Vec::new();
@@ -155,6 +162,7 @@ impl<'a> World<'a> {
         add(CREATES, made.times.clone());
         new.extend(made.known());
         add(WAKE_USED, self.wakes(&server)?);
+        add(WAKE_PACKED, self.packed_wakes(&server)?);
         add(WAKE_FRESH, self.first_wakes(&server)?);
         let mut sample = Vec::new();
         for _ in 0..self.plan.first_wakes.min(new.len()) {
@@ -173,6 +181,7 @@ impl<'a> World<'a> {
         Ok(Step {
             databases,
             used: self.used.len(),
+            packed: self.packed.len(),
             filled,
             creates_a_second: made.a_second(),
             deletes_a_second,
@@ -181,7 +190,8 @@ impl<'a> World<'a> {
             resident_bytes,
             anonymous_bytes,
             metadata_bytes: self.place.metadata_bytes(),
-            used_bytes: self.place.databases_bytes()? / self.used.len().max(1) as u64,
+            used_bytes: self.place.bytes_of_each(&self.used)?,
+            packed_bytes: self.place.bytes_of_each(&self.packed)?,
         })
     }
 
@@ -190,17 +200,25 @@ impl<'a> World<'a> {
         let mut times = Vec::new();
         for _ in 0..if self.used.is_empty() { 0 } else { self.plan.wakes } {
             let database = &self.used[self.numbers.below(self.used.len())];
-            let asked = Instant::now();
-            let mut client = Client::connect_tls(&server.target(database)?)?;
-            let (sql, made) = used::first_query(self.numbers.below(used::ROWS));
-            client.send(&sql)?;
-            let (arrived, found) = client.finish_timed()?;
-            times.push(arrived - asked);
-            if found != made || !used::is_whole(&mut client)? {
-                return Err(ScaleError::Lost(database.id.clone()));
-            }
-            client.close()?;
+            times.push(used_row(server, database, self.numbers.below(used::ROWS))?);
             server.rest.suspend(&database.id)?;
+        }
+        Ok(times)
+    }
+
+    /// Random ones that are packed, each as it was before the next is taken. That is by its copy and not by packing it, which
+    /// takes half a second or more and would be most of the run.
+    fn packed_wakes(&mut self, server: &Running) -> Result<Vec<Duration>, ScaleError> {
+        let mut times = Vec::new();
+        for _ in 0..if self.packed.is_empty() { 0 } else { self.plan.wakes } {
+            let database = &self.packed[self.numbers.below(self.packed.len())];
+            times.push(used_row(server, database, self.numbers.below(used::ROWS))?);
+            let trace = server.rest.wake_trace(&database.id)?;
+            if trace.kind != "resume" || trace.steps.iter().all(|step| step.step != "unpacked") {
+                return Err(ScaleError::NotPacked(database.id.clone()));
+            }
+            server.rest.suspend(&database.id)?;
+            self.originals.renew(self.place, &database.id)?;
         }
         Ok(times)
     }
@@ -245,6 +263,21 @@ impl<'a> World<'a> {
         Ok(())
     }
 
+    /// Brings those that are packed to their number, while no server runs.
+    pub fn copy_packed(&mut self, size: u64, say: &(dyn Fn(String) + Sync)) -> Result<(), ScaleError> {
+        let missing = self.plan.packed_of(size).saturating_sub(self.packed.len() as u64);
+        if missing == 0 {
+            return Ok(());
+        }
+        let progress = |n: u64| say(format!("  {n} of {missing} rows of copies"));
+        let new = fill::in_bulk(&self.place.home, self.made, missing, Rows::Packed, &progress)?;
+        self.made += missing;
+        let ids: Vec<&str> = new.iter().map(|database| database.id.as_str()).collect();
+        self.originals.copy(self.place, &ids, say)?;
+        self.packed.extend(new);
+        Ok(())
+    }
+
     /// By many clients at once. Gives how many a second.
     fn delete(&self, rest: &Rest, ids: Vec<String>) -> Result<f64, ScaleError> {
         let begun = Instant::now();
@@ -266,6 +299,20 @@ impl<'a> World<'a> {
         })?;
         Ok(count as f64 / begun.elapsed().as_secs_f64())
     }
+}
+
+/// From connecting to a row of one that was used; the row and the others are looked at.
+fn used_row(server: &Running, database: &Known, row: usize) -> Result<Duration, ScaleError> {
+    let asked = Instant::now();
+    let mut client = Client::connect_tls(&server.target(database)?)?;
+    let (sql, made) = used::first_query(row);
+    client.send(&sql)?;
+    let (arrived, found) = client.finish_timed()?;
+    if found != made || !used::is_whole(&mut client)? {
+        return Err(ScaleError::Lost(database.id.clone()));
+    }
+    client.close()?;
+    Ok(arrived - asked)
 }
 
 /// From connecting to the first row.
