@@ -242,7 +242,7 @@ fn pooler_settings(settings: &Settings, home: &Home) -> pooler::Settings {
         max_clients: settings.pooler_max_clients,
         max_waiting: settings.wake_queue,
         password_guesses: settings.pooler_password_guesses,
-        begin_ahead: settings.pooler_begin_ahead,
+        begin_ahead_ms: settings.pooler_begin_ahead_ms,
         cancel_guesses: settings.pooler_cancel_guesses,
         // The host gives up first, and can say why.
         wake_timeout_ms: ms(settings.turn_timeout() + settings.wake_timeout) + 5000,

@@ -5,6 +5,10 @@ build_musl() {
     if begin musl "$(basename "$musl_source")" "$cflags" "$segment_cflags" "$segment_key" "$here/musl" "$here/musl.sh"; then
         cp -r "$musl_source" "$out/source"
         cp -r "$here/musl/." "$out/source/"
+        # What is written through stdio in small pieces, as Postgres' relation caches are, is an exit of the guest each time the
+        # buffer is full.
+        sed -i 's/^#define BUFSIZ 1024$/#define BUFSIZ 8192/' "$out/source/include/stdio.h"
+        grep -q '^#define BUFSIZ 8192$' "$out/source/include/stdio.h"
         # oldmalloc grows by brk and maps only what is larger than 224 KiB, so a backend's memory stays dense in the
         # page that it already has; mallocng maps every group of 16 KiB and more by itself.
         (

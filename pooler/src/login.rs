@@ -17,7 +17,7 @@ use crate::farewell;
 use crate::forward::Forward;
 use crate::guest::{BeginError, Begun};
 use crate::host::{DatabaseId, WakeError};
-use crate::opening::Opening;
+use crate::opening::{Opened, Opening};
 use crate::password;
 use crate::pooler::{Shared, Slot};
 use crate::session::{Key, Session};
@@ -81,6 +81,11 @@ pub(crate) enum LoginError {
 }
 
 impl LoginError {
+    /// Whether it is for want of a place.
+    fn is_limit(&self) -> bool {
+        matches!(self, LoginError::TooManyConnections(_) | LoginError::TooManyWaiting(_))
+    }
+
     /// The last message to the client: `None` where there is none to send or nobody to read it.
     fn fatal(&self) -> Option<BytesMut> {
         use LoginError::*;
@@ -267,24 +272,24 @@ async fn log_in(
         let Some((role, database)) = startup::split_user(&request.user) else {
             return Err(LoginError::NoDatabaseInUser(request.user.clone()));
         };
-        let claim = password::find(shared, line, peer, &request.user, (role, database)).await?;
-        let ahead = match claim.route() {
-            Some(route) if shared.settings.begin_ahead && shared.guesses.may_begin(database, role, peer) => {
-                // What keeps it from beginning will be told to a client who has proven who it is.
-                Opening::begin(shared, &request, database, route).ok()
-            }
-            _ => None,
+        let challenged = password::challenge(shared, line, peer, &request, (role, database)).await?;
+        let ahead = Opening::ahead(shared, &request, peer, (database, challenged.route()));
+        let proving = password::prove(shared, line, peer, challenged);
+        let (route, ahead) = match ahead {
+            Some(ahead) => ahead.beside(shared, proving).await?,
+            None => (proving.await?, None),
         };
-        let route = password::prove(shared, line, peer, claim).await?;
         Ok((database, route, ahead))
     };
     let (database, route, ahead) = timeout_at(deadline, checked).await.map_err(|_| LoginError::Timeout)??;
     steps.note("password_proven");
-    let opening = match ahead {
-        Some(opening) => opening,
-        None => Opening::begin(shared, &request, database, &route)?,
+    let opening = match ahead.and_then(|ahead| ahead.unless_stale(shared)) {
+        Some(ahead) => ahead,
+        None => Opening::begin(shared, &request, database, &route)
+            .inspect_err(|error| shared.metrics.over_limit.add(u64::from(error.is_limit())))?,
     };
-    open(shared, line, request.minor, database, opening, slot, steps).await.map(Some)
+    let opened = opening.opened(line).await?;
+    let_in(shared, line, request.minor, (database, opened), slot, steps).await.map(Some)
 }
 
 /// What a connection turns out to be.
@@ -352,20 +357,16 @@ async fn greet(shared: &Shared, line: &mut Line, peer: SocketAddr) -> Result<Gre
     }
 }
 
-/// Lets the client into the session that is begun for it. The password has been proven.
-async fn open(
+/// Lets a client that has proven its password into the session that was begun for it.
+async fn let_in(
     shared: &Arc<Shared>,
     line: &mut Line,
     minor: u16,
-    database: DatabaseId,
-    mut opening: Opening,
+    (database, opened): (DatabaseId, Opened),
     slot: Slot,
     mut steps: Steps,
 ) -> Result<Forward, LoginError> {
-    let (begun, epoch, of_beginning) = tokio::select! {
-        begun = opening.begun() => begun?,
-        gone = line.gone() => return Err(gone),
-    };
+    let Opened { begun, epoch, steps: of_beginning, place, queued, .. } = opened;
     steps.join(of_beginning);
     let Begun { stream, counts, before_key, after_key, rest, process, secret } = begun;
     let session = shared
@@ -395,8 +396,10 @@ async fn open(
         .ok_or_else(|| LoginError::Protocol("too much was sent before the server was ready".into()))?;
     let client = line.client.take().ok_or(LoginError::Gone)?;
     welcome.keep();
-    // From here on it is counted as a session, and no more as one that starts.
-    Ok(Forward::new(shared.clone(), session, client, stream, said, (opening.into_place(), slot)))
+    let forward = Forward::new(shared.clone(), session, client, stream, said, (place, slot));
+    // Now that it is counted as a session, it need not be counted as one that starts.
+    drop(queued);
+    Ok(forward)
 }
 
 /// Takes a key back if its client does not live to see it.

@@ -2,8 +2,8 @@
 //!
 //! A database or a role that does not exist goes through the same messages, the same work and the same refusal as one
 //! that does, so that nobody can ask which exist. Nothing is woken here, but to ask a guest in which passwords have been
-//! set in SQL; and then for roles that exist and for those that do not. (What is woken ahead, `opening`, is so only for who proved a
-//! password of that role before.)
+//! set in SQL; and then for roles that exist and for those that do not. (What is woken ahead of the proof, `opening`, is so only for who
+//! proved the same before.)
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,41 +16,41 @@ use crate::host::{DatabaseId, Route};
 use crate::login::{Line, LoginError};
 use crate::pooler::Shared;
 use crate::roles;
-use crate::scram::{self, ScramError};
+use crate::scram::{self, Exchange, ScramError};
 use crate::verifier::Verifier;
+use crate::wire::startup::Request;
 use crate::wire::{answer, walker};
 
 /// The longest message of a SASL exchange.
 const MAX_MESSAGE: u32 = 4096;
 
-/// Who a client says it is: where that leads, if anywhere, and what its password is checked against.
-pub(crate) struct Claim<'a> {
+/// A client that has been told what to compute its proof of.
+pub(crate) struct Challenged<'a> {
     database: DatabaseId,
-    user: &'a str,
-    role: &'a str,
-    verifier: Verifier,
+    request: &'a Request,
+    exchange: Exchange,
     /// `None`: there is no such role, and no password is right.
     route: Option<Route>,
     question: Option<Question<'a>>,
 }
 
-impl Claim<'_> {
-    /// Where it leads once it is proven.
+impl Challenged<'_> {
+    /// Where it leads once it has given the proof.
     pub fn route(&self) -> Option<&Route> {
         self.route.as_ref()
     }
 }
 
-/// Looks up what `user`, as the client called itself, claims to be.
-pub(crate) async fn find<'a>(
+/// Asks for the password of `role` in `database`.
+pub(crate) async fn challenge<'a>(
     shared: &'a Arc<Shared>,
     line: &mut Line,
     peer: SocketAddr,
-    user: &'a str,
-    (role, database): (&'a str, DatabaseId),
-) -> Result<Claim<'a>, LoginError> {
+    request: &'a Request,
+    (role, database): (&str, DatabaseId),
+) -> Result<Challenged<'a>, LoginError> {
     may_try(shared, database, peer)?;
-    let mock = Verifier::mock(&shared.mock, user, shared.settings.scram_iterations);
+    let mock = Verifier::mock(&shared.mock, &request.user, shared.settings.scram_iterations);
     let mut route = shared.host.lookup(database, role).await?;
     let mut question = None;
     if let Some(route) = &mut route
@@ -66,17 +66,7 @@ pub(crate) async fn find<'a>(
         }
         Some((None, _)) | None => (mock, None),
     };
-    Ok(Claim { database, user, role, verifier, route, question })
-}
 
-/// Asks for the password, and gives where it leads.
-pub(crate) async fn prove(
-    shared: &Shared,
-    line: &mut Line,
-    peer: SocketAddr,
-    claim: Claim<'_>,
-) -> Result<Route, LoginError> {
-    let Claim { database, user, role, verifier, route, question } = claim;
     let end_point = match &shared.tls {
         Some(tls) if line.is_tls() => tls.end_point.as_deref(),
         _ => None,
@@ -86,20 +76,31 @@ pub(crate) async fn prove(
 
     let body = read_response(line).await?;
     let (mechanism, first) = initial_response(body)?;
-    let failed = |error| refusal(shared, peer, database, user, error);
+    let failed = |error| refusal(shared, peer, database, &request.user, error);
     let exchange = scram::begin(&mechanism, &first, verifier, end_point).map_err(failed)?;
     line.write(&answer::sasl_continue(exchange.challenge())).await?;
+    Ok(Challenged { database, request, exchange, route, question })
+}
 
+/// Reads the proof, and gives where it leads.
+pub(crate) async fn prove(
+    shared: &Shared,
+    line: &mut Line,
+    peer: SocketAddr,
+    challenged: Challenged<'_>,
+) -> Result<Route, LoginError> {
+    let Challenged { database, request, exchange, route, question } = challenged;
     let last = read_response(line).await?;
     // Once more, and with nothing awaited until a wrong one has been counted: of many at one time only so many are judged.
     may_try(shared, database, peer)?;
+    let failed = |error| refusal(shared, peer, database, &request.user, error);
     let proof = exchange.finish(&last).map_err(failed)?;
     // No password fits a mock, but this is what must never depend on that alone.
     let Some(route) = route else { return Err(failed(ScramError::WrongPassword)) };
     if let Some(question) = question {
         question.proven();
     }
-    shared.guesses.proven(database, role, peer);
+    shared.guesses.proven(database, request, peer);
     line.write(&answer::sasl_final_and_ok(&proof)).await?;
     shared.metrics.authenticated.add(1);
     Ok(route)

@@ -38,7 +38,7 @@ pub enum Busy {
 /// How many clients a database has.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Active {
-    /// Clients that are past authentication, held ones and those being connected included.
+    /// Clients that are past authentication, held ones and those being connected included, also ahead of their proof.
     pub clients: usize,
     /// Sessions whose client waits for an answer, or has bytes on their way.
     pub waiting: usize,
@@ -229,6 +229,11 @@ impl Registry {
     /// Which VMM it was that listened last, for who keeps the database from being forgotten.
     pub fn life(&self, id: DatabaseId) -> u64 {
         self.with(id, |database| database.lives)
+    }
+
+    /// Whether that one is still awake, for who keeps the database from being forgotten.
+    pub fn lives(&self, id: DatabaseId, life: u64) -> bool {
+        self.with(id, |database| database.awake.is_some() && database.lives == life)
     }
 
     /// What listened is gone.

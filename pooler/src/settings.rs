@@ -54,9 +54,9 @@ pub struct Settings {
     /// Wrong passwords that one client address may give for one database, in a minute; and logins without proof that may
     /// wake a database, or keep it awake, for addresses that it does not know. 0 for no limit. Default 20.
     pub password_guesses: u32,
-    /// Whether the database is woken, and the session begun in it, while a client still computes the proof of its password, if the same
-    /// role logged in from its address within the hour; once for each such login. Default true.
-    pub begin_ahead: bool,
+    /// How long a session is kept that was begun while its client still computes the proof of its password; 0 for none begun so. They are for
+    /// clients that ask for the same, from the same address, as was proven within the hour, once for each such proof. Default 3000.
+    pub begin_ahead_ms: u64,
     /// Cancel requests with a wrong key that one client address may send, in a minute. 0 for no limit. Default 100.
     pub cancel_guesses: u32,
     /// Idle time after which TCP asks whether the client's machine is still there; 0 for never. Default 300000.
@@ -85,7 +85,7 @@ impl Default for Settings {
             cancel_timeout_ms: 5_000,
             farewell_timeout_ms: 3_000,
             password_guesses: 20,
-            begin_ahead: true,
+            begin_ahead_ms: 3_000,
             cancel_guesses: 100,
             keepalive_ms: 300_000,
             default_database: "app".into(),

@@ -142,7 +142,7 @@ async fn an_answer_is_delivered_to_a_client_that_has_shut_its_side() {
     let w = World::new().await;
     let mut raw = {
         let tcp = TcpStream::connect(w.address).await.unwrap();
-        Raw { stream: Box::new(tcp), certificate: None }
+        Raw::over(tcp)
     };
     let user = w.user();
     raw.log_in(0, &[("user", &user)], PASSWORD).await;

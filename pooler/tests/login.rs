@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use dormouse_pooler::{Availability, Plain};
+use dormouse_pooler::{Availability, Plain, Settings};
 use support::guest::message;
 use support::raw::{GSS_REQUEST, Raw, SSL_REQUEST, query, startup};
 use support::{PASSWORD, World, ask, code, id};
@@ -560,56 +560,113 @@ async fn wrong_passwords_are_limited_however_many_come_at_once() {
     assert_eq!(w.wakes(), 0);
 }
 
-#[tokio::test]
-async fn who_proved_the_same_lately_has_the_session_begun_before_the_proof() {
-    let w = World::new().await;
+/// A client that asks for what `World::connect` does, and has been challenged: its proof.
+async fn challenged(w: &World, password: &str) -> (Raw, Vec<u8>) {
+    let mut raw = say(w, &startup(0, &[("client_encoding", "UTF8"), ("user", &w.user()), ("database", "app")])).await;
+    let proof = raw.challenged(password).await;
+    (raw, proof)
+}
+
+/// A world in which that was proven, and whose database sleeps.
+async fn world_with_proof(change: impl FnOnce(&mut Settings)) -> World {
+    let w = World::with(change).await;
     drop(w.connect().await);
     w.vm().until(|vm| vm.sessions.is_empty().then_some(())).await;
     w.suspend().await;
-    let mut raw = say(&w, &startup(0, &[("user", &w.user())])).await;
-    w.until("the session to begin", || w.vm().with(|vm| vm.sessions.len() == 1)).await;
-    assert_eq!(w.wakes(), 2);
+    assert_eq!(w.wakes(), 1);
+    w
+}
+
+fn kinds(messages: &[(u8, Vec<u8>)]) -> String {
+    messages.iter().map(|(kind, _)| *kind as char).collect()
+}
+
+/// A session has begun in the guest.
+async fn begun(w: &World, number: u64) {
+    w.until("a session to begin", || w.vm().with(|vm| vm.sessions.contains_key(&number))).await;
+}
+
+#[tokio::test]
+async fn who_proved_the_same_lately_has_the_session_begun_before_the_proof() {
+    let w = world_with_proof(|_| {}).await;
+    let (mut raw, proof) = challenged(&w, PASSWORD).await;
+    begun(&w, 2).await;
+    raw.send(&proof).await;
     let messages = raw.authenticate(PASSWORD).await;
-    let kinds: String = messages.iter().map(|(kind, _)| *kind as char).collect();
-    assert!(kinds.starts_with("RRRRS") && kinds.ends_with("KZ"), "{kinds}");
+    let kinds = kinds(&messages);
+    assert!(kinds.starts_with("RRS") && kinds.ends_with("KZ"), "{kinds}");
     raw.send(&query("hello")).await;
     assert_eq!(raw.receive().await.unwrap().0, b'T');
-    assert_eq!((w.wakes(), w.vm().with(|vm| vm.sessions.len())), (2, 1));
+    assert_eq!((w.wakes(), w.vm().with(|vm| vm.hellos.len())), (2, 2));
 }
 
 #[tokio::test]
 async fn one_who_proves_nothing_is_told_nothing_of_what_was_begun_and_has_no_more_begun() {
-    let w = World::new().await;
-    let user = w.user();
-    drop(w.connect().await);
-    let begun = || w.vm().with(|vm| vm.hellos.len());
-    assert_eq!(begun(), 1);
-    let mut raw = say(&w, &startup(0, &[("user", &user)])).await;
-    w.until("a session to begin", || begun() == 2).await;
-    let messages = raw.authenticate("wrong").await;
-    let kinds: String = messages.iter().map(|(kind, _)| *kind as char).collect();
-    assert_eq!(kinds, "RRE");
+    let w = world_with_proof(|_| {}).await;
+    let clients = || w.sessions.active(w.host.database).clients;
+    let (mut raw, proof) = challenged(&w, "wrong").await;
+    begun(&w, 2).await;
+    raw.send(&proof).await;
+    assert_eq!(kinds(&raw.authenticate("wrong").await), "E");
     w.vm().until(|vm| vm.sessions.is_empty().then_some(())).await;
     w.until("its place to be free", || w.sessions.active(w.host.database) == Default::default()).await;
-    // Whatever is begun ahead has its place before the client is asked for its password.
-    let asked = async || {
-        let mut raw = say(&w, &startup(0, &[("user", &user)])).await;
-        assert_eq!(raw.receive().await.unwrap().0, b'R');
-        (raw, w.sessions.active(w.host.database).clients)
-    };
-    let (raw, clients) = asked().await;
-    assert_eq!((clients, begun()), (0, 2));
+    // Whatever is begun ahead has its place before the proof can come.
+    let (raw, _) = challenged(&w, PASSWORD).await;
+    assert_eq!((clients(), w.vm().with(|vm| vm.hellos.len())), (0, 2));
     drop(raw);
     let client = w.connect().await;
-    assert_eq!(asked().await.1, 2, "another proof");
+    let (_raw, _) = challenged(&w, PASSWORD).await;
+    w.until("one begun for another proof", || clients() == 2).await;
     drop(client);
 }
 
 #[tokio::test]
-async fn nothing_is_begun_before_the_proof_if_it_is_not_to_be() {
-    let w = World::with(|s| s.begin_ahead = false).await;
-    let _client = w.connect().await;
-    let mut raw = say(&w, &startup(0, &[("user", &w.user())])).await;
-    assert_eq!(raw.receive().await.unwrap().0, b'R');
-    assert_eq!(w.sessions.active(w.host.database).clients, 1);
+async fn nothing_is_begun_before_the_proof_for_who_asks_for_something_else_or_if_it_is_not_to_be() {
+    for (asks, limit) in [([("options", "-c a=b"), ("database", "app")], 3000), ([("client_encoding", "UTF8"), ("database", "app")], 0)] {
+        let w = world_with_proof(|s| s.begin_ahead_ms = limit).await;
+        let user = w.user();
+        let mut raw = say(&w, &startup(0, &[asks[0], ("user", &user), asks[1]])).await;
+        let proof = raw.challenged(PASSWORD).await;
+        // It is read when what is begun ahead would have its place.
+        w.until("the challenge to be over", || w.sessions.metrics().clients.get() == 1).await;
+        assert_eq!(w.sessions.active(w.host.database).clients, 0, "{asks:?}");
+        raw.send(&proof).await;
+        assert_eq!(raw.authenticate(PASSWORD).await.last().unwrap().0, b'Z');
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_silent_has_what_was_begun_taken_away_and_may_still_log_in() {
+    let w = world_with_proof(|s| s.begin_ahead_ms = 30).await;
+    let (mut raw, proof) = challenged(&w, PASSWORD).await;
+    begun(&w, 2).await;
+    w.vm().until(|vm| vm.sessions.is_empty().then_some(())).await;
+    w.until("its place to be free", || w.sessions.active(w.host.database) == Default::default()).await;
+    raw.send(&proof).await;
+    assert_eq!(raw.authenticate(PASSWORD).await.last().unwrap().0, b'Z');
+    assert_eq!(w.vm().with(|vm| vm.hellos.len()), 3);
+}
+
+#[tokio::test]
+async fn what_failed_before_the_proof_is_begun_again_after_it() {
+    let w = world_with_proof(|_| {}).await;
+    *w.host.wake_error.lock().unwrap() = Some(dormouse_pooler::WakeError::Unavailable("no disk".into()));
+    let (mut raw, proof) = challenged(&w, PASSWORD).await;
+    w.until("the wake to fail", || w.wakes() == 2 && w.sessions.active(w.host.database).clients == 0).await;
+    *w.host.wake_error.lock().unwrap() = None;
+    raw.send(&proof).await;
+    assert_eq!(raw.authenticate(PASSWORD).await.last().unwrap().0, b'Z');
+}
+
+#[tokio::test]
+async fn what_was_begun_in_a_vm_that_is_gone_is_begun_again_after_the_proof() {
+    let w = world_with_proof(|_| {}).await;
+    let (mut raw, proof) = challenged(&w, PASSWORD).await;
+    begun(&w, 2).await;
+    w.vm().kill();
+    w.sessions.end(w.host.database, "57P01", "gone");
+    raw.send(&proof).await;
+    assert_eq!(raw.authenticate(PASSWORD).await.last().unwrap().0, b'Z');
+    raw.send(&query("hello")).await;
+    assert_eq!(raw.receive().await.unwrap().0, b'T');
 }

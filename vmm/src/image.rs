@@ -51,6 +51,8 @@ impl Image {
             return Err(ImageError::OtherAbi { image: manifest.image, found: manifest.abi });
         }
         let own = |given: &[String], or: Vec<String>| if given.is_empty() { or } else { given.to_vec() };
+        // The golden guest has its own kernel, program and archive in memory.
+        let is_itself = [&settings.kernel, &settings.postgres, &settings.boot].iter().all(|part| part.is_none());
         Ok(Self {
             template_dir: settings
                 .template
@@ -65,7 +67,7 @@ impl Image {
                 environment: environment(own(&settings.postgres_env, manifest.first_process.environment), settings)?,
                 prng_state: Some(manifest.layout.prng_state),
             },
-            golden_dir: Some(dir.join(file::GOLDEN).join(settings.memory_mib.to_string())),
+            golden_dir: is_itself.then(|| dir.join(file::GOLDEN).join(settings.memory_mib.to_string())),
             name: manifest.image,
             template: manifest.template,
         })

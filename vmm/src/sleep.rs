@@ -12,6 +12,7 @@ use crate::snapshot::pages::{Base, Free};
 use crate::snapshot::spent::Spending;
 use crate::snapshot::write::{self, WriteError};
 use crate::snapshot::{State, layer_copy};
+use crate::start::golden_in;
 
 /// How long a golden guest must have been idle.
 const GOLDEN_IDLE: Duration = Duration::from_millis(500);
@@ -37,6 +38,8 @@ pub struct Sleeper {
     pub spending: Option<Spending>,
     /// The guest was restored or cloned, not booted.
     pub restored: bool,
+    /// Where to look for golden memory if the guest began without.
+    pub golden: Option<PathBuf>,
     /// Where to note which pages the guest has changed and touched (`snapshot::hot`).
     pub note_pages: Option<PathBuf>,
     pub layer: PathBuf,
@@ -70,6 +73,10 @@ impl Sleeper {
         let written = match &self.target {
             Target::Snapshot(dir) => {
                 let dir = dir.clone();
+                if let Some(golden) = self.golden.take().filter(|_| self.base.is_none()) {
+                    // Much of the two is equal.
+                    self.base = golden_in(&golden, &self.header.image, self.header.memory);
+                }
                 let header = Header {
                     base: self.base.as_ref().map(|base| base.name.clone()).unwrap_or_default(),
                     ..self.header.clone()

@@ -287,13 +287,22 @@ fn golden_base(image: &Image, machine: &Machine, name: &str) -> Result<Base, Rea
     if golden.header.base != name {
         return Err(gone(format!("it is {}, not {name}", golden.header.base)));
     }
-    memory_of(&golden, dir, machine)
+    memory_of(&golden, dir, machine.ram.len())
+}
+
+/// The golden memory in a folder, if it is this image's for guests of `len` bytes.
+pub(crate) fn golden_in(dir: &Path, image: &str, len: u64) -> Option<Base> {
+    let golden = Snapshot::open(&dir.join(file::STATE)).and_then(|found| {
+        let golden = found.filter(|golden| golden.header.image == image && golden.header.memory == len);
+        golden.map(|golden| memory_of(&golden, dir, len)).transpose()
+    });
+    golden.inspect_err(|error| tracing::warn!(%error, "no golden memory")).ok()?
 }
 
 /// The memory that belongs to a golden snapshot in its folder.
-fn memory_of(golden: &Snapshot, dir: &Path, machine: &Machine) -> Result<Base, ReadError> {
+fn memory_of(golden: &Snapshot, dir: &Path, len: u64) -> Result<Base, ReadError> {
     let memory = File::open(dir.join(file::MEMORY))?;
-    Ok(Base::new(golden.header.base.clone(), memory, machine.ram.len())?)
+    Ok(Base::new(golden.header.base.clone(), memory, len)?)
 }
 
 /// Maps the golden memory, as most that are restored or cloned want it, and makes the pages that they change their own; gives what
@@ -301,7 +310,7 @@ fn memory_of(golden: &Snapshot, dir: &Path, machine: &Machine) -> Result<Base, R
 fn map_golden(machine: &Machine, dir: &Path) -> Result<(Base, Option<Touch>), ReadError> {
     let golden = Snapshot::open(&dir.join(file::STATE))?
         .ok_or_else(|| ReadError::Base(format!("there is none in {}", dir.display())))?;
-    let base = memory_of(&golden, dir, machine)?;
+    let base = memory_of(&golden, dir, machine.ram.len())?;
     base.map(&machine.ram)?;
     if let Err(error) = hot::own(&machine.ram, &dir.join(file::HOT)) {
         tracing::warn!(%error, "the list of pages to have ready cannot be read");
@@ -434,12 +443,11 @@ impl Place<'_> {
         })
     }
 
-    /// The golden memory that a guest that is booted shares, and its snapshot will differ from; the golden guest itself has none.
+    /// The golden memory that a guest that is booted shares, and its snapshot will differ from. None for the golden guest itself, nor
+    /// where nothing is to be believed but the image.
     fn golden_to_boot(&self, machine: &Machine) -> Option<Base> {
-        let dir = self.image.golden_dir.as_ref().filter(|_| self.settings.golden.is_none())?;
-        let golden = Snapshot::open(&dir.join(file::STATE)).ok()??;
-        let same = golden.header.image == self.image.name && golden.header.memory == machine.ram.len();
-        memory_of(&golden, dir, machine).ok().filter(|_| same)
+        let dir = self.image.golden_dir.as_ref().filter(|_| self.settings.golden.is_none() && !self.settings.cold)?;
+        golden_in(dir, &self.image.name, machine.ram.len())
     }
 
     /// Goes on from the database's own snapshot.
@@ -489,7 +497,7 @@ impl Place<'_> {
         let state = State::decode(&golden.state)?;
         let base = match mapped {
             Some(base) => base,
-            None => memory_of(&golden, dir, &machine)?,
+            None => memory_of(&golden, dir, machine.ram.len())?,
         };
         let seed = dir.join(layer_copy::NAME);
         if seed.exists() {
@@ -623,6 +631,7 @@ impl Place<'_> {
             base,
             spending: None,
             restored: !life.cold,
+            golden: self.image.golden_dir.clone(),
             note_pages: self.settings.note_pages.clone(),
             layer: self.layer.clone(),
         }

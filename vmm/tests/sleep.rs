@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use dormouse_abi::{KERNEL, LARGE_PAGE, PAGE};
+use dormouse_vmm::snapshot::read::Snapshot;
 use guest::{DATABASE, Home, SHARED, Vmm, files, has_kvm, hello, hello_in};
 use serde_json::json;
 
@@ -335,4 +336,40 @@ fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
     let vmm = home.start_image(&image, "db_1", &[]);
     assert_eq!(vmm.control().event("ready")["cold"], true);
     let _ = DATABASE;
+}
+
+#[test]
+fn a_guest_that_is_booted_shares_the_golden_memory_and_sleeps_against_it() {
+    if !has_kvm("booted") {
+        return;
+    }
+    let home = Home::new();
+    let image = home.make_image();
+    home.bake(&image, &[]);
+    let snapshot = home.path("databases").join("db_1").join("snapshot");
+    let base = || Snapshot::open(&snapshot).unwrap().unwrap().header.base;
+    suspend(home.start_image(&image, "db_1", &[]), SUSPEND);
+    let golden = base();
+    assert!(golden.starts_with("golden-"), "{golden}");
+    for more in [&[][..], &["--cold"]] {
+        // What lies there is no snapshot any more.
+        std::fs::write(&snapshot, b"damaged").unwrap();
+        let vmm = home.start_image(&image, "db_1", more);
+        assert_eq!(vmm.control().event("ready")["cold"], true);
+        // Its code, or what it compares itself with, is that of the golden guest.
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", vmm.child.id())).unwrap();
+        let writable = maps.lines().filter(|line| line.contains("rw-p") && line.ends_with("/golden/64/memory")).count();
+        assert_eq!(writable > 0, more.is_empty(), "{maps}");
+        let (mut stream, _) = vmm.session();
+        echo(&mut stream, b"booted");
+        drop(stream);
+        suspend(vmm, SUSPEND);
+        assert_eq!(base(), golden);
+        let vmm = home.start_image(&image, "db_1", &[]);
+        assert_eq!(vmm.control().event("ready")["cold"], false);
+        let (mut stream, _) = vmm.session();
+        echo(&mut stream, b"woken");
+        drop(stream);
+        suspend(vmm, SUSPEND);
+    }
 }

@@ -106,7 +106,7 @@ pub struct Settings {
     pub pooler_plain: dormouse_pooler::Plain,
     pub pooler_max_clients: usize,
     pub pooler_password_guesses: u32,
-    pub pooler_begin_ahead: bool,
+    pub pooler_begin_ahead_ms: u64,
     pub pooler_cancel_guesses: u32,
     /// The program that is run as the VMM; this binary when absent.
     pub vmm_program: Option<PathBuf>,
@@ -181,7 +181,7 @@ impl Settings {
             pooler_plain: get.plain("pooler.plain")?,
             pooler_max_clients: get.number("pooler.max_clients", 1, 10_000_000)? as usize,
             pooler_password_guesses: get.number("pooler.password_guesses", 0, 1_000_000)? as u32,
-            pooler_begin_ahead: get.switch("pooler.begin_ahead")?,
+            pooler_begin_ahead_ms: get.number("pooler.begin_ahead_ms", 0, 60_000)?,
             pooler_cancel_guesses: get.number("pooler.cancel_guesses", 0, 1_000_000)? as u32,
             vmm_program: get.path("host.vmm_program")?,
             wake_timeout: get.millis("host.wake_timeout_ms", 100, 3_600_000)?,

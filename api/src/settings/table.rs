@@ -39,7 +39,7 @@ pub const SETTINGS: &[Setting] = &[
     s("pooler.plain", "loopback", "Who may connect without TLS: loopback, always or never"),
     s("pooler.max_clients", "20000", "Client connections at once"),
     s("pooler.password_guesses", "20", "Failed logins a minute to one database, from one address; 0 for no limit"),
-    s("pooler.begin_ahead", "on", "Whether sessions begin before the proof, for who proved the same lately: on or off"),
+    s("pooler.begin_ahead_ms", "3000", "How long a session begun before its client's proof is kept, in ms; 0 for none"),
     s("pooler.cancel_guesses", "100", "Cancel requests with a wrong key a minute from one address; 0 for no limit"),
     s("host.vmm_program", "", "Program run as the VMM, if not this one"),
     s("host.wake_timeout_ms", "30000", "Longest a wake may take, in ms"),

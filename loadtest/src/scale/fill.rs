@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use dormouse_api::host::{GUEST_ROLE, State};
 use dormouse_api::identity::DatabaseId;
-use dormouse_api::metadata::{Metadata, MetadataError, NewDatabase, StateJournal};
+use dormouse_api::metadata::{Metadata, NewDatabase, StateJournal};
 use dormouse_api::secret::{new_password, scram_verifier};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 
@@ -207,7 +207,7 @@ pub fn in_bulk(
         });
         let ids: Vec<DatabaseId> = creates.buffer_unordered(AT_ONCE).try_collect().await?;
         if rows == Rows::Packed {
-            note_files(&metadata, &ids).await.map_err(|e| failed(&e))?;
+            note_files(&metadata, &ids).await?;
         }
         metadata.close().await;
         Ok(ids
@@ -222,15 +222,15 @@ pub fn in_bulk(
 
 /// Notes what a first wake and a first change note of a database: that it has files, and data in them. Since when it sleeps is
 /// not noted, as of all that are packed.
-async fn note_files(metadata: &Metadata, ids: &[DatabaseId]) -> Result<(), MetadataError> {
+async fn note_files(metadata: &Metadata, ids: &[DatabaseId]) -> Result<(), ScaleError> {
+    let failed = |e: &dyn std::fmt::Display| ScaleError::Bulk(e.to_string());
     let notes = stream::iter(ids).map(|id| metadata.set_has_files(id));
-    notes.buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await?;
+    notes.buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await.map_err(|e| failed(&e))?;
     let (journal, written) = StateJournal::start(metadata.clone(), 0);
     ids.iter().for_each(|id| journal.written(id));
     journal.close();
-    // It ends when all is written, or has said that it is not.
-    let _ = written.await;
-    Ok(())
+    // It ends when all is written.
+    written.await.map_err(|e| failed(&e))
 }
 
 #[cfg(test)]

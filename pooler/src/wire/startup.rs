@@ -30,7 +30,7 @@ pub enum First {
 }
 
 /// What a startup packet asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Request {
     pub user: String,
     pub database: Option<String>,

@@ -20,6 +20,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 pub struct Raw {
     pub stream: Box<dyn Stream>,
     pub certificate: Option<Vec<u8>>,
+    scram: Option<ScramSha256>,
 }
 
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
@@ -46,7 +47,11 @@ pub fn query(text: &str) -> Vec<u8> {
 
 impl Raw {
     pub async fn connect(address: std::net::SocketAddr) -> Raw {
-        Raw { stream: Box::new(TcpStream::connect(address).await.unwrap()), certificate: None }
+        Raw::over(TcpStream::connect(address).await.unwrap())
+    }
+
+    pub fn over(stream: impl Stream + 'static) -> Raw {
+        Raw { stream: Box::new(stream), certificate: None, scram: None }
     }
 
     /// TLS at once, or after SSLRequest.
@@ -66,7 +71,7 @@ impl Raw {
         let connector = TlsConnector::from(Arc::new(config));
         let stream = connector.connect(ServerName::try_from("localhost").unwrap(), tcp).await?;
         let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
-        Ok(Raw { stream: Box::new(stream), certificate: Some(certificate) })
+        Ok(Raw { stream: Box::new(stream), certificate: Some(certificate), scram: None })
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
@@ -108,44 +113,64 @@ impl Raw {
         self.authenticate(password).await
     }
 
+    /// Goes through SCRAM. Gives the messages up to the first ReadyForQuery or error.
     pub async fn authenticate(&mut self, password: &str) -> Vec<(u8, Vec<u8>)> {
-        use sha2::Digest;
         let mut messages = vec![];
-        let mut scram = None;
         loop {
             let Some((kind, body)) = self.receive().await else { return messages };
-            match (kind, body.first_chunk::<4>().map(|c| u32::from_be_bytes(*c))) {
-                (b'R', Some(10)) => {
-                    let plus = body[4..].split(|b| *b == 0).any(|m| m == SCRAM_SHA_256_PLUS.as_bytes());
-                    let (binding, mechanism) = match &self.certificate {
-                        Some(certificate) if plus => {
-                            let hash = sha2::Sha256::digest(certificate).to_vec();
-                            (ChannelBinding::tls_server_end_point(hash), SCRAM_SHA_256_PLUS)
-                        }
-                        _ => (ChannelBinding::unsupported(), SCRAM_SHA_256),
-                    };
-                    let exchange = ScramSha256::new(password.as_bytes(), binding);
-                    let mut reply = mechanism.as_bytes().to_vec();
-                    reply.push(0);
-                    reply.extend_from_slice(&(exchange.message().len() as u32).to_be_bytes());
-                    reply.extend_from_slice(exchange.message());
-                    scram = Some(exchange);
-                    self.send(&message(b'p', &reply)).await;
-                }
-                (b'R', Some(11)) => {
-                    let exchange = scram.as_mut().unwrap();
-                    exchange.update(&body[4..]).unwrap();
-                    let reply = message(b'p', exchange.message());
-                    self.send(&reply).await;
-                }
-                (b'R', Some(12)) => scram.as_mut().unwrap().finish(&body[4..]).unwrap(),
-                _ => {}
+            if let Some(reply) = self.reply(kind, &body, password) {
+                self.send(&reply).await;
             }
             let last = matches!(kind, b'Z' | b'E');
             messages.push((kind, body));
             if last {
                 return messages;
             }
+        }
+    }
+
+    /// Goes through SCRAM up to the proof, which is given to be sent later.
+    pub async fn challenged(&mut self, password: &str) -> Vec<u8> {
+        loop {
+            let (kind, body) = self.receive().await.expect("closed without a word");
+            let reply = self.reply(kind, &body, password).expect("no message of SCRAM");
+            if body[..4] == [0, 0, 0, 11] {
+                return reply;
+            }
+            self.send(&reply).await;
+        }
+    }
+
+    fn reply(&mut self, kind: u8, body: &[u8], password: &str) -> Option<Vec<u8>> {
+        use sha2::Digest;
+        match (kind, body.first_chunk::<4>().map(|c| u32::from_be_bytes(*c))) {
+            (b'R', Some(10)) => {
+                let plus = body[4..].split(|b| *b == 0).any(|m| m == SCRAM_SHA_256_PLUS.as_bytes());
+                let (binding, mechanism) = match &self.certificate {
+                    Some(certificate) if plus => {
+                        let hash = sha2::Sha256::digest(certificate).to_vec();
+                        (ChannelBinding::tls_server_end_point(hash), SCRAM_SHA_256_PLUS)
+                    }
+                    _ => (ChannelBinding::unsupported(), SCRAM_SHA_256),
+                };
+                let exchange = ScramSha256::new(password.as_bytes(), binding);
+                let mut reply = mechanism.as_bytes().to_vec();
+                reply.push(0);
+                reply.extend_from_slice(&(exchange.message().len() as u32).to_be_bytes());
+                reply.extend_from_slice(exchange.message());
+                self.scram = Some(exchange);
+                Some(message(b'p', &reply))
+            }
+            (b'R', Some(11)) => {
+                let exchange = self.scram.as_mut().unwrap();
+                exchange.update(&body[4..]).unwrap();
+                Some(message(b'p', exchange.message()))
+            }
+            (b'R', Some(12)) => {
+                self.scram.as_mut().unwrap().finish(&body[4..]).unwrap();
+                None
+            }
+            _ => None,
         }
     }
 }

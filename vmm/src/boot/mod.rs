@@ -19,7 +19,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use dormouse_abi::{
-    ABI_VERSION, BootInfo, KERNEL, KERNEL_LEN, KERNEL_MAGIC, LARGE_PAGE, PAGE_TABLES, Program, SLOT_STRIDE, SYSTEM,
+    ABI_VERSION, BootInfo, KERNEL, KERNEL_LEN, KERNEL_MAGIC, LARGE_PAGE, PAGE, PAGE_TABLES, Program, SLOT_STRIDE, SYSTEM,
     TEXT, system,
 };
 use vm_memory::{Bytes, GuestAddress};
@@ -35,9 +35,6 @@ pub enum BootError {
     /// A part of the image could not be read.
     #[error("cannot read {path}: {source}")]
     Read { path: PathBuf, source: io::Error },
-    /// The golden memory could not be mapped.
-    #[error("cannot map the golden memory: {0}")]
-    Golden(io::Error),
     /// An executable does not fit the guest's memory map.
     #[error("{what}: {problem}")]
     Misfit { what: &'static str, problem: String },
@@ -90,6 +87,24 @@ pub(crate) fn put(ram: &Ram, what: &'static str, address: u64, bytes: &[u8]) -> 
     })
 }
 
+/// Of so many pages of Postgres' text one is compared with the golden memory's before that is mapped.
+const COMPARED: usize = 16;
+
+/// Maps Postgres' text from the golden memory; false if it cannot be, or is another's, which costs a copy and no more.
+fn map_text(ram: &Ram, golden: &Base, postgres: &PostgresImage) -> bool {
+    let page = PAGE as usize;
+    let same = postgres.shared.iter().all(|segment| {
+        let mut pages = segment.bytes.chunks(page).enumerate().step_by(COMPARED);
+        pages.all(|(n, bytes)| golden.has(TEXT + segment.address + (n * page) as u64, bytes))
+    });
+    if !same {
+        tracing::warn!("the golden memory has another program than the image: make it anew (dormouse image build)");
+        return false;
+    }
+    let mapped = ram.map_file(&golden.file, TEXT, postgres.shared_end);
+    mapped.inspect_err(|error| tracing::warn!(%error, "the golden memory cannot be mapped")).is_ok()
+}
+
 /// Fills memory, which is all zeroes, and the vCPU for the image's first instruction. What all guests of the image read of Postgres, and
 /// none can write, is mapped from its `golden` memory, if there is one: it has been laid there by this very function.
 pub fn boot(machine: &Machine, image: &BootImage, golden: Option<&Base>) -> Result<(), BootError> {
@@ -125,12 +140,9 @@ pub fn boot(machine: &Machine, image: &BootImage, golden: Option<&Base>) -> Resu
         });
     }
     let pool = slots + u64::from(slot_count) * LARGE_PAGE;
-    match golden {
-        Some(golden) => ram.map_file(&golden.file, TEXT, postgres.shared_end).map_err(BootError::Golden)?,
-        None => {
-            for segment in &postgres.shared {
-                put(ram, "postgres", TEXT + segment.address, segment.bytes)?;
-            }
+    if !golden.is_some_and(|golden| map_text(ram, golden, &postgres)) {
+        for segment in &postgres.shared {
+            put(ram, "postgres", TEXT + segment.address, segment.bytes)?;
         }
     }
     for segment in &postgres.writable {

@@ -61,7 +61,9 @@ impl Original {
         for folder in ["", "layer"] {
             gather(dir, Path::new(folder), &mut others).map_err(&unreadable)?;
         }
-        let body = compress(&snapshot.body(), &content)?;
+        let mut body = Vec::new();
+        snapshot.put_body(&mut body);
+        let body = compress(&body, &content)?;
         Ok(Self { header: packed.header, mode, snapshot: snapshot.header, layer, body, others })
     }
 

@@ -114,20 +114,21 @@ impl Content {
     }
 
     pub fn encode(&self) -> Result<Vec<u8>, Malformed> {
-        Ok([head(&self.header)?, self.body()].concat())
+        let mut bytes = head(&self.header)?;
+        self.put_body(&mut bytes);
+        Ok(bytes)
     }
 
-    /// What follows its header.
-    pub(super) fn body(&self) -> Vec<u8> {
+    /// Adds what follows its header.
+    pub(super) fn put_body(&self, bytes: &mut Vec<u8>) {
         let mut out = Writer::default();
         out.bytes(&self.state);
         out.u32(self.pages.len() as u32);
         for page in &self.pages {
             out.u32(*page);
         }
-        let mut bytes = out.into_bytes();
+        bytes.extend_from_slice(&out.into_bytes());
         bytes.extend_from_slice(self.deltas());
-        bytes
     }
 
     /// Page numbers are below what the snapshot's memory has, and none comes twice.

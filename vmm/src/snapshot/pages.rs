@@ -49,6 +49,12 @@ impl Base {
         &self.bytes[at..at + PAGE as usize]
     }
 
+    /// Whether these bytes are what it has from an address on.
+    pub fn has(&self, address: u64, bytes: &[u8]) -> bool {
+        let from = usize::try_from(address).unwrap_or(usize::MAX);
+        self.bytes.get(from..).and_then(|rest| rest.get(..bytes.len())) == Some(bytes)
+    }
+
     /// Lays all that it holds over new guest memory; the rest is of small pages until the guest has run for a while.
     pub fn map(&self, ram: &Ram) -> io::Result<()> {
         let regions = self.regions()?;

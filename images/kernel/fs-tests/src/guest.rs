@@ -1,6 +1,8 @@
 //! Stand-ins for the parts of the kernel that the file systems call.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub mod wait {
@@ -71,6 +73,9 @@ pub mod slots {
 pub mod pages {
     use super::*;
 
+    /// What `alloc_spare` gave: where, and how many pages.
+    static SPARE: Mutex<BTreeMap<usize, usize>> = Mutex::new(BTreeMap::new());
+
     /// Calls of `alloc` that succeed; all, at the largest number.
     pub static LEFT: AtomicUsize = AtomicUsize::new(usize::MAX);
     pub static IN_USE: AtomicUsize = AtomicUsize::new(0);
@@ -89,7 +94,16 @@ pub mod pages {
         (start != libc::MAP_FAILED).then_some(start.cast())
     }
 
+    /// As a sleep does to spare memory: whatever was there is gone.
+    pub fn forget_spare() {
+        for (start, count) in SPARE.lock().unwrap().iter() {
+            // SAFETY: `alloc_spare` gave it, and it was not freed since.
+            unsafe { (*start as *mut u8).write_bytes(0x5a, count * PAGE) };
+        }
+    }
+
     pub fn free(start: *mut u8, count: usize) {
+        SPARE.lock().unwrap().remove(&(start as usize));
         IN_USE.fetch_sub(count, Ordering::Relaxed);
         // SAFETY: whole pages that `alloc` gave.
         assert_eq!(unsafe { libc::munmap(start.cast(), count * PAGE) }, 0);
@@ -108,6 +122,7 @@ pub mod pages {
         let start = alloc(count)?;
         // SAFETY: just given.
         unsafe { start.write_bytes(0xa5, count * PAGE) };
+        SPARE.lock().unwrap().insert(start as usize, count);
         Some(start)
     }
 }

@@ -165,7 +165,7 @@ impl Model {
                 }
                 4 => {
                     fs::settle().unwrap();
-                    fs::resumed();
+                    crate::tests::sleep();
                 }
                 _ => fs::sync().unwrap(),
             },

@@ -549,6 +549,12 @@ fn what_nobody_reads_leaves_the_page_cache() {
     }
 }
 
+/// As a sleep and a wake: spare memory is lost.
+pub fn sleep() {
+    pages::forget_spare();
+    fs::resumed();
+}
+
 #[test]
 fn small_files_are_kept_over_a_sleep_and_large_ones_are_not() {
     let _guard = boot(|server| {
@@ -570,21 +576,23 @@ fn small_files_are_kept_over_a_sleep_and_large_ones_are_not() {
     // 5,000 bytes are a block, 160,000 twenty.
     assert_eq!((read, fs::cache_pages()), (4, 42));
     for _ in 0..2 {
-        fs::resumed();
+        sleep();
         assert!(files[..2].iter().all(|file| whole(file).iter().all(|byte| *byte == 7)));
     }
     files[0].keep().unwrap();
     assert_eq!(count(server::READ), read, "they were there");
     whole(&files[2]);
     assert!(count(server::READ) > read);
-    fs::resumed();
+    sleep();
     (0..10).for_each(|_| fs::sweep());
     assert_eq!((fs::cache_pages(), fs::cache_due()), (42, u64::MAX), "no idle guest is woken for them");
     // They are what the file is.
     files[1].write_at(b"new", 70_000).unwrap();
     fs::settle().unwrap();
-    fs::resumed();
+    sleep();
+    let read = count(server::READ);
     assert_eq!(&whole(&files[1])[69_999..70_004], b"\x07new\x07");
+    assert_eq!(count(server::READ), read);
     // Memory that somebody wants goes before them, and with its file one goes.
     assert!(fs::reclaim());
     assert_eq!((fs::cache_pages(), pages::IN_USE.load(Ordering::Relaxed)), (0, before));
@@ -604,8 +612,14 @@ fn no_more_is_kept_than_there_is_room_for() {
     for i in 0..6 {
         open(&format!("f{i}"), READ).keep().unwrap();
     }
-    fs::resumed();
+    sleep();
     assert!((200..=256).contains(&fs::cache_pages()), "{}", fs::cache_pages());
+    // Those go that were not used for longest.
+    let read = count(server::READ);
+    open("f5", READ).keep().unwrap();
+    assert_eq!(count(server::READ), read);
+    open("f0", READ).keep().unwrap();
+    assert!(count(server::READ) > read);
 }
 
 #[test]

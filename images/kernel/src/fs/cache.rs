@@ -44,6 +44,13 @@ pub fn due() -> u64 {
     DUE.get().get()
 }
 
+/// There is something to be looked at.
+pub(super) fn see_to_sweeps() {
+    if due() == u64::MAX {
+        DUE.get().set(time::now() + SWEEP);
+    }
+}
+
 /// A window's place: node, and number of the window in the file.
 pub(super) type Place = (u64, u64);
 
@@ -133,9 +140,7 @@ impl Held {
             true => self.kept.insert(place),
             false => self.kept.remove(&place),
         };
-        if due() == u64::MAX {
-            DUE.get().set(time::now() + SWEEP);
-        }
+        see_to_sweeps();
         true
     }
 
@@ -143,18 +148,32 @@ impl Held {
     fn keep(&mut self, client: &Client, node: u64, size: u64, start: u64) -> Result<bool> {
         let (place, blocks) = ((node, start / WINDOW), blocks_of(size, start));
         let is_kept = self.windows.get(&place).is_some_and(|window| window.is_kept() && window.blocks() >= blocks);
-        if !is_kept {
-            let kept: usize = self.kept.iter().filter_map(|place| self.windows.get(place)).map(Window::pages).sum();
-            if kept + blocks * (BLOCK / dormouse_abi::PAGE) as usize > KEPT_PAGES || !self.replace(place, blocks, true) {
-                return Ok(false);
-            }
+        if !is_kept && !(self.make_room_to_keep(blocks * (BLOCK / dormouse_abi::PAGE) as usize) && self.replace(place, blocks, true)) {
+            return Ok(false);
         }
         for block in 0..blocks {
             if !self.windows.get(&place).is_some_and(|window| window.has(block)) {
                 self.fetch(client, place, size, block)?;
             }
         }
+        if let Some(window) = self.windows.get(&place) {
+            window.used_at.set(self.sweeps);
+        }
         Ok(true)
+    }
+
+    /// Lets those go that were not used for longest, until `pages` more can be kept; false if they cannot.
+    fn make_room_to_keep(&mut self, pages: usize) -> bool {
+        loop {
+            let kept = self.kept.iter().filter_map(|place| Some((*place, self.windows.get(place)?)));
+            let sum: usize = kept.clone().map(|(_, window)| window.pages()).sum();
+            if sum + pages <= KEPT_PAGES {
+                return true;
+            }
+            let clean = kept.filter(|(_, window)| window.dirty == 0);
+            let Some((last, _)) = clean.min_by_key(|(_, window)| window.used_at.get()) else { return false };
+            self.remove(last);
+        }
     }
 
     /// Reads what is missing around `block` of the window.
@@ -248,7 +267,8 @@ impl Cache {
             let _ = held.write_back(client, .., |window| window.dirtied_at < before - 1);
         }
         // Those that are kept do not age.
-        DUE.get().set(if held.windows.len() == held.kept.len() { u64::MAX } else { time::now() + SWEEP });
+        let is_still = held.windows.len() == held.kept.len() && held.dirty.is_empty();
+        DUE.get().set(if is_still { u64::MAX } else { time::now() + SWEEP });
     }
 
     /// The host has taken `bytes` at `offset`: blocks that are here hold the new bytes now.

@@ -145,7 +145,7 @@ impl Share {
         Ok(inode)
     }
 
-    /// After a wake: the memory of the cache was in no snapshot, and the host's files may be another layer's.
+    /// After a wake: what is not kept of the cache was in no snapshot, and the host's room for files may be another layer's.
     pub fn resumed(&self) {
         assert!(self.cache.is_clean(), "the guest was suspended before all that it had written was the host's");
         self.cache.resumed();

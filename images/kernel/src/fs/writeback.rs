@@ -16,7 +16,7 @@
 //! does the suspend. Nothing is reported as flushed that is not, and nothing is dropped.
 
 use super::batch::Batch;
-use super::cache::{Cache, Held, Place, blocks_of};
+use super::cache::{Cache, Held, Place, blocks_of, see_to_sweeps};
 use super::fuse::Client;
 use super::window::{BLOCK, BLOCKS, WINDOW, Window, bits};
 use super::wire;
@@ -216,6 +216,7 @@ impl Cache {
             window.dirty |= blocks;
             held.dirty_blocks += new.count_ones() as usize;
             held.dirty.insert(place);
+            see_to_sweeps();
             at = to;
         }
         true

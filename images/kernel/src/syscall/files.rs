@@ -132,6 +132,15 @@ fn write(open: &OpenFile, buf: &[u8]) -> Result<usize> {
     Ok(len)
 }
 
+/// Makes a file durable; until Postgres has recovered, all files at once: the checkpoint that it ends with flushes one after the other, each
+/// with a flush of the layer's journal, and finds all but the first durable so.
+fn flush(file: &dyn File, data_only: bool) -> Result<()> {
+    match shared().ready() {
+        0 => fs::syncfs(file),
+        _ => file.sync(data_only),
+    }
+}
+
 /// The postmaster announces readiness in its lock file, for `pg_ctl`; the kernel reads along.
 fn watch_for_ready(me: &Task, buf: &[u8]) {
     if me.pid == task::FIRST_PID && shared().ready() == 0 && buf.len() < 512 && buf.ends_with(b"\nready   \n") {
@@ -313,8 +322,8 @@ pub fn call(number: i64, args: &Args) -> Result<u64> {
         }
         nr::FCNTL => control(&me, a as i32, b, c),
         nr::FLOCK => open_of(a).map(|_| 0),
-        nr::FSYNC => file_of(a)?.sync(false).map(|()| 0),
-        nr::FDATASYNC => file_of(a)?.sync(true).map(|()| 0),
+        nr::FSYNC => flush(&*file_of(a)?, false).map(|()| 0),
+        nr::FDATASYNC => flush(&*file_of(a)?, true).map(|()| 0),
         nr::SYNCFS => fs::syncfs(&*file_of(a)?).map(|()| 0),
         nr::SYNC => fs::sync().map(|()| 0),
         // All of the file will be wanted. Postgres itself names a range.
