@@ -110,25 +110,25 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
     })?;
     let notes = |wake: &str| at(std::path::absolute(stage.scratch.path().join(wake)), "find", stage.scratch.path());
     let [by_held, by_new] = [notes("by-held")?, notes("by-new")?];
-    let held = stage.act(Some(&by_held), |guest| {
-        let mut sessions = Vec::new();
+    stage.act(Some(&by_held), |guest| {
         for session in held {
             let mut session = session.bind_again(guest.connect()?)?;
             session.queries(WOKEN_SESSION)?;
-            sessions.push(session);
+            session.end()?;
         }
-        Ok(sessions)
+        Ok(Vec::new())
     })?;
+    // Where the held one was: most who connect anew have none that is held.
     stage.act(Some(&by_new), |guest| {
         let mut session = Session::begin(guest.connect()?)?;
         session.queries(WOKEN_SESSION)?;
-        Ok(held.into_iter().chain([session]).collect())
+        Ok(vec![session])
     })?;
     let read = |folder: &Path, name| {
         let path = folder.join(name);
         at(std::fs::read(&path), "read what its VMM noted in", &path)
     };
-    let changed = read(&by_held, file::HOT)?;
+    let changed = either(&read(&by_held, file::HOT)?, &read(&by_new, file::HOT)?);
     let wanted = held_first(read(&by_held, file::TOUCHED)?, &read(&by_new, file::TOUCHED)?);
     for (bytes, target) in [(&changed, &hot), (&wanted, &touched)] {
         if bytes.is_empty() {
@@ -139,6 +139,12 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         at(draft.finish(target), "write", target)?;
     }
     Ok(Some(changed.len() / size_of::<u32>()))
+}
+
+/// The numbers that are in one list or in the other, ascending.
+fn either(one: &[u8], other: &[u8]) -> Vec<u8> {
+    let numbers: BTreeSet<u32> = [one, other].iter().flat_map(|list| list.as_chunks().0).map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 /// The addresses that a held session touches, and after them those of a new one's that are not among them: most wakes are held sessions'.
@@ -358,6 +364,13 @@ impl Session {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_by_either_is_listed_once_and_in_order() {
+        let bytes = |numbers: &[u32]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(either(&bytes(&[3, 7, 256]), &bytes(&[1, 7, 65536])), bytes(&[1, 3, 7, 256, 65536]));
+        assert_eq!(either(&bytes(&[]), &bytes(&[])), bytes(&[]));
+    }
 
     #[test]
     fn what_a_held_session_touches_comes_first_and_once() {
