@@ -9,10 +9,10 @@ use crate::monitor::{Commit, Io, Monitor};
 use crate::snapshot::format::Header;
 use crate::snapshot::hot;
 use crate::snapshot::pages::{Base, Free};
+use crate::snapshot::read::Snapshot;
 use crate::snapshot::spent::Spending;
 use crate::snapshot::write::{self, WriteError};
 use crate::snapshot::{State, layer_copy};
-use crate::start::golden_in;
 
 /// How long a golden guest must have been idle.
 const GOLDEN_IDLE: Duration = Duration::from_millis(500);
@@ -75,7 +75,7 @@ impl Sleeper {
                 let dir = dir.clone();
                 if let Some(golden) = self.golden.take().filter(|_| self.base.is_none()) {
                     // Much of the two is equal.
-                    self.base = golden_in(&golden, &self.header.image, self.header.memory);
+                    self.base = Snapshot::golden_memory(&golden, &self.header.image, self.header.memory);
                 }
                 let header = Header {
                     base: self.base.as_ref().map(|base| base.name.clone()).unwrap_or_default(),

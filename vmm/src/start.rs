@@ -287,22 +287,7 @@ fn golden_base(image: &Image, machine: &Machine, name: &str) -> Result<Base, Rea
     if golden.header.base != name {
         return Err(gone(format!("it is {}, not {name}", golden.header.base)));
     }
-    memory_of(&golden, dir, machine.ram.len())
-}
-
-/// The golden memory in a folder, if it is this image's for guests of `len` bytes.
-pub(crate) fn golden_in(dir: &Path, image: &str, len: u64) -> Option<Base> {
-    let golden = Snapshot::open(&dir.join(file::STATE)).and_then(|found| {
-        let golden = found.filter(|golden| golden.header.image == image && golden.header.memory == len);
-        golden.map(|golden| memory_of(&golden, dir, len)).transpose()
-    });
-    golden.inspect_err(|error| tracing::warn!(%error, "no golden memory")).ok()?
-}
-
-/// The memory that belongs to a golden snapshot in its folder.
-fn memory_of(golden: &Snapshot, dir: &Path, len: u64) -> Result<Base, ReadError> {
-    let memory = File::open(dir.join(file::MEMORY))?;
-    Ok(Base::new(golden.header.base.clone(), memory, len)?)
+    golden.memory(dir, machine.ram.len())
 }
 
 /// Maps the golden memory, as most that are restored or cloned want it, and makes the pages that they change their own; gives what
@@ -310,7 +295,7 @@ fn memory_of(golden: &Snapshot, dir: &Path, len: u64) -> Result<Base, ReadError>
 fn map_golden(machine: &Machine, dir: &Path) -> Result<(Base, Option<Touch>), ReadError> {
     let golden = Snapshot::open(&dir.join(file::STATE))?
         .ok_or_else(|| ReadError::Base(format!("there is none in {}", dir.display())))?;
-    let base = memory_of(&golden, dir, machine.ram.len())?;
+    let base = golden.memory(dir, machine.ram.len())?;
     base.map(&machine.ram)?;
     if let Err(error) = hot::own(&machine.ram, &dir.join(file::HOT)) {
         tracing::warn!(%error, "the list of pages to have ready cannot be read");
@@ -447,7 +432,7 @@ impl Place<'_> {
     /// where nothing is to be believed but the image.
     fn golden_to_boot(&self, machine: &Machine) -> Option<Base> {
         let dir = self.image.golden_dir.as_ref().filter(|_| self.settings.golden.is_none() && !self.settings.cold)?;
-        golden_in(dir, &self.image.name, machine.ram.len())
+        Snapshot::golden_memory(dir, &self.image.name, machine.ram.len())
     }
 
     /// Goes on from the database's own snapshot.
@@ -497,7 +482,7 @@ impl Place<'_> {
         let state = State::decode(&golden.state)?;
         let base = match mapped {
             Some(base) => base,
-            None => memory_of(&golden, dir, machine.ram.len())?,
+            None => golden.memory(dir, machine.ram.len())?,
         };
         let seed = dir.join(layer_copy::NAME);
         if seed.exists() {

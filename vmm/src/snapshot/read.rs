@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use dormouse_abi::PAGE;
+use dormouse_images::manifest::file;
 
 use super::delta;
 use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Unreadable, VERSION};
@@ -136,6 +137,21 @@ impl Snapshot {
     /// Bytes of the file.
     pub fn bytes(&self) -> u64 {
         self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// The memory that belongs to a golden one, in its folder: of `len` bytes.
+    pub fn memory(&self, folder: &Path, len: u64) -> Result<Base, ReadError> {
+        let memory = File::open(folder.join(file::MEMORY))?;
+        Ok(Base::new(self.header.base.clone(), memory, len)?)
+    }
+
+    /// The golden memory in a folder, if it is this image's for guests of `len` bytes.
+    pub fn golden_memory(folder: &Path, image: &str, len: u64) -> Option<Base> {
+        let golden = Self::open(&folder.join(file::STATE)).and_then(|found| {
+            let golden = found.filter(|golden| golden.header.image == image && golden.header.memory == len);
+            golden.map(|golden| golden.memory(folder, len)).transpose()
+        });
+        golden.inspect_err(|error| tracing::warn!(%error, "no golden memory")).ok()?
     }
 
     /// Lays the base's memory under new memory, unless a VMM that was made ready beforehand has it there already.
