@@ -111,25 +111,38 @@ pub fn by_use(
     databases: &[(Target, &str)],
     say: &(dyn Fn(usize) + Sync),
 ) -> Result<(), ScaleError> {
+    side_by_side(USERS, databases, |n, (target, id)| {
+        used::begin(rest, target, id, 1)?;
+        if n.is_multiple_of(500) {
+            say(n);
+        }
+        Ok(())
+    })
+}
+
+/// Does something with each, by so many threads.
+pub fn side_by_side<T: Sync>(
+    threads: usize,
+    all: &[T],
+    one: impl Fn(usize, &T) -> Result<(), ScaleError> + Sync,
+) -> Result<(), ScaleError> {
     let next = AtomicUsize::new(0);
-    let user = || -> Result<(), ScaleError> {
+    let some = || -> Result<(), ScaleError> {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some((target, id)) = databases.get(n) else {
-                return Ok(());
-            };
-            used::begin(rest, target, id, 1)?;
-            if n.is_multiple_of(500) {
-                say(n);
-            }
+            let Some(it) = all.get(n) else { return Ok(()) };
+            one(n, it)?;
         }
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..USERS).map(|_| scope.spawn(user)).collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
     })
+}
+
+/// A thread for each core.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// What rows made in bulk say of their databases.
@@ -151,32 +164,31 @@ pub fn in_bulk(
     rows: Rows,
     say: &dyn Fn(u64),
 ) -> Result<Vec<Known>, ScaleError> {
-    let failed = |e: &dyn std::fmt::Display| ScaleError::Bulk(e.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build();
-    let runtime = runtime.map_err(|e| failed(&e))?;
+    let runtime = runtime.map_err(failed)?;
     let layout = dormouse_api::host::layout::Home::new(home.to_owned());
     let (pg_version, image) = layout
         .current_images()
         .into_iter()
         .next()
         .ok_or_else(|| ScaleError::NoImage(layout.images()))?;
-    let password = new_password().map_err(|e| failed(&e))?;
-    let verifier = scram_verifier(&password).map_err(|e| failed(&e))?;
+    let password = new_password().map_err(failed)?;
+    let verifier = scram_verifier(&password).map_err(failed)?;
     let password: Rc<str> = password.into();
     runtime.block_on(async {
         let metadata = Metadata::open(&layout.metadata())
             .await
-            .map_err(|e| failed(&e))?;
+            .map_err(failed)?;
         let mut tenants = Vec::new();
         for n in 0..super::calls::TENANTS {
             let found = metadata
                 .tenant_by_name(&tenant(n))
                 .await
-                .map_err(|e| failed(&e))?;
-            tenants.push(found.ok_or_else(|| failed(&"a tenant is missing"))?.id);
+                .map_err(failed)?;
+            tenants.push(found.ok_or_else(|| failed("a tenant is missing"))?.id);
         }
         let creates = stream::iter(0..count).map(|n| {
             let (metadata, tenants, image, verifier) = (&metadata, &tenants, &image, &verifier);
@@ -184,7 +196,7 @@ pub fn in_bulk(
                 if n.is_multiple_of(20_000) {
                     say(n);
                 }
-                let id = DatabaseId::random().map_err(|e| failed(&e))?;
+                let id = DatabaseId::random().map_err(failed)?;
                 let new = NewDatabase {
                     id: id.clone(),
                     tenant: tenants[((first + n) % super::calls::TENANTS) as usize].clone(),
@@ -201,7 +213,7 @@ pub fn in_bulk(
                 metadata
                     .create_database(new)
                     .await
-                    .map_err(|e| failed(&e))?;
+                    .map_err(failed)?;
                 Ok::<_, ScaleError>(id)
             }
         });
@@ -220,17 +232,20 @@ pub fn in_bulk(
     })
 }
 
+fn failed(why: impl std::fmt::Display) -> ScaleError {
+    ScaleError::Bulk(why.to_string())
+}
+
 /// Notes what a first wake and a first change note of a database: that it has files, and data in them. Since when it sleeps is
 /// not noted, as of all that are packed.
 async fn note_files(metadata: &Metadata, ids: &[DatabaseId]) -> Result<(), ScaleError> {
-    let failed = |e: &dyn std::fmt::Display| ScaleError::Bulk(e.to_string());
     let notes = stream::iter(ids).map(|id| metadata.set_has_files(id));
-    notes.buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await.map_err(|e| failed(&e))?;
+    notes.buffer_unordered(AT_ONCE).try_for_each(async |_| Ok(())).await.map_err(failed)?;
     let (journal, written) = StateJournal::start(metadata.clone(), 0);
     ids.iter().for_each(|id| journal.written(id));
     journal.close();
     // It ends when all is written.
-    written.await.map_err(|e| failed(&e))
+    written.await.map_err(failed)
 }
 
 #[cfg(test)]

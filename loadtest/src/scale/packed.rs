@@ -14,7 +14,7 @@ use dormouse_vmm::pack::{self, PackError};
 use super::ScaleError;
 use super::calls::{Caller, tenant};
 use super::fill::{self, Known};
-use super::server::{Place, Running, side_by_side};
+use super::server::{Place, Running};
 
 /// Of so many different ones the copies are made, or of fewer, if there are fewer copies.
 const ORIGINALS: u64 = 20;
@@ -54,7 +54,7 @@ impl Originals {
     /// Makes the folders of copies, which must not be there, and puts them on disk, all at once. Says how fast.
     pub fn copy(&self, place: &Place, ids: &[&str], say: &(dyn Fn(String) + Sync)) -> Result<(), ScaleError> {
         let begun = Instant::now();
-        side_by_side(ids, |n, id| {
+        fill::side_by_side(fill::cores(), ids, |n, id| {
             if n.is_multiple_of(5_000) {
                 say(format!("  {n} of {} copied", ids.len()));
             }

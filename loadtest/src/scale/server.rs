@@ -4,13 +4,12 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::ScaleError;
-use super::fill::Known;
+use super::fill::{Known, cores, side_by_side};
 use crate::client::Target;
 use crate::footprint::disk_usage;
 use crate::http;
@@ -115,7 +114,7 @@ impl Place {
         let folders: Result<Vec<PathBuf>, _> =
             fs::read_dir(&databases).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
         let folders = folders.map_err(ScaleError::io(&databases))?;
-        side_by_side(&folders, |_, folder| fs::remove_dir_all(folder).map_err(ScaleError::io(folder)))?;
+        side_by_side(cores(), &folders, |_, folder| fs::remove_dir_all(folder).map_err(ScaleError::io(folder)))?;
         fs::remove_dir_all(&self.home).map_err(ScaleError::io(&self.home))
     }
 
@@ -149,26 +148,6 @@ impl Place {
         let length = |name: &str| fs::metadata(self.home.join(name)).map_or(0, |file| file.len());
         length("dormouse.db") + length("dormouse.db-wal")
     }
-}
-
-/// Does something with each, by a thread for each core.
-pub fn side_by_side<T: Sync>(
-    all: &[T],
-    one: impl Fn(usize, &T) -> Result<(), ScaleError> + Sync,
-) -> Result<(), ScaleError> {
-    let next = AtomicUsize::new(0);
-    let some = || -> Result<(), ScaleError> {
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some(it) = all.get(n) else { return Ok(()) };
-            one(n, it)?;
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(some)).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or(Err(ScaleError::Panic)))
-    })
 }
 
 /// Where the API and the pooler are.

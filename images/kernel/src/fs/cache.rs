@@ -16,7 +16,7 @@
 //! dirty blocks stays until they are written.
 
 use super::fuse::Client;
-use super::window::{BLOCK, BLOCKS, Window, bits};
+use super::window::{BLOCK, BLOCK_PAGES, BLOCKS, Window, bits};
 use super::wire::Opcode;
 use crate::errno::Result;
 use crate::global::Global;
@@ -118,9 +118,8 @@ impl Held {
         // Out of the way of making room. A dirty one is counted on.
         let old = self.windows.remove(&place);
         let had = old.as_ref().map_or(0, Window::pages);
-        let more = blocks * (BLOCK / dormouse_abi::PAGE) as usize;
         self.arrivals += 1;
-        let new = match self.make_room(more, pages::usage().1 / 2) {
+        let new = match self.make_room(blocks * BLOCK_PAGES, pages::usage().1 / 2) {
             true => Window::new(blocks, kept, self.sweeps, self.arrivals),
             false => None,
         };
@@ -148,7 +147,7 @@ impl Held {
     fn keep(&mut self, client: &Client, node: u64, size: u64, start: u64) -> Result<bool> {
         let (place, blocks) = ((node, start / WINDOW), blocks_of(size, start));
         let is_kept = self.windows.get(&place).is_some_and(|window| window.is_kept() && window.blocks() >= blocks);
-        if !is_kept && !(self.make_room_to_keep(blocks * (BLOCK / dormouse_abi::PAGE) as usize) && self.replace(place, blocks, true)) {
+        if !is_kept && !(self.make_room_to_keep(blocks * BLOCK_PAGES) && self.replace(place, blocks, true)) {
             return Ok(false);
         }
         for block in 0..blocks {
@@ -192,25 +191,11 @@ impl Held {
         Ok(())
     }
 
-    /// Lets windows go that were not used of late.
-    fn age(&mut self) {
-        self.sweeps += 1;
-        let (now, mut gone) = (self.sweeps, 0);
-        self.windows.retain(|_, window| {
-            let stays = window.dirty != 0 || window.is_kept() || now - window.used_at.get() <= AGE;
-            gone += if stays { 0 } else { window.pages() };
-            stays
-        });
-        self.pages -= gone;
-        let windows = &self.windows;
-        self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
-    }
-
-    /// Lets all windows go that have no dirty blocks, but for those that are kept, if they are to `stay`; false when there was none.
-    pub fn drop_clean(&mut self, stay: bool) -> bool {
+    /// Lets all windows go that have no dirty blocks and need not stay; false when there was none.
+    fn let_go(&mut self, stays: impl Fn(&Window) -> bool) -> bool {
         let mut gone = 0;
         self.windows.retain(|_, window| {
-            let stays = window.dirty != 0 || stay && window.is_kept();
+            let stays = window.dirty != 0 || stays(window);
             gone += if stays { 0 } else { window.pages() };
             stays
         });
@@ -219,6 +204,13 @@ impl Held {
         self.order.retain(|(place, arrival)| windows.get(place).is_some_and(|window| window.arrival == *arrival));
         self.kept.retain(|place| windows.contains_key(place));
         gone > 0
+    }
+
+    /// Lets windows go that were not used of late.
+    fn age(&mut self) {
+        self.sweeps += 1;
+        let now = self.sweeps;
+        self.let_go(|window| window.is_kept() || now - window.used_at.get() <= AGE);
     }
 }
 
@@ -325,26 +317,28 @@ impl Cache {
     /// the cache itself is what asks for memory.
     pub fn clear(&self, client: &Client) -> bool {
         let Ok(mut held) = self.held.try_borrow_mut() else { return false };
-        if held.drop_clean(false) {
+        if held.let_go(|_| false) {
             return true;
         }
         if held.dirty.is_empty() || !client.is_free() {
             return false;
         }
         let _ = held.write_back(client, .., |_| true);
-        held.drop_clean(false)
+        held.let_go(|_| false)
     }
 
     /// Forgets what does not outlast a sleep, which has been.
     pub fn resumed(&self) {
-        self.held.borrow_mut().drop_clean(true);
+        self.held.borrow_mut().let_go(Window::is_kept);
     }
 
     /// Keeps a small file over sleeps, as far as there is room for it: `size` bytes of node `node`.
     pub fn keep(&self, client: &Client, node: u64, size: u64) -> Result<()> {
+        if size > KEPT_FILE {
+            return Ok(());
+        }
         let mut held = self.held.borrow_mut();
-        let starts = (0..size).step_by(WINDOW as usize);
-        for start in starts.take_while(|_| size <= KEPT_FILE) {
+        for start in (0..size).step_by(WINDOW as usize) {
             if !held.keep(client, node, size, start)? {
                 break;
             }

@@ -11,7 +11,7 @@ pub const BLOCK: u64 = 8192;
 pub const BLOCKS: usize = (WINDOW / BLOCK) as usize;
 const PAGE: usize = dormouse_abi::PAGE as usize;
 /// Pages of a block.
-const BLOCK_PAGES: usize = BLOCK as usize / PAGE;
+pub const BLOCK_PAGES: usize = BLOCK as usize / PAGE;
 
 /// The bits of blocks `from..to`.
 pub fn bits(from: usize, to: usize) -> u8 {
