@@ -27,6 +27,7 @@ pub mod process;
 mod reconcile;
 mod record;
 mod rested;
+pub mod run_folder;
 mod sessions;
 mod socket;
 mod state;
