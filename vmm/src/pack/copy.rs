@@ -147,7 +147,7 @@ mod tests {
             at
         };
         let (state_at, frame_at) = (part(&state), part(&frame));
-        let index = encode_index(&[Frame { at: frame_at, pages: vec![7, 9] }]);
+        let index = encode_index(&[Frame { compressed: true, at: frame_at, pages: vec![7, 9] }]);
         let header = SnapshotHeader {
             version: VERSION,
             database: database.into(),

@@ -14,7 +14,7 @@ use super::{NAME, PackError, TEMPORARY};
 use crate::crash;
 use crate::layer::pack::{Held, hold};
 use crate::snapshot::delta;
-use crate::snapshot::format::{self, Extent, FRAME_PAGES, HEADER_LEN as SNAPSHOT_HEADER, Unreadable};
+use crate::snapshot::format::{self, Extent, FRAME_LONGEST, HEADER_LEN as SNAPSHOT_HEADER, Unreadable};
 use crate::snapshot::write::NAME as SNAPSHOT;
 
 /// zstd's level. 19 takes twice the time for 2 % less.
@@ -169,15 +169,14 @@ fn take_apart(path: &Path) -> Result<Content, PackError> {
         return Err(PackError::TooLarge(MOST_PAGES >> 20));
     }
     let (mut pages, mut deltas) = (Vec::with_capacity(count), Vec::new());
-    let mut buffer = vec![0; FRAME_PAGES * delta::LONGEST];
+    let mut room = vec![0; FRAME_LONGEST];
     for frame in frames {
         let damaged = || PackError::Snapshot(Unreadable::Damaged("its memory"));
-        let packed = part(frame.at, "its memory")?;
-        let len = lz4_flex::block::decompress_into(packed, &mut buffer).map_err(|_| damaged())?;
-        if !delta::are_of(&buffer[..len], frame.pages.len()) {
+        let content = frame.content(part(frame.at, "its memory")?, &mut room).ok_or_else(damaged)?;
+        if !delta::are_of(content, frame.pages.len()) {
             return Err(damaged());
         }
-        deltas.extend_from_slice(&buffer[..len]);
+        deltas.extend_from_slice(content);
         pages.extend(frame.pages);
     }
     Ok(Content::new(header, state, pages, deltas))

@@ -2,21 +2,24 @@
 //!
 //! ```text
 //! 0          4096             state            frames                            index
-//! | header   | cpu, devices … | LZ4 | LZ4 | LZ4 | …                              | frames, pages |
+//! | header   | cpu, devices … | 32 pages | 32 pages | …                          | frames, pages |
 //! ```
-//! Every part has a CRC-32C; a frame's covers its compressed bytes, so nothing unchecked reaches the decompressor.
+//! Every part has a CRC-32C; a frame's covers its bytes as they are stored, so nothing unchecked reaches the decompressor.
 
+use super::delta;
 use crate::codec::{Malformed, Reader, Writer};
 
 /// "DMSNAPSH".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DMSNAPSH");
 /// Bumped by every change that an older reader would misread. There is no reading of older frames: such a snapshot is
 /// refused, and its database starts cold. A golden snapshot has none, and is read.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of the header's block.
 pub const HEADER_LEN: usize = 4096;
 /// Pages of a frame: what is in the processor's cache at once while they are put in place.
 pub const FRAME_PAGES: usize = 32;
+/// The longest that a frame's content is, bytes.
+pub const FRAME_LONGEST: usize = FRAME_PAGES * delta::LONGEST;
 /// Longest name in a header, bytes.
 const MOST_NAME: usize = 200;
 
@@ -132,13 +135,35 @@ impl From<Malformed> for Unreadable {
     }
 }
 
-/// One LZ4 block of pages' differences (`delta`).
+/// Some pages' differences (`delta`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
+    /// It is an LZ4 block of them.
+    pub compressed: bool,
     /// Where it is in the file; consecutive in practice, stated so that parts can be read alone.
     pub at: Extent,
     /// Guest-physical numbers of its pages, at most [`FRAME_PAGES`], in the order of its content.
     pub pages: Vec<u32>,
+}
+
+impl Frame {
+    /// How a frame of this content is stored, and whether that is compressed: if a quarter is left of it. A wake reads four times
+    /// the bytes faster than it decompresses them. `room` is as long as LZ4 may ask for, [`lz4_flex::block::get_maximum_output_size`] of its length.
+    pub fn store<'a>(content: &'a [u8], room: &'a mut [u8]) -> (&'a [u8], bool) {
+        match lz4_flex::block::compress_into(content, room) {
+            Ok(len) if len * 4 <= content.len() => (&room[..len], true),
+            _ => (content, false),
+        }
+    }
+
+    /// Its content, from its bytes as they are stored. `None`: that is not what they are. `room` is for [`FRAME_LONGEST`] bytes.
+    pub fn content<'a>(&self, stored: &'a [u8], room: &'a mut [u8]) -> Option<&'a [u8]> {
+        if !self.compressed {
+            return Some(stored);
+        }
+        let len = lz4_flex::block::decompress_into(stored, room).ok()?;
+        Some(&room[..len])
+    }
 }
 
 /// The index.
@@ -149,6 +174,7 @@ pub fn encode_index(frames: &[Frame]) -> Vec<u8> {
         out.u64(frame.at.offset);
         out.u32(frame.at.len as u32);
         out.u32(frame.at.crc);
+        out.u8(u8::from(frame.compressed));
         out.u16(frame.pages.len() as u16);
         for page in &frame.pages {
             out.u32(*page);
@@ -164,8 +190,13 @@ pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> 
     let mut next = 0;
     for _ in 0..reader.u32()? {
         let at = Extent { offset: reader.u64()?, len: u64::from(reader.u32()?), crc: reader.u32()? };
+        let compressed = match reader.u8()? {
+            0 => false,
+            1 => true,
+            _ => return Err(Unreadable::Damaged("its index")),
+        };
         let count = usize::from(reader.u16()?);
-        if count == 0 || count > FRAME_PAGES || at.len > 2 * (FRAME_PAGES as u64 * dormouse_abi::PAGE) {
+        if count == 0 || count > FRAME_PAGES || at.len > FRAME_LONGEST as u64 {
             return Err(Unreadable::Damaged("its index"));
         }
         let mut list = Vec::with_capacity(count);
@@ -177,7 +208,7 @@ pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> 
             next = page.checked_add(1).ok_or(Unreadable::Damaged("its index"))?;
             list.push(page);
         }
-        frames.push(Frame { at, pages: list });
+        frames.push(Frame { compressed, at, pages: list });
     }
     reader.end()?;
     Ok(frames)
@@ -185,6 +216,8 @@ pub fn decode_index(bytes: &[u8], pages: u64) -> Result<Vec<Frame>, Unreadable> 
 
 #[cfg(test)]
 mod tests {
+    use lz4_flex::block::get_maximum_output_size;
+
     use super::*;
 
     fn header() -> Header {
@@ -212,15 +245,16 @@ mod tests {
             assert!(Header::decode(&bad).is_err(), "byte {at}");
         }
         let mut newer = block;
-        newer[12] = 3;
+        newer[12] = VERSION as u8 + 1;
         let crc = crc32c::crc32c(&newer[4..]);
         newer[..4].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Header::decode(&newer), Err(Unreadable::OtherVersion(3)));
+        assert_eq!(Header::decode(&newer), Err(Unreadable::OtherVersion(VERSION + 1)));
     }
 
     #[test]
     fn an_index_comes_back_and_wild_ones_are_refused() {
         let frames = vec![Frame {
+            compressed: true,
             at: Extent { offset: 1, len: 2, crc: 3 },
             pages: vec![7, 9],
         }];
@@ -233,5 +267,26 @@ mod tests {
         assert!(decode_index(&[0xff; 64], 10).is_err());
         let twice = vec![frames[0].clone(), frames[0].clone()];
         assert!(decode_index(&encode_index(&twice), 10).is_err(), "a page twice");
+    }
+
+    #[test]
+    fn a_frame_is_compressed_where_a_quarter_is_left_of_it_and_comes_back() {
+        let mut state = 1u64;
+        let mut noise = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        let noise: Vec<u8> = (0..FRAME_LONGEST).map(|_| noise()).collect();
+        let third = [&noise[..10_000], &[7; 20_000][..]].concat();
+        for (content, expected) in [(&noise[..], false), (&third[..], false), (&[3; 5000][..], true), (&[][..], false)] {
+            let mut room = vec![0; get_maximum_output_size(FRAME_LONGEST)];
+            let (stored, compressed) = Frame::store(content, &mut room);
+            assert_eq!(compressed, expected, "{} bytes as {}", content.len(), stored.len());
+            assert!(stored.len() <= content.len());
+            let frame = Frame { compressed, at: Extent::default(), pages: Vec::new() };
+            assert!(frame.content(stored, &mut vec![0; FRAME_LONGEST]) == Some(content));
+        }
+        let damaged = Frame { compressed: true, at: Extent::default(), pages: Vec::new() };
+        assert_eq!(damaged.content(&[0xff; 9], &mut vec![0; FRAME_LONGEST]), None);
     }
 }

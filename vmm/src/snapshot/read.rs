@@ -9,7 +9,7 @@ use dormouse_abi::PAGE;
 use dormouse_images::manifest::file;
 
 use super::delta;
-use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header, Unreadable, VERSION};
+use super::format::{self, Extent, FRAME_LONGEST, Frame, HEADER_LEN, Header, Unreadable, VERSION};
 use super::pages::Base;
 use crate::machine::Ram;
 
@@ -166,11 +166,11 @@ impl Snapshot {
     pub fn fill(&self, ram: &Ram) -> Result<(), ReadError> {
         let damaged = || ReadError::from(Unreadable::Damaged("its memory"));
         let longest = self.frames.iter().map(|frame| frame.at.len).max().unwrap_or(0);
-        let (mut compressed, mut content) = (vec![0; longest as usize], vec![0; FRAME_PAGES * delta::LONGEST]);
+        let (mut stored, mut room) = (vec![0; longest as usize], vec![0; FRAME_LONGEST]);
         for frame in &self.frames {
-            let compressed = read(&self.file, frame.at, &mut compressed, "its memory")?;
-            let len = lz4_flex::block::decompress_into(compressed, &mut content).map_err(|_| damaged())?;
-            fill(ram, &frame.pages, &content[..len]).ok_or_else(damaged)?;
+            let stored = read(&self.file, frame.at, &mut stored, "its memory")?;
+            let content = frame.content(stored, &mut room).ok_or_else(damaged)?;
+            fill(ram, &frame.pages, content).ok_or_else(damaged)?;
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn frames_of_another_version_are_refused_as_such() {
         // One frame of one page, which version 1 marked in the topmost bit.
-        let mut index = format::encode_index(&[Frame { at: Extent::default(), pages: vec![7] }]);
+        let mut index = format::encode_index(&[Frame { compressed: true, at: Extent::default(), pages: vec![7] }]);
         *index.last_mut().unwrap() |= 0x80;
         for (version, index, readable) in
             [(1, &index, false), (VERSION, &index, false), (1, &format::encode_index(&[]), true)]

@@ -9,7 +9,7 @@ use dormouse_abi::PAGE;
 use lz4_flex::block::get_maximum_output_size;
 
 use super::delta;
-use super::format::{self, Extent, FRAME_PAGES, Frame, HEADER_LEN, Header};
+use super::format::{self, Extent, FRAME_LONGEST, FRAME_PAGES, Frame, HEADER_LEN, Header};
 use super::pages::{self, Base, Free};
 use crate::crash;
 use crate::machine::Ram;
@@ -53,7 +53,8 @@ struct Growing<'a> {
     out: io::BufWriter<File>,
     at: u64,
     content: Vec<u8>,
-    compressed: Vec<u8>,
+    /// For what is compressed.
+    room: Vec<u8>,
     pages: Vec<u32>,
     frames: Vec<Frame>,
     count: usize,
@@ -81,13 +82,13 @@ impl Growing<'_> {
         if self.commit.cancelled() {
             return Err(WriteError::Cancelled);
         }
-        let mut compressed = std::mem::take(&mut self.compressed);
-        let len = lz4_flex::block::compress_into(&self.content, &mut compressed).map_err(io::Error::other)?;
-        let at = self.append(&compressed[..len])?;
-        self.compressed = compressed;
+        let (mut content, mut room) = (std::mem::take(&mut self.content), std::mem::take(&mut self.room));
+        let (stored, compressed) = Frame::store(&content, &mut room);
+        let at = self.append(stored)?;
         self.count += self.pages.len();
-        self.frames.push(Frame { at, pages: std::mem::take(&mut self.pages) });
-        self.content.clear();
+        self.frames.push(Frame { compressed, at, pages: std::mem::take(&mut self.pages) });
+        content.clear();
+        (self.content, self.room) = (content, room);
         Ok(())
     }
 }
@@ -136,8 +137,8 @@ unsafe fn write(
     let mut growing = Growing {
         out: io::BufWriter::with_capacity(1 << 20, file),
         at: HEADER_LEN as u64,
-        content: Vec::with_capacity(FRAME_PAGES * delta::LONGEST),
-        compressed: vec![0; get_maximum_output_size(FRAME_PAGES * delta::LONGEST)],
+        content: Vec::with_capacity(FRAME_LONGEST),
+        room: vec![0; get_maximum_output_size(FRAME_LONGEST)],
         pages: Vec::with_capacity(FRAME_PAGES),
         frames: Vec::new(),
         count: 0,
