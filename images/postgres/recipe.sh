@@ -20,6 +20,7 @@ export LC_ALL=C
 . "$here/musl.sh"
 . "$here/libraries.sh"
 . "$here/server.sh"
+. "$here/profile.sh"
 . "$here/contrib.sh"
 . "$here/pgvector.sh"
 . "$here/link.sh"
@@ -35,6 +36,7 @@ pgvector_source=$(source_of pgvector)
 build_segment
 build_musl
 build_libraries
+build_profile
 build_server
 extensions=
 extensions_key=

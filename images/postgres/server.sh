@@ -35,7 +35,7 @@ server_objects() { # the server step's folder
 build_server() {
     modules=$(modules_below src)
     if begin server "$(basename "$pg_source")" "$musl_key" "$libraries_key" "$server_cflags" "$server_answers" "$server_switches" \
-        "$modules" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h" \
+        "$modules" "$profile_key" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h" \
         "$here/link/pg_crc32c_sse42_choose.c"; then
         mkdir "$out/build"
         # The compiler, but where a makefile links a shared module: that becomes a relocatable object (module.sh).
@@ -56,17 +56,20 @@ END
             CFLAGS="$server_cflags" CPPFLAGS="$libraries_includes" LDFLAGS="-static $libraries_folders" \
             ICU_CFLAGS=" " ICU_LIBS="-licu $(g++ -print-file-name=libsupc++.a)" LZ4_CFLAGS=" " LZ4_LIBS=-llz4 ZSTD_CFLAGS=" " ZSTD_LIBS=-lzstd
         say "$step_name: configured"
+        # What the server does most (profile.sh). Counts of a file with other #ifdefs are left out, with a warning in the log.
+        cp -r "$profile/." .
+        counts="-fprofile-use -fprofile-correction -fprofile-partial-training -Wno-error=coverage-mismatch"
         # The server as its makefile links it is not used (link/program.sh does that), but must not fail.
         set -- LDFLAGS_EX_BE=
         include="-include $here/link/returns_twice.h"
         logged make -j "$jobs" -C src/backend generated-headers
         for part in src/common src/port src/timezone; do
-            logged make -j "$jobs" -C "$part" all "$@"
+            logged make -j "$jobs" -C "$part" all COPT="$counts" "$@"
         done
-        logged make -j "$jobs" -C src/backend all COPT="$include" "$@"
+        logged make -j "$jobs" -C src/backend all COPT="$include $counts" "$@"
         say "$step_name: server compiled"
         for part in src/interfaces/libpq $modules src/fe_utils; do
-            logged make -j "$jobs" -C "$part" all "$@"
+            logged make -j "$jobs" -C "$part" all COPT="$counts" "$@"
         done
         logged libpq_object
         logged make -C src/bin/initdb all "$@" libpq_pgport="$out/libpq.o"
