@@ -18,7 +18,6 @@ use tokio::task::JoinHandle;
 use crate::front::Front;
 use crate::host::Host;
 use crate::host::layout::Home;
-use crate::host::run_folder;
 use crate::http::{Api, ApiParts, Console, router};
 use crate::metadata::{Metadata, MetadataError, StateJournal};
 use crate::secret::{ADMIN_KEY_PREFIX, load_or_create, new_key};
@@ -78,7 +77,6 @@ impl Server {
         home.create().map_err(StartError::Home)?;
         let lock = Lock::take(&home)?;
         crate::log::start(&settings, &home.log()).map_err(|source| StartError::Io { what: home.log(), source })?;
-        run_folder::place(&home, &settings.run_dir).map_err(|source| StartError::Io { what: home.run(), source })?;
         if settings.vmm_program.is_none() {
             usable_kvm().map_err(StartError::NoKvm)?;
         }

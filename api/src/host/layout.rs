@@ -25,15 +25,15 @@ impl Home {
 
     /// Makes the folders that are always there, closed to others.
     pub fn create(&self) -> io::Result<()> {
-        for folder in [self.root.clone(), self.databases(), self.log(), self.images(), self.root.join("templates")] {
-            make_dir(&folder)?;
+        use std::os::unix::fs::DirBuilderExt;
+        for folder in [self.root.clone(), self.databases(), self.run(), self.vmms(), self.log(), self.images(), self.root.join("templates")] {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)
+                .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", folder.display())))?;
         }
-        // What a link leads to is for whoever has the home's lock (`run_folder.rs`).
-        if fs::read_link(self.run()).is_ok() { Ok(()) } else { self.create_run() }
-    }
-
-    pub(super) fn create_run(&self) -> io::Result<()> {
-        make_dir(&self.vmms())
+        Ok(())
     }
 
     pub fn root(&self) -> &Path {
@@ -124,18 +124,6 @@ impl Home {
         self.run_of(id).join("vm.sock")
     }
 
-    /// Removes the sockets of a VM that has ended, with their folder: a database that sleeps has nothing in memory. On a disk they
-    /// stay, for the next wake would have to wait until the folder is made.
-    pub fn remove_run_of(&self, id: &DatabaseId) {
-        if fs::read_link(self.run()).is_ok() {
-            // What else its VMM has put there goes with the database.
-            for socket in [self.control_socket(id), self.session_socket(id)] {
-                let _ = fs::remove_file(socket);
-            }
-            let _ = fs::remove_dir(self.run_of(id));
-        }
-    }
-
     /// Addresses and process id of the running server, for the command and for tests.
     pub fn server_file(&self) -> PathBuf {
         self.run().join("server.json")
@@ -188,8 +176,4 @@ impl Home {
     pub(crate) fn layer_has_data(&self, id: &DatabaseId) -> bool {
         dormouse_vmm::layer::is_empty(&self.database(id).join("layer")).is_ok_and(|empty| !empty)
     }
-}
-
-fn make_dir(folder: &Path) -> io::Result<()> {
-    dormouse_vmm::settings::make_dir(folder).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", folder.display())))
 }

@@ -27,7 +27,6 @@ pub mod process;
 mod reconcile;
 mod record;
 mod rested;
-pub mod run_folder;
 mod sessions;
 mod socket;
 mod state;

@@ -111,9 +111,6 @@ impl Inner {
             }
         };
         let status = status.and_then(|status| status.code());
-        if status != Some(status::LOCKED) {
-            self.home.remove_run_of(&spec.id);
-        }
         if status == Some(0) {
             return Ok(());
         }

@@ -219,9 +219,9 @@ impl<F: Fn(VmEvent)> Life<F> {
         // Whoever wakes it next waits for its end.
         giving_way.end(&process);
         self.turn = None;
-        let reason = match over {
+        match over {
             Over::Exited(status) => self.reason(status, process.ran_out_of_memory()),
-            Over::Left => return None,
+            Over::Left => None,
             Over::Kill => {
                 process.kill();
                 process.gone().await;
@@ -236,9 +236,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                     Some("lost its control connection".into())
                 }
             },
-        };
-        host.home.remove_run_of(&self.context.spec.id);
-        reason
+        }
     }
 
     fn step(&mut self, name: &str) {

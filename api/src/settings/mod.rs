@@ -73,16 +73,6 @@ pub struct Resolved {
     pub origin: Origin,
 }
 
-/// Which folder has one for each home's sockets of VMs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RunDir {
-    /// The first that will do of those that are usual.
-    Auto,
-    At(PathBuf),
-    /// None: they are in the home.
-    InHome,
-}
-
 /// How log lines look on the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
@@ -131,8 +121,6 @@ pub struct Settings {
     pub jail_uids: u32,
     /// Control group that those of VMMs are made in: "own" for the server's, if it will do, "" for none.
     pub cgroup: String,
-    /// Where folders for the sockets of VMs are made.
-    pub run_dir: RunDir,
     pub standby_vms: usize,
     /// How long a database sleeps before it is packed.
     pub pack_after: Option<Duration>,
@@ -204,11 +192,6 @@ impl Settings {
             // Process numbers are added, of which there are at most 2^22.
             jail_uids: get.number("host.jail_uids", 1, (1 << 32) - (1 << 22) - 2)? as u32,
             cgroup: get.text("host.cgroup").unwrap_or_default(),
-            run_dir: match get.text("host.run_dir").as_deref() {
-                None => RunDir::InHome,
-                Some("auto") => RunDir::Auto,
-                Some(path) => RunDir::At(path.into()),
-            },
             standby_vms: get.number("host.standby_vms", 0, 4096)? as usize,
             pack_after: Some(get.number("host.pack_after_s", 0, 10 * 366 * 86_400)?).filter(|s| *s > 0).map(Duration::from_secs),
             pack_timeout: Duration::from_secs(get.number("host.pack_timeout_s", 1, 86_400)?),

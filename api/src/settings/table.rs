@@ -49,7 +49,6 @@ pub const SETTINGS: &[Setting] = &[
     s("host.jail", "on", "Whether VMMs are jailed: on, or off for debugging"),
     s("host.jail_uids", "1879048192", "First of the user ids that VMMs take"),
     s("host.cgroup", "own", "Control group that those of VMMs are made in; own for the server's, if it will do, empty for none"),
-    s("host.run_dir", "auto", "Folder in memory for the sockets of VMs; auto for a usual one, empty for one in the home"),
     s("host.standby_vms", "4", "VMs made ready before they are needed; 0 for none"),
     s("host.pack_after_s", "3600", "Seconds asleep after which a database is packed; 0 for never"),
     s("host.pack_timeout_s", "600", "Longest that packing a database may take, in seconds"),
