@@ -12,8 +12,11 @@ profile_transactions=1500
 profile_switches="--without-readline --without-llvm --without-openssl --without-icu --without-zlib --with-lz4 --with-zstd"
 
 build_profile() {
-    if begin profile "$(basename "$pg_source")" "$server_cflags" "$server_answers" "$profile_switches" \
-        "$profile_transactions" "$here/profile.sh" "$here/profile" "$here/postgresql.conf" "$here/link/returns_twice.h" \
+    settings=$here/postgresql.conf
+    [ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
+    # shellcheck disable=SC2086 # a list of words
+    if begin profile "$(basename "$pg_source")" "$(gcc -dumpfullversion)" "$server_cflags" "$server_answers" "$profile_switches" \
+        "$profile_transactions" "$here/profile.sh" "$here/profile" $settings "$here/link/returns_twice.h" \
         "$here/link/pg_crc32c_sse42_choose.c"; then
         mkdir "$out/build"
         cd "$out/build"
@@ -39,10 +42,12 @@ build_profile() {
         say "$step_name: compiled"
         cd - > /dev/null
         work=$(mktemp -d "${TMPDIR:-/tmp}/dormouse-profile.XXXXXX")
-        trap 'stop_training; rm -rf "$work"' EXIT
+        # The server is in a session of its own, where no Ctrl-C reaches it.
+        trap 'stop_training || true; rm -rf "$work"' EXIT
+        trap 'exit 130' INT TERM
         train
+        trap - EXIT INT TERM
         rm -rf "$work"
-        trap - EXIT
         rm -r "$out/build" "$out/root"
         finish
     fi
@@ -53,7 +58,7 @@ build_profile() {
 # With its own libraries, and its counts kept below $work, where it may write.
 trained() {
     unprivileged env LD_LIBRARY_PATH="$work/pg/lib" PGHOST="$work" PGUSER=postgres PGDATABASE=postgres \
-        GCOV_PREFIX="$work/counts" GCOV_PREFIX_STRIP="$(printf '%s' "$out/build" | tr -cd / | wc -c)" "$@"
+        GCOV_PREFIX="$work/counts" GCOV_PREFIX_STRIP="$(cd "$out/build" && pwd -P | tr -cd / | wc -c)" "$@"
 }
 
 stop_training() {
@@ -69,8 +74,13 @@ train() {
         --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=1 --no-sync --no-instructions
     # A data directory is not made often.
     rm -r "$work/counts/"*
-    cat "$here/postgresql.conf" > "$work/data/postgresql.conf"
-    logged trained "$work/pg/bin/pg_ctl" start -w -D "$work/data" -o "-F -k $work" -l "$work/data/log"
+    # shellcheck disable=SC2086 # a list of words
+    cat $settings > "$work/data/postgresql.conf"
+    trained "$work/pg/bin/pg_ctl" start -w -D "$work/data" -o "-F -k $work" -l "$work/data/log" >> "$log" 2>&1 || {
+        tail "$work/data/log" >&2
+        say "$step_name: the server does not start"
+        exit 1
+    }
     set -- -v ON_ERROR_STOP=1 -q
     logged trained "$work/pg/bin/psql" "$@" -f "$work/profile/shop.sql"
     for mode in simple extended prepared; do

@@ -34,7 +34,7 @@ server_objects() { # the server step's folder
 
 build_server() {
     modules=$(modules_below src)
-    if begin server "$(basename "$pg_source")" "$musl_key" "$libraries_key" "$server_cflags" "$server_answers" "$server_switches" \
+    if begin server "$(basename "$pg_source")" "$(gcc -dumpfullversion)" "$musl_key" "$libraries_key" "$server_cflags" "$server_answers" "$server_switches" \
         "$modules" "$profile_key" "$here/server.sh" "$here/link/module.sh" "$here/link/returns_twice.h" \
         "$here/link/pg_crc32c_sse42_choose.c"; then
         mkdir "$out/build"
@@ -67,6 +67,10 @@ END
             logged make -j "$jobs" -C "$part" all COPT="$counts" "$@"
         done
         logged make -j "$jobs" -C src/backend all COPT="$include $counts" "$@"
+        if grep -E 'execMain\.gcda.*(not found|expected version)' "$log" >&2; then
+            say "$step_name: the compiler did not take the counts"
+            exit 1
+        fi
         say "$step_name: server compiled"
         for part in src/interfaces/libpq $modules src/fe_utils; do
             logged make -j "$jobs" -C "$part" all COPT="$counts" "$@"

@@ -8,7 +8,7 @@ WHERE o.state = 'paid' GROUP BY 1 ORDER BY 3 DESC LIMIT 5;
 SELECT customer, at, row_number() OVER (PARTITION BY customer ORDER BY at), sum(1) OVER (ORDER BY at)
 FROM purchase ORDER BY at DESC LIMIT 3;
 SELECT md5(string_agg(sku, ',' ORDER BY price, sku)) FROM product;
-SELECT count(*) FROM product WHERE to_tsvector('english', description) @@ to_tsquery('english', 'a1 | b2');
+SELECT count(*) FROM product WHERE to_tsvector('english', description) @@ to_tsquery('english', 'shoe & waterproof | travels');
 SELECT count(*) FROM customer WHERE attributes @> '{"city": "c7"}';
 SELECT count(*) FROM customer WHERE email LIKE '%99@%' OR name ~* '^[a-c].*f$';
 SELECT count(*) FROM product WHERE 't3' = ANY (tags);

@@ -32,8 +32,13 @@ SELECT 'u' || i || '@example.com', initcap(md5(i::text)), jsonb_build_object('ag
     timestamptz '2024-01-01' + i * interval '7 minutes'
 FROM generate_series(1, 20000) i;
 INSERT INTO product (sku, price, stock, tags, description)
-SELECT 'sku-' || i, (i * 37 % 10000 + 1) / 100.0, 1000000, ARRAY['t' || i % 7, 't' || i % 11], repeat(md5(i::text) || ' ', i % 20)
-FROM generate_series(1, 2000) i;
+SELECT 'sku-' || i, (i * 37 % 10000 + 1) / 100.0, 1000000, ARRAY['t' || i % 7, 't' || i % 11], (
+        SELECT string_agg(word[1 + (i * n * 31) % array_length(word, 1)], ' ')
+        FROM generate_series(1, 1 + i % 20) n
+    )
+FROM generate_series(1, 2000) i, (VALUES (string_to_array(
+    'comfortable running shoes lightly waterproofed made of organic cotton and recycled materials for mountaineers '
+    'who are travelling in winter easily washed beautifully stitched by hand with reinforced heels', ' '))) words (word);
 INSERT INTO purchase (customer, at, state)
 SELECT 1 + i * 7919 % 20000, timestamptz '2025-01-01' + i * interval '1 minute', (ARRAY['new', 'paid', 'sent'])[1 + i % 3]
 FROM generate_series(1, 30000) i;

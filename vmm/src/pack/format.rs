@@ -136,7 +136,7 @@ impl Content {
         let mut reader = Reader::new(&bytes);
         let block: &[u8; SNAPSHOT_HEADER] = reader.bytes()?.try_into().map_err(|_| Malformed)?;
         let header = format::Header::decode(block)?;
-        if header.version != format::VERSION {
+        if header.version < format::DELTAS_SINCE {
             return Err(Unreadable::OtherVersion(header.version));
         }
         let state = reader.bytes()?.to_vec();

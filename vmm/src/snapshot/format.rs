@@ -14,6 +14,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"DMSNAPSH");
 /// Bumped by every change that an older reader would misread. There is no reading of older frames: such a snapshot is
 /// refused, and its database starts cold. A golden snapshot has none, and is read.
 pub const VERSION: u32 = 3;
+/// From this version on differences of pages are as they are now; only how frames of them are stored has changed since.
+pub const DELTAS_SINCE: u32 = 2;
 /// Bytes of the header's block.
 pub const HEADER_LEN: usize = 4096;
 /// Pages of a frame: what is in the processor's cache at once while they are put in place.
@@ -147,8 +149,8 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// How a frame of this content is stored, and whether that is compressed: if a quarter is left of it. A wake reads four times
-    /// the bytes faster than it decompresses them. `room` is as long as LZ4 may ask for, [`lz4_flex::block::get_maximum_output_size`] of its length.
+    /// How a frame of this content is stored, and whether that is compressed: if a quarter is left of it. Else a wake reads the
+    /// rest faster than it decompresses all. `room` is as long as LZ4 may ask for, [`lz4_flex::block::get_maximum_output_size`] of its length.
     pub fn store<'a>(content: &'a [u8], room: &'a mut [u8]) -> (&'a [u8], bool) {
         match lz4_flex::block::compress_into(content, room) {
             Ok(len) if len * 4 <= content.len() => (&room[..len], true),
