@@ -1,8 +1,11 @@
 # Sourced by the recipe: learns what PostgreSQL does most, for the compiler to lay out and inline the server by
 # (-fprofile-use). The server is compiled for this machine's own C library with counters in it, and works through
 # profile/: a shop that sells, is looked at, and asks for reports.
-# Sets $profile, a folder with the counts (*.gcda) where their objects are in a build tree.
+# Sets $profile, a folder with the counts (*.gcda) where their objects are in a build tree; empty for a major version
+# that is built without.
 
+# Of the version that databases get unless they ask for another: it takes longer than to compile the server itself.
+profile_major=17
 # How many transactions each of four clients makes, in each of the three ways to send a query. Counted, not timed: a
 # slow machine learns the same.
 profile_transactions=1500
@@ -12,6 +15,9 @@ profile_transactions=1500
 profile_switches="--without-readline --without-llvm --without-openssl --without-icu --without-zlib --with-lz4 --with-zstd"
 
 build_profile() {
+    profile=
+    profile_key=
+    [ "$pg_major" = $profile_major ] || return 0
     settings=$here/postgresql.conf
     [ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
     # shellcheck disable=SC2086 # a list of words

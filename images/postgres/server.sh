@@ -57,8 +57,11 @@ END
             ICU_CFLAGS=" " ICU_LIBS="-licu $(g++ -print-file-name=libsupc++.a)" LZ4_CFLAGS=" " LZ4_LIBS=-llz4 ZSTD_CFLAGS=" " ZSTD_LIBS=-lzstd
         say "$step_name: configured"
         # What the server does most (profile.sh). Counts of a file with other #ifdefs are left out, with a warning in the log.
-        cp -r "$profile/." .
-        counts="-fprofile-use -fprofile-correction -fprofile-partial-training -Wno-error=coverage-mismatch"
+        counts=
+        if [ -n "$profile" ]; then
+            cp -r "$profile/." .
+            counts="-fprofile-use -fprofile-correction -fprofile-partial-training -Wno-error=coverage-mismatch"
+        fi
         # The server as its makefile links it is not used (link/program.sh does that), but must not fail.
         set -- LDFLAGS_EX_BE=
         include="-include $here/link/returns_twice.h"
