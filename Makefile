@@ -19,8 +19,8 @@ help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 .PHONY: up
-up: ## build what is not built, then run the server in the foreground (the first time some 15 minutes on 2 cores)
-	@[ -e images/.build/out-17 ] || echo "The first time builds PostgreSQL, the kernel, the image and the server: some 15 minutes on 2 cores."
+up: ## build what is not built, then run the server in the foreground (the first time some 15 to 20 minutes on 2 cores)
+	@[ -e images/.build/out-17 ] || echo "The first time builds PostgreSQL, the kernel, the image and the server: some 15 to 20 minutes on 2 cores."
 	@.ci/need up
 	@$(MAKE) -s console
 	@$(MAKE) -s image
