@@ -18,19 +18,14 @@ build_profile() {
     profile=
     profile_key=
     [ "$pg_major" = $profile_major ] || return 0
-    settings=$here/postgresql.conf
-    [ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
     # shellcheck disable=SC2086 # a list of words
     if begin profile "$(basename "$pg_source")" "$(gcc -dumpfullversion)" "$server_cflags" "$server_answers" "$profile_switches" \
-        "$profile_transactions" "$here/profile.sh" "$here/profile" $settings "$here/link/returns_twice.h" \
-        "$here/link/pg_crc32c_sse42_choose.c"; then
+        "$profile_transactions" "$cluster_switches" "$here/profile.sh" "$here/profile" $settings "$here/link/returns_twice.h"; then
         mkdir "$out/build"
         cd "$out/build"
         # shellcheck disable=SC2086 # lists of words
         logged env $server_answers "$pg_source/configure" --prefix=/pg $profile_switches CFLAGS="$server_cflags"
         say "$step_name: configured"
-        mkdir -p src/port
-        cp "$here/link/pg_crc32c_sse42_choose.c" src/port/
         logged make -j "$jobs" -C src/backend generated-headers
         # Clients as they are (libpq's makefile allows no counters), then the server's own halves of common and port.
         clients="src/interfaces/libpq src/bin/initdb src/bin/pg_ctl src/bin/psql src/bin/pgbench"
@@ -39,11 +34,12 @@ build_profile() {
         done
         find src/common src/port -name '*_srv.*' -delete
         counted="src/timezone src/backend src/pl/plpgsql/src src/backend/snowball"
+        set -- COPT="-fprofile-generate -include $here/link/returns_twice.h"
         for part in src/common src/port $counted; do
-            logged make -j "$jobs" -C "$part" all COPT="-fprofile-generate -include $here/link/returns_twice.h"
+            logged make -j "$jobs" -C "$part" all "$@"
         done
         for part in src/include $counted $clients; do
-            logged make -C "$part" install DESTDIR="$out/root" COPT="-fprofile-generate -include $here/link/returns_twice.h"
+            logged make -C "$part" install DESTDIR="$out/root" "$@"
         done
         say "$step_name: compiled"
         cd - > /dev/null
@@ -76,8 +72,8 @@ train() {
     mkdir "$work/counts"
     chmod 755 "$work"
     [ "$(id -u)" != 0 ] || chown -R 65534:65534 "$work"
-    logged trained "$work/pg/bin/initdb" -D "$work/data" --username=postgres --auth=trust --encoding=UTF8 --locale=C \
-        --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=1 --no-sync --no-instructions
+    # shellcheck disable=SC2086 # a list of words
+    logged trained "$work/pg/bin/initdb" -D "$work/data" $cluster_switches
     # A data directory is not made often.
     rm -r "$work/counts/"*
     # shellcheck disable=SC2086 # a list of words

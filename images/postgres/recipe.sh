@@ -11,6 +11,9 @@ case $cache in *[[:space:]]*) echo "recipe: PostgreSQL's makefiles cannot be run
 pg_major=${2:-17}
 kind=
 [ "${3:-}" != --tests ] || kind=-tests
+# What databases are configured with, and what of it only this major version knows.
+settings=$here/postgresql.conf
+[ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
 jobs=${JOBS:-$(nproc)}
 unset MAKEFLAGS MAKELEVEL MFLAGS || true
 export LC_ALL=C

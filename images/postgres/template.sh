@@ -1,6 +1,10 @@
 # Sourced by the recipe: makes the template data directory, with the guest's own program as linked for Linux.
 # Sets $template, the folder with data/.
 
+# How a data directory of ours is made, the template and the one that is trained on, beside `initdb -D FOLDER`.
+cluster_switches="--username=postgres --auth=trust --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 \
+--wal-segsize=1 --no-sync --no-instructions"
+
 # PostgreSQL refuses to run as root. Root runs it as nobody, in a folder that nobody can reach.
 unprivileged() {
     if [ "$(id -u)" = 0 ]; then
@@ -27,9 +31,6 @@ single_user() { # database; SQL on stdin
 }
 
 make_template() {
-    settings=$here/postgresql.conf
-    # What only this major version knows.
-    [ ! -f "$here/postgresql-$pg_major.conf" ] || settings="$settings $here/postgresql-$pg_major.conf"
     # shellcheck disable=SC2086 # a list of words
     if begin "template$kind" "$server_key" "$program_key" "$here/template.sh" "$here/template.sql" "$here/each_database.sql" \
         $settings "$here/pg_hba.conf"; then
@@ -38,9 +39,8 @@ make_template() {
         runnable_root "$work"
         chmod 755 "$work"
         [ "$(id -u)" != 0 ] || chown -R 65534:65534 "$work"
-        logged unprivileged env TZ=UTC "$work/pg/bin/initdb" -D "$work/data" --username=postgres --auth=trust \
-            --encoding=UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --wal-segsize=1 \
-            --no-sync --no-instructions
+        # shellcheck disable=SC2086 # a list of words
+        logged unprivileged env TZ=UTC "$work/pg/bin/initdb" -D "$work/data" $cluster_switches
         # shellcheck disable=SC2086 # a list of words
         cat $settings > "$work/data/postgresql.conf"
         cp "$here/pg_hba.conf" "$work/data/"
