@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use dormouse_abi::TEXT;
 use serde_json::json;
 
 use crate::golden::{
     DATABASE, GoldenError, WARM_DATABASE, at, bake_golden, ended_well, scratch_home, start, tail, wait,
 };
-use crate::manifest::file;
+use crate::manifest::{Manifest, file};
 use crate::store::Store;
 use crate::tree::Draft;
 
@@ -57,6 +58,20 @@ const LATER_SESSION: &[&str] = &[
 ];
 /// After a wake.
 const WOKEN_SESSION: &[&str] = &["SELECT person, thing FROM app.deed WHERE id = 70"];
+/// After another, for what of the program others want: each of these is the first that some application says.
+const WIDER_SESSION: &[&str] = &[
+    "SELECT 1",
+    "SELECT name || ', ' || coalesce(mail, '-'), since::date, more ->> 'a' FROM app.person WHERE id IN (7, 8) AND mail LIKE '7%' ORDER BY id DESC LIMIT 5",
+    "SELECT count(*), max(at), min(many), avg(price)::numeric(10, 2) FROM app.deed JOIN app.thing ON thing.id = thing WHERE person = 77 AND at > now() - interval '1 day'",
+    "SELECT p.name, count(d.id) FROM app.person p LEFT JOIN app.deed d ON d.person = p.id WHERE p.id BETWEEN 1 AND 50 GROUP BY p.name HAVING count(*) > 1 ORDER BY 2 DESC, 1 LIMIT 10 OFFSET 2",
+    "SELECT EXISTS (SELECT FROM app.thing WHERE name = 'none') OR NOT (SELECT bool_and(price >= 0) FROM app.thing), upper(left('abc', 2)), array_agg(id) FROM app.thing WHERE id < 4",
+    "WITH few AS (SELECT id, many FROM app.deed WHERE person = 7) SELECT json_agg(few), sum(many) FROM few",
+    "BEGIN; INSERT INTO app.person (name, mail) VALUES ('one', '1@example.org') ON CONFLICT (mail) DO UPDATE SET name = excluded.name; \
+     INSERT INTO app.deed (person, thing, many) VALUES (7, 7, 7) RETURNING id, at; UPDATE app.person SET since = now(), more = '{\"a\": 1}' WHERE id = 8; \
+     DELETE FROM app.deed WHERE id = 9; COMMIT",
+    "BEGIN; SAVEPOINT one; SELECT id FROM app.thing WHERE id = 7 FOR UPDATE; ROLLBACK",
+    "SET search_path = app, public; SHOW search_path; SELECT current_user, txid_current()",
+];
 
 /// Makes the golden snapshot of an image for guests of `memory_mib` MiB, unless it is there, with `park` backends ready, and
 /// notes which of its pages a clone changes and touches, unless that is known. `vmm` is the program and its first arguments
@@ -97,6 +112,7 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         return Ok(None);
     }
     let memory = memory_mib.to_string();
+    let manifest = Manifest::load(&Store::new(home).image(image))?;
     let stage = Stage { vmm, image, memory: &memory, scratch: at(scratch_home(home), "prepare", home)? };
     let held = stage.act(None, |guest| {
         for queries in [FIRST_SESSION, LATER_SESSION] {
@@ -109,7 +125,7 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         Ok(vec![session])
     })?;
     let notes = |wake: &str| at(std::path::absolute(stage.scratch.path().join(wake)), "find", stage.scratch.path());
-    let [by_held, by_new] = [notes("by-held")?, notes("by-new")?];
+    let [by_held, by_new, by_wider] = [notes("by-held")?, notes("by-new")?, notes("by-wider")?];
     stage.act(Some(&by_held), |guest| {
         for session in held {
             let mut session = session.bind_again(guest.connect()?)?;
@@ -119,17 +135,27 @@ fn rehearse(home: &Path, image: &str, memory_mib: u64, vmm: &[OsString]) -> Resu
         Ok(Vec::new())
     })?;
     // Where the held one was: most who connect anew have none that is held.
-    stage.act(Some(&by_new), |guest| {
+    let held = stage.act(Some(&by_new), |guest| {
         let mut session = Session::begin(guest.connect()?)?;
         session.queries(WOKEN_SESSION)?;
         Ok(vec![session])
+    })?;
+    stage.act(Some(&by_wider), |guest| {
+        for session in held {
+            let mut session = session.bind_again(guest.connect()?)?;
+            session.queries(WIDER_SESSION)?;
+            session.prepared("SELECT name FROM app.thing WHERE id = $1", "42")?;
+            session.end()?;
+        }
+        Ok(Vec::new())
     })?;
     let read = |folder: &Path, name| {
         let path = folder.join(name);
         at(std::fs::read(&path), "read what its VMM noted in", &path)
     };
     let changed = either(&read(&by_held, file::HOT)?, &read(&by_new, file::HOT)?);
-    let wanted = held_first(read(&by_held, file::TOUCHED)?, &read(&by_new, file::TOUCHED)?);
+    let program = program_only(read(&by_wider, file::TOUCHED)?, TEXT + manifest.layout.shared_end);
+    let wanted = in_order([read(&by_held, file::TOUCHED)?, read(&by_new, file::TOUCHED)?, program]);
     for (bytes, target) in [(&changed, &hot), (&wanted, &touched)] {
         if bytes.is_empty() {
             return Err(GoldenError::Rehearsal { source: io::Error::other("its VMM noted no pages"), console: String::new() });
@@ -147,11 +173,15 @@ fn either(one: &[u8], other: &[u8]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
-/// The addresses that a held session touches, and after them those of a new one's that are not among them: most wakes are held sessions'.
-fn held_first(mut held: Vec<u8>, new: &[u8]) -> Vec<u8> {
-    let known = BTreeSet::from_iter(held.as_chunks::<8>().0.iter().copied());
-    held.extend(new.as_chunks::<8>().0.iter().filter(|address| !known.contains(*address)).flatten());
-    held
+/// The addresses of several lists, each once. Those that a held session touches come first: most wakes are held sessions'.
+fn in_order<const N: usize>(lists: [Vec<u8>; N]) -> Vec<u8> {
+    let mut known = BTreeSet::new();
+    lists.iter().flat_map(|list| list.as_chunks::<8>().0).filter(|address| known.insert(**address)).flatten().copied().collect()
+}
+
+/// Those below where the memory begins that a process may change: of a session's own pages another's queries say nothing.
+fn program_only(addresses: Vec<u8>, end: u64) -> Vec<u8> {
+    addresses.as_chunks().0.iter().filter(|address| u64::from_le_bytes(**address) < end).flatten().copied().collect()
 }
 
 /// Where a clone is rehearsed, one VMM after the other.
@@ -185,7 +215,7 @@ impl Stage<'_> {
             at(std::fs::create_dir(notes), "make", notes)?;
         }
         words.extend(notes.into_iter().flat_map(|notes| ["--note-pages".as_ref(), notes.as_os_str()]));
-        let mut vm = Vm { child: start(self.vmm, &words)?, run: self.scratch.path().join("run").join(DATABASE) };
+        let mut vm = Vm { child: start(self.vmm, &words)?, sockets: self.scratch.path().join("run/vmms") };
         let mut sessions = Vec::new();
         let end = vm.used(play).and_then(|left| {
             sessions = left;
@@ -200,13 +230,13 @@ impl Stage<'_> {
 /// The clone's VMM, and the folder of its sockets.
 struct Vm {
     child: Child,
-    run: PathBuf,
+    sockets: PathBuf,
 }
 
 impl Vm {
     /// Uses it once it is ready, and has it suspended; the sessions that sleep with it.
     fn used(&mut self, play: impl FnOnce(&mut Vm) -> io::Result<Vec<Session>>) -> io::Result<Vec<Session>> {
-        let mut control = Control(BufReader::new(self.listening("vm.ctl")?));
+        let mut control = Control(BufReader::new(self.listening("ctl")?));
         if control.event("ready")?["cold"] != false {
             return Err(io::Error::other("it started cold"));
         }
@@ -228,12 +258,12 @@ impl Vm {
 
     /// A connection for a session.
     fn connect(&mut self) -> io::Result<UnixStream> {
-        self.listening("vm.sock")
+        self.listening("sock")
     }
 
     /// Connects as soon as the VMM listens.
     fn listening(&mut self, name: &str) -> io::Result<UnixStream> {
-        let (path, deadline) = (self.run.join(name), Instant::now() + PATIENCE);
+        let (path, deadline) = (self.sockets.join(format!("{}.{name}", self.child.id())), Instant::now() + PATIENCE);
         loop {
             match UnixStream::connect(&path) {
                 Ok(stream) => {
@@ -337,6 +367,17 @@ impl Session {
         Ok(())
     }
 
+    /// Has a statement with a parameter carried out as drivers do, by messages for each step.
+    fn prepared(&mut self, sql: &str, value: &str) -> io::Result<()> {
+        self.send(b"P", &[b"\0", sql.as_bytes(), b"\0\0\0"].concat())?;
+        let len = u32::try_from(value.len()).map_err(io::Error::other)?;
+        self.send(b"B", &[b"\0\0\0\0\0\x01", &len.to_be_bytes()[..], value.as_bytes(), b"\0\0"].concat())?;
+        self.send(b"D", b"P\0")?;
+        self.send(b"E", b"\0\0\0\0\0")?;
+        self.send(b"S", &[])?;
+        self.until_ready()
+    }
+
     /// Reads until the server waits for the next query.
     fn until_ready(&mut self) -> io::Result<()> {
         loop {
@@ -375,7 +416,13 @@ mod tests {
     #[test]
     fn what_a_held_session_touches_comes_first_and_once() {
         let bytes = |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
-        assert_eq!(held_first(bytes(&[4096, 12288]), &bytes(&[4096, 8192, 12288, 16384])), bytes(&[4096, 12288, 8192, 16384]));
-        assert_eq!(held_first(bytes(&[]), &bytes(&[8192])), bytes(&[8192]));
+        assert_eq!(in_order([bytes(&[4096, 12288]), bytes(&[4096, 8192, 12288, 16384])]), bytes(&[4096, 12288, 8192, 16384]));
+        assert_eq!(in_order([bytes(&[]), bytes(&[8192]), bytes(&[4096, 8192])]), bytes(&[8192, 4096]));
+    }
+
+    #[test]
+    fn of_other_queries_only_the_program_counts() {
+        let bytes = |numbers: &[u64]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!(program_only(bytes(&[4096, 8192, 12288]), 12288), bytes(&[4096, 8192]));
     }
 }
