@@ -3,6 +3,8 @@
 //! Without the cargo feature `crash-points`, which no shipped build has, a step is nothing at all. The VMM's steps are its
 //! own (`dormouse_vmm::crash`).
 
+use std::time::Duration;
+
 use crate::host::State;
 
 /// Steps in order, by what is under way.
@@ -39,7 +41,6 @@ pub const STEPS: &[&str] = &[
     // A delete.
     "delete-marked",
     "delete-ended",
-    "delete-folder-removed",
     "delete-files-removed",
     "delete-row-removed",
     // The start after a crash.
@@ -83,6 +84,20 @@ pub(crate) fn noted(states: impl Iterator<Item = State>) {
             _ => {}
         }
     }
+}
+
+/// How long states gather before they are written: not at all where each is to be.
+#[cfg(feature = "crash-points")]
+pub(crate) fn gathered(time: Duration) -> Duration {
+    let each = std::env::var("DORMOUSE_CRASH_AT").is_ok_and(|at| at.ends_with("-noted"));
+    if each { Duration::ZERO } else { time }
+}
+
+/// As long as that.
+#[cfg(not(feature = "crash-points"))]
+#[inline(always)]
+pub(crate) fn gathered(time: Duration) -> Duration {
+    time
 }
 
 /// Nothing.

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -16,6 +17,8 @@ use crate::crash;
 use crate::host::{EventKind, State};
 use crate::identity::DatabaseId;
 
+/// What comes so soon after the first is written with it. A wake has had its answer by then, and whoever waits for it the processors.
+const GATHER: Duration = Duration::from_millis(20);
 /// Events that may wait to be written. On a full disk none is, and a tenant can make as many as it likes.
 const MOST_EVENTS: usize = 10_000;
 
@@ -131,6 +134,18 @@ impl StateJournal {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Lets some more come, unless the end has.
+    async fn gather(&self) {
+        let enough = tokio::time::sleep(crash::gathered(GATHER));
+        tokio::pin!(enough);
+        while !self.lock().closed {
+            tokio::select! {
+                () = &mut enough => return,
+                () = self.wake.notified() => {}
+            }
+        }
+    }
+
     async fn run(self, metadata: Metadata) {
         loop {
             let (batch, closed) = {
@@ -142,6 +157,7 @@ impl StateJournal {
                     return;
                 }
                 self.wake.notified().await;
+                self.gather().await;
                 continue;
             }
             match write(&metadata, &batch, self.keep).await {
@@ -155,7 +171,7 @@ impl StateJournal {
                     if closed {
                         return;
                     }
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
         }

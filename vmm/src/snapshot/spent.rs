@@ -69,6 +69,7 @@ impl Spending {
         let spending = Self { mark: Arc::default(), dir: dir.to_owned(), packed };
         let own = spending.clone();
         threads::spawn(ThreadKind::Spend, move || {
+            threads::interrupt_nobody();
             let result = spend(&own.dir);
             if let Err(error) = &result {
                 tracing::error!(%error, "cannot mark the snapshot as spent: the guest may change nothing");
