@@ -22,7 +22,7 @@ use crate::host::{Awake, BoxFuture, DatabaseId, WakeError};
 use crate::pooler::Shared;
 use crate::registry::{Graves, SessionCounts, Starting};
 use crate::session::{End, Session};
-use crate::steps::Steps;
+use crate::steps::{Steps, monotonic_us};
 use crate::wire::hello::{self, Answer, Hello, Status};
 
 /// The longest path that fits a unix socket's address.
@@ -50,7 +50,7 @@ pub(crate) struct Failure {
     pub in_snapshot: bool,
 }
 
-/// Connects to `vm.sock` and says which session this is.
+/// Connects to `PID.sock` and says which session this is.
 pub(crate) async fn connect(socket: &Path, hello: Hello) -> Result<(UnixStream, Answer), ConnectError> {
     connect_and_say(socket, hello, &[]).await
 }
@@ -61,10 +61,18 @@ pub(crate) async fn connect_and_say(
     hello: Hello,
     words: &[u8],
 ) -> Result<(UnixStream, Answer), ConnectError> {
+    hear(say(socket, hello, words).await?).await
+}
+
+async fn say(socket: &Path, hello: Hello, words: &[u8]) -> io::Result<UnixStream> {
     // Kept open until connected: the path may go through it.
     let (path, _folder) = short_path(socket)?;
     let mut stream = UnixStream::connect(path).await?;
     stream.write_all(&[&hello.encode(), words].concat()).await?;
+    Ok(stream)
+}
+
+async fn hear(mut stream: UnixStream) -> Result<(UnixStream, Answer), ConnectError> {
     let mut answer = [0; hello::LEN];
     stream.read_exact(&mut answer).await?;
     let answer = Answer::decode(&answer)?;
@@ -102,14 +110,24 @@ pub(crate) async fn wake(shared: &Shared, database: DatabaseId) -> Result<Awake,
     }
 }
 
-/// Wakes the database, unless it is known to be `awake`, and binds a held session again. A connection refused by a VMM
-/// that has just ended is tried once more, by a new wake.
+/// A held session's new connection.
+pub(crate) struct Bound {
+    pub guest: UnixStream,
+    /// So many of its client's bytes have been said on it.
+    pub said: usize,
+    pub steps: Steps,
+}
+
+/// Wakes the database, unless it is known to be `awake`, and binds a held session again; with its client's first `words`, where it
+/// comes early enough for them to lie before the guest when that runs. A connection refused by a VMM that has just ended is tried
+/// once more, by a new wake.
 pub(crate) async fn again(
     shared: Arc<Shared>,
     session: Arc<Session>,
     mut awake: Option<Arc<Awake>>,
+    words: Vec<u8>,
     mut steps: Steps,
-) -> Result<(UnixStream, Steps), Failure> {
+) -> Result<Bound, Failure> {
     let database = session.database;
     // Only told that it is awake, and with nothing to say: it need not come before those who woke it.
     let nudged = awake.is_some();
@@ -119,6 +137,7 @@ pub(crate) async fn again(
         shared.metrics.lost.add(1);
         Failure { end: End::restarted(), in_snapshot: false }
     };
+    let offered = AtomicBool::new(false);
     let attempt = async {
         let mut tried = false;
         if nudged {
@@ -130,12 +149,17 @@ pub(crate) async fn again(
                 Some(awake) => awake,
                 None => {
                     steps.note("wake_asked");
-                    let bind = async |socket: Arc<Path>| bind_early(&session, &socket).await;
+                    let bind = async |socket: Arc<Path>| {
+                        offered.store(true, Ordering::Relaxed);
+                        let bound = bind_early(&session, &socket, &words, &mut steps).await;
+                        offered.store(false, Ordering::Relaxed);
+                        bound
+                    };
                     let (stream, waking) = wake_and(&shared, database, bind).await;
                     if let Some(stream) = stream {
                         shared.metrics.bound.add(1);
                         steps.note("session_bound");
-                        return Ok((stream, Some(waking)));
+                        return Ok((stream, words.len(), Some(waking)));
                     }
                     Arc::new(waking.await.map_err(|error| Failure {
                         end: End::new(error.sqlstate(), error.to_string()),
@@ -154,7 +178,7 @@ pub(crate) async fn again(
                     shared.metrics.bound.add(1);
                     steps.note("session_bound");
                     buried(&shared, database, &awake);
-                    return Ok((stream, None));
+                    return Ok((stream, 0, None));
                 }
                 Err(ConnectError::Unreachable(error)) if !tried => {
                     tracing::debug!(%database, %error, "woken VMM is not there, asking again");
@@ -164,8 +188,13 @@ pub(crate) async fn again(
             }
         }
     };
-    let (stream, waking) = match timeout(shared.wake_timeout(), attempt).await {
+    let (guest, said, waking) = match timeout(shared.wake_timeout(), attempt).await {
         Ok(result) => result?,
+        // Who tries again might have it done twice.
+        Err(_) if offered.load(Ordering::Relaxed) => {
+            let end = End::new("57P01", "terminating connection because the database did not answer in time; reconnect");
+            return Err(Failure { end, in_snapshot: true });
+        }
         Err(_) => {
             return Err(Failure { end: End::new("57P03", "the database did not wake in time; try again"), in_snapshot: true });
         }
@@ -179,13 +208,13 @@ pub(crate) async fn again(
             drop(starting);
         });
     }
-    Ok((stream, steps))
+    Ok(Bound { guest, said, steps })
 }
 
 /// The answer to a wake, as it is or to come.
 pub(crate) type Waking = BoxFuture<'static, Result<Awake, WakeError>>;
 
-/// Wakes the database, and does `early` as soon as its VMM listens, so that what was said there lies before the guest when it
+/// Wakes the database, and does `early` as soon as there is a VMM for it, so that what was said there lies before the guest when it
 /// runs. What does not come about early, `None`, is left to be done when the host has answered.
 pub(crate) async fn wake_and<T, F: Future<Output = Option<T>>>(
     shared: &Arc<Shared>,
@@ -214,12 +243,16 @@ pub(crate) async fn wake_and<T, F: Future<Output = Option<T>>>(
     }
 }
 
-/// Binds a session to a VMM of which it is not known yet which life of the guest it has.
-async fn bind_early(session: &Session, socket: &Path) -> Option<UnixStream> {
+/// Binds a session to a VMM of which it is not known yet which life of the guest it has. If that comes to nothing, the guest has
+/// none of the words: it is answered before they are looked at.
+async fn bind_early(session: &Session, socket: &Path, words: &[u8], steps: &mut Steps) -> Option<UnixStream> {
     let SessionCounts { session: number, sent, received } = session.counts();
     let epoch = hello::epoch(&session.epoch)?;
-    let bound = connect(socket, Hello::BindIn { session: number, sent, received, epoch }).await;
-    Some(bound.ok()?.0)
+    let said = say(socket, Hello::BindIn { session: number, sent, received, epoch }, words).await.ok()?;
+    let at = monotonic_us();
+    let (bound, _) = hear(said).await.ok()?;
+    steps.note_at("query_passed_on", at);
+    Some(bound)
 }
 
 /// Tells the registry that a database is awake, and sees to the sessions that died in its sleep.

@@ -20,6 +20,7 @@ use crate::client::Client;
 use crate::farewell;
 use crate::guest_end::GuestEnd;
 use crate::host::{Awake, BoxFuture, HostError, PasswordsSet};
+use crate::metrics::Metrics;
 use crate::pooler::{Shared, Slot};
 use crate::registry::Place;
 use crate::session::{End, Order, Phase, Session, State};
@@ -41,6 +42,8 @@ enum Stop {
     Silently,
     /// Asleep, and the client went away.
     Bury,
+    /// Asleep, and the client is not to be listened to.
+    BuryAndSay(End),
 }
 
 enum Step {
@@ -52,7 +55,7 @@ enum Step {
 
 enum Stage {
     Forward,
-    Bind(BoxFuture<'static, Result<(UnixStream, Steps), bind::Failure>>),
+    Bind(BoxFuture<'static, Result<bind::Bound, bind::Failure>>),
     /// The host notes that a password was set in SQL, before the client learns that it was.
     Note(BoxFuture<'static, Result<(), HostError>>),
     Farewell(BoxFuture<'static, ()>),
@@ -186,14 +189,7 @@ impl Forward {
                 }
             }
             if !self.to_guest.is_empty() {
-                if let Err(bad) = state.track.client_bytes(self.to_guest.unseen()) {
-                    metrics.protocol_errors.add(1);
-                    let sqlstate = match bad {
-                        TrackError::Length(_) => "08P01",
-                        TrackError::TooManyOwed => "54000",
-                    };
-                    return Err(Stop::Say(End::new(sqlstate, format!("connection cannot go on: {bad}"))));
-                }
+                show(&mut self.to_guest, state, metrics).map_err(Stop::Say)?;
                 match guest.poll_write(cx, self.to_guest.filled()) {
                     Poll::Ready(Ok(n)) => {
                         self.to_guest.consume(n);
@@ -301,6 +297,10 @@ impl Forward {
             _ if self.to_guest.is_empty() => return Step::Wait,
             _ => {
                 self.steps = Steps::begin("query_received");
+                // What is said is passed on as soon as there is a guest.
+                if let Err(end) = show(&mut self.to_guest, state, &self.shared.metrics) {
+                    return Step::Stop(Stop::BuryAndSay(end));
+                }
                 None
             }
         };
@@ -312,11 +312,15 @@ impl Forward {
         self.to_guest.filled() == TERMINATE
     }
 
-    fn bound(&mut self, guest: UnixStream, steps: Steps) {
+    fn bound(&mut self, bind::Bound { guest, said, steps }: bind::Bound) {
         self.guest = guest_end(guest);
         self.steps = steps;
         self.uncount_held();
-        self.session.state().phase = Phase::Open;
+        self.to_guest.consume(said);
+        self.shared.metrics.bytes_to_guest.add(said as u64);
+        let mut state = self.session.state();
+        state.sent += said as u64;
+        state.phase = Phase::Open;
         self.stage = Stage::Forward;
     }
 
@@ -332,6 +336,10 @@ impl Forward {
         match stop {
             Stop::Silently => {}
             Stop::Bury => self.shared.registry.bury(&self.session),
+            Stop::BuryAndSay(end) => {
+                self.shared.registry.bury(&self.session);
+                return self.stop(Stop::Say(end));
+            }
             Stop::Say(end) => {
                 let Some(client) = self.client.take() else { return };
                 let mut last = self.to_client.filled().to_vec();
@@ -350,6 +358,18 @@ impl Forward {
     }
 }
 
+/// Shows what the client says to the tracker; why it is not to be passed on.
+fn show(to_guest: &mut Buffer, state: &mut State, metrics: &Metrics) -> Result<(), End> {
+    state.track.client_bytes(to_guest.unseen()).map_err(|bad| {
+        metrics.protocol_errors.add(1);
+        let sqlstate = match bad {
+            TrackError::Length(_) => "08P01",
+            TrackError::TooManyOwed => "54000",
+        };
+        End::new(sqlstate, format!("connection cannot go on: {bad}"))
+    })
+}
+
 /// The guest's end; `None`, which ends the session, if the process has no room to watch one more.
 fn guest_end(guest: UnixStream) -> Option<GuestEnd> {
     GuestEnd::new(guest).inspect_err(|error| tracing::error!(%error, "cannot watch a session's connection to its guest")).ok()
@@ -366,7 +386,8 @@ impl Future for Forward {
                     Step::Wait => return Poll::Pending,
                     Step::Stop(stop) => this.stop(stop),
                     Step::Bind(awake) => {
-                        let binding = bind::again(this.shared.clone(), this.session.clone(), awake, std::mem::take(&mut this.steps));
+                        let (words, steps) = (this.to_guest.filled().to_vec(), std::mem::take(&mut this.steps));
+                        let binding = bind::again(this.shared.clone(), this.session.clone(), awake, words, steps);
                         this.stage = Stage::Bind(Box::pin(binding));
                     }
                     Step::Note(set) => {
@@ -385,13 +406,9 @@ impl Future for Forward {
                     }
                 },
                 Stage::Bind(binding) => match binding.as_mut().poll(cx) {
-                    Poll::Ready(Ok((guest, steps))) => this.bound(guest, steps),
-                    Poll::Ready(Err(failure)) => {
-                        if failure.in_snapshot {
-                            this.shared.registry.bury(&this.session);
-                        }
-                        this.stop(Stop::Say(failure.end));
-                    }
+                    Poll::Ready(Ok(bound)) => this.bound(bound),
+                    Poll::Ready(Err(bind::Failure { end, in_snapshot: true })) => this.stop(Stop::BuryAndSay(end)),
+                    Poll::Ready(Err(bind::Failure { end, in_snapshot: false })) => this.stop(Stop::Say(end)),
                     Poll::Pending => {
                         let mut state = this.session.state();
                         state.register(cx);

@@ -24,10 +24,15 @@ impl Steps {
 
     /// Notes that it is done, the first time it is.
     pub fn note(&mut self, name: &'static str) {
+        self.note_at(name, monotonic_us());
+    }
+
+    /// Notes that it was done then, the first time it was.
+    pub fn note_at(&mut self, name: &'static str, at: u64) {
         if let Some(steps) = &mut self.0
             && steps.iter().all(|(noted, _)| *noted != name)
         {
-            steps.push((name, monotonic_us()));
+            steps.push((name, at));
         }
     }
 

@@ -102,6 +102,22 @@ async fn a_client_s_hostile_length_ends_its_session_with_an_error() {
 }
 
 #[tokio::test]
+async fn a_client_s_hostile_length_wakes_nobody_and_its_session_is_closed_at_the_next_wake() {
+    let w = World::new().await;
+    let (mut raw, _) = raw_session(&w, 0).await;
+    w.suspend().await;
+    w.until("it to be held", || w.sessions.metrics().held.get() == 1).await;
+    let wakes = w.wakes();
+    raw.send(b"Q\0\0\0\x03").await;
+    assert_eq!(raw.refused().await.0, "08P01");
+    w.until("it to be gone", || w.sessions.active(w.host.database) == Default::default()).await;
+    assert_eq!(w.wakes(), wakes);
+    let client = w.connect().await;
+    w.until("the guest's end to be closed", || w.vm().with(|vm| !vm.sessions.contains_key(&1))).await;
+    assert_eq!(ask(&client, "fine").await, "fine");
+}
+
+#[tokio::test]
 async fn a_hostile_guest_s_length_ends_the_session() {
     let w = World::new().await;
     let (mut raw, _) = raw_session(&w, 0).await;

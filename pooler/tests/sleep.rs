@@ -217,6 +217,26 @@ async fn a_held_session_is_served_before_its_wake_is_answered() {
     assert_eq!((w.sessions.metrics().bound.get(), w.sessions.metrics().lost.get()), (1, 0));
 }
 
+/// Such as one that was claimed and ended before it had looked at who came.
+#[tokio::test]
+async fn what_was_said_to_a_vmm_that_never_answered_is_said_once_to_the_one_that_does() {
+    use tokio::io::AsyncReadExt;
+    let w = World::new().await;
+    let BeingWoken { asked, gate, client: _client, .. } = being_woken(&w, |_| {}).await;
+    let mute = w.dir.path().join("mute.sock");
+    let listener = tokio::net::UnixListener::bind(&mute).unwrap();
+    w.sessions.listening(w.host.database, mute);
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"get\0") {
+        assert!(stream.read_buf(&mut heard).await.unwrap() > 0, "the client's words come with the hello");
+    }
+    drop((stream, listener));
+    gate.notify_one();
+    assert_eq!(asked.await.unwrap().unwrap(), "kept");
+    assert!(w.vm().with(|vm| vm.sessions[&1].queries == ["set kept", "get"]));
+}
+
 #[tokio::test]
 async fn one_that_is_early_for_another_life_of_the_guest_ends_with_57p01() {
     let w = World::new().await;
