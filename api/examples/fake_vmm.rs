@@ -1,4 +1,4 @@
-//! A VMM for tests that speaks `vm.ctl` and has no guest: what the host manager does when one misbehaves cannot
+//! A VMM for tests that speaks as on `PID.ctl` and has no guest: what the host manager does when one misbehaves cannot
 //! be had from a real one on demand.
 //!
 //! It holds the layer's lock as the real one does, and takes its orders from files in the database's folder:
@@ -26,12 +26,13 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::iter;
 use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use dormouse_vmm::sockets::Listeners;
 use dormouse_vmm::standby::{Standby, log_to};
 use serde_json::{Value, json};
 
@@ -52,6 +53,8 @@ fn main() {
         eprintln!("the test wants no VMM");
         std::process::exit(status.trim().parse().unwrap());
     }
+    let listener = Listeners::new(&home.join("run/vmms")).unwrap().control;
+    listener.set_nonblocking(false).unwrap();
     let standby = Standby::new(&value("--database")).unwrap();
     standby.say_ready(None).unwrap();
     let Some((claim, _, server)) = standby.wait().unwrap() else { return };
@@ -70,6 +73,7 @@ fn main() {
         std::process::exit(73);
     }
     if claim.task.is_some() {
+        drop(listener);
         return pack(&folder);
     }
     let snapshot = folder.join("snapshot");
@@ -84,11 +88,6 @@ fn main() {
     fs::write(folder.join("memory_mib"), value("--memory-mib")).unwrap();
     fs::write(folder.join("image"), value("--image")).unwrap();
 
-    let run = home.join("run").join(&id);
-    fs::create_dir_all(&run).unwrap();
-    let _ = fs::remove_file(run.join("vm.ctl"));
-    let directory = fs::File::open(&run).unwrap();
-    let listener = UnixListener::bind(format!("/proc/self/fd/{}/vm.ctl", directory.as_raw_fd())).unwrap();
     if folder.join("disguise").exists() {
         disguise();
     }

@@ -72,14 +72,14 @@ fn an_adopted_vm_that_dies_is_noticed() -> Test {
 }
 
 #[test]
-fn a_vm_whose_database_is_gone_or_that_does_not_answer_is_killed() -> Test {
+fn a_vm_whose_database_is_gone_or_that_does_not_listen_is_killed() -> Test {
     let dir = tempfile::tempdir()?;
     let (gone, mute) = killed(async || {
         let w = World::new(dir.path(), &[]).await;
         let (gone, mute) = (w.create("gone").await, w.create("mute").await);
         gone.wake().await;
         mute.wake().await;
-        std::fs::remove_file(dir.path().join("run").join(mute.id.as_str()).join("vm.ctl")).unwrap();
+        std::fs::remove_file(dir.path().join(format!("run/vmms/{}.ctl", mute.lives()[0]))).unwrap();
         w.metadata.remove_database(&gone.id).await.unwrap();
         (gone.lives()[0], (mute.lives()[0], mute.id.clone()))
     });
@@ -227,7 +227,6 @@ fn a_database_that_was_answered_for_is_there_after_a_crash_without_any_file() ->
         (ids, gone)
     });
     assert_eq!(std::fs::read_dir(dir.path().join("databases"))?.count(), 0);
-    assert!(ids.iter().all(|id| !dir.path().join("run").join(id.as_str()).exists()));
     killed(async || {
         let w = World::unreconciled(dir.path(), &[]).await;
         assert_eq!(w.host.reconcile().await.unwrap(), Default::default());
@@ -351,17 +350,16 @@ fn a_first_wake_of_a_database_that_is_deleted_meanwhile_leaves_nothing() -> Test
     Ok(())
 }
 
-/// It kept its database from waking until it fell asleep by itself.
+/// It would keep its database from waking until it fell asleep by itself.
 #[test]
-fn a_vm_that_could_not_be_noted_is_found_by_its_socket() -> Test {
+fn a_vm_that_could_not_be_noted_is_found_by_its_socket_and_ended() -> Test {
     let dir = tempfile::tempdir()?;
-    let (ids, epochs, pids) = killed(async || {
+    let (ids, pids) = killed(async || {
         let w = World::new(dir.path(), &[]).await;
-        let (mut ids, mut epochs, mut pids) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut pids) = (Vec::new(), Vec::new());
         for name in ["at work", "at rest", "deleted", "being deleted"] {
             let db = w.create(name).await;
-            epochs.push(db.wake().await.epoch);
-            db.order("sessions", r#"[{"session":3,"sent":1,"received":2}]"#);
+            db.wake().await;
             db.noted().await;
             pids.push(db.lives()[0]);
             // As if the disk had been full when it was claimed: half a note, and none.
@@ -374,24 +372,20 @@ fn a_vm_that_could_not_be_noted_is_found_by_its_socket() -> Test {
             w.metadata.set_state(id, State::Suspended, None).await.unwrap();
         }
         w.metadata.set_state(&ids[3], State::Deleting, None).await.unwrap();
-        (ids, epochs, pids)
+        (ids, pids)
     });
     killed(async || {
         let w = World::unreconciled(dir.path(), &[]).await;
         let done = w.host.reconcile().await.unwrap();
-        assert_eq!((done.adopted, done.killed, done.deleted, done.rested), (1, 0, 1, 0));
-        assert!(pids[..3].iter().all(|pid| alive(*pid)) && !alive(pids[3]));
-        for (id, epoch) in ids.iter().zip(&epochs).take(2) {
+        assert_eq!((done.adopted, done.killed, done.deleted, done.rested), (0, 0, 1, 1));
+        assert!(pids.iter().all(|pid| !alive(*pid)));
+        for id in &ids[..2] {
             let db = w.database(id);
-            assert_eq!(db.wake().await.epoch, *epoch);
-            assert_eq!(db.lives().len(), 1, "there never was another");
-            assert!(dir.path().join("run/vmms").join(db.lives()[0].to_string()).exists(), "the next server finds it as any other");
-            assert_eq!(w.pooler.take(), ["awake 1"], "nobody holds its session");
+            db.wake().await;
+            assert_eq!(db.lives().len(), 2);
         }
         w.host.delete(&ids[2]).await.unwrap();
-        assert!(!alive(pids[2]));
         w.host.shut_down().await;
-        assert!(!alive(pids[0]) && !alive(pids[1]));
     });
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! An awake database's VM as the host sees it: its process, what `vm.ctl` says of it, and the host memory it takes.
+//! An awake database's VM as the host sees it: its process, what it says of itself, and the host memory it takes.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,7 +25,7 @@ pub enum VmError {
     NotAwake(String),
     #[error("the command line of {0}'s VM names no image")]
     NoImage(String),
-    #[error("the answer on vm.ctl makes no sense: {0}")]
+    #[error("what it answers makes no sense: {0}")]
     Answer(String),
 }
 
@@ -69,14 +69,14 @@ impl Vm {
 
     /// The answer to a request, which must be done.
     pub fn ask(&self, request: &str) -> Result<Value, VmError> {
-        let folder = self.home.join("run").join(&self.id);
+        let (folder, name) = (self.home.join("run/vmms"), format!("{}.ctl", self.process()?));
         let failed = |source| VmError::Io {
-            path: folder.join("vm.ctl"),
+            path: folder.join(&name),
             source,
         };
         // A socket's address has room for 107 bytes of path: go through a descriptor of the folder.
         let open = File::open(&folder).map_err(failed)?;
-        let short = format!("/proc/self/fd/{}/vm.ctl", open.as_raw_fd());
+        let short = format!("/proc/self/fd/{}/{name}", open.as_raw_fd());
         let mut stream = UnixStream::connect(short).map_err(failed)?;
         stream
             .set_read_timeout(Some(limit(READ_TIMEOUT)))

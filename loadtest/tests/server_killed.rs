@@ -154,9 +154,7 @@ impl Known {
         }
         let known = self.created.as_ref().map(|created| &created.database).or(found.as_ref());
         if let Some(Database { id, .. }) = known {
-            for folder in ["databases", "run"] {
-                assert!(!server.home.join(folder).join(id).exists(), "{step}: files of a deleted database in {folder}");
-            }
+            assert!(!server.home.join("databases").join(id).exists(), "{step}: files of a deleted database");
             assert!(rest::vm_processes(id).is_empty(), "{step}: a process of a deleted database");
         }
     }

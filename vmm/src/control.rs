@@ -1,4 +1,4 @@
-//! `vm.ctl`: requests and answers, one JSON object a line (`docs/interfaces.md`).
+//! `PID.ctl`: requests and answers, one JSON object a line (`docs/interfaces.md`).
 //!
 //! This module reads requests and writes lines; what a request does is the monitor's business.
 
@@ -57,7 +57,7 @@ pub enum Request {
     },
 }
 
-/// Said to the server that started this process, before any other event: both sockets are there.
+/// Said to the server that claimed this process, before any other event: it is the database's, whose sessions may connect.
 pub const LISTENING: &[u8] = b"{\"event\":\"listening\"}\n";
 
 /// A client, by its token.
@@ -203,9 +203,9 @@ mod tests {
     #[test]
     fn a_client_gets_its_answers_and_a_bad_line_does_not_cut_it_off() {
         let dir = tempfile::tempdir().unwrap();
-        let mut control = Control::new(crate::sockets::listen(std::fs::File::open(dir.path()).unwrap(), "vm.ctl").unwrap());
+        let mut control = Control::new(crate::sockets::Listeners::new(dir.path()).unwrap().control);
         let reactor = Reactor::new().unwrap();
-        let mut client = UnixStream::connect(dir.path().join("vm.ctl")).unwrap();
+        let mut client = UnixStream::connect(dir.path().join(format!("{}.ctl", std::process::id()))).unwrap();
         let mut next = 10;
         let new = control.accept(&reactor, &mut || {
             next += 1;

@@ -1,4 +1,4 @@
-//! `vm.sock`: one connection a session, begun by 32 bytes each way (`docs/interfaces.md`).
+//! `PID.sock`: one connection a session, begun by 32 bytes each way (`docs/interfaces.md`).
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -152,7 +152,7 @@ impl Sessions {
         let Some((mut stream, bytes)) = self.greeting.remove(&token) else { return };
         let (hello, epoch) = bytes.split_at(HELLO_LEN);
         match hello.try_into().ok().and_then(Hello::decode) {
-            None => tracing::warn!("a connection to vm.sock did not begin with a hello"),
+            None => tracing::warn!("a connection for a session did not begin with a hello"),
             Some(Hello::New) => match vsock.parked() {
                 Some(port) => begin(vsock, port, stream, token),
                 None => {

@@ -150,9 +150,9 @@ impl Settings {
         self.home.join("databases").join(&self.database)
     }
 
-    /// `run/DBID`.
-    pub fn run_dir(&self) -> PathBuf {
-        self.home.join("run").join(&self.database)
+    /// `run/vmms`, where VMMs listen.
+    pub fn sockets_dir(&self) -> PathBuf {
+        self.home.join("run/vmms")
     }
 
     /// `images/IMAGE`, if an image is named.

@@ -1,12 +1,12 @@
 //! A VMM made beforehand: it has done all that does not depend on the database, and waits to be told which it is for.
 //!
 //! ```text
-//!  exec ─▶ image, VM, slot, vCPU, golden memory mapped ─▶ "ready" ─┬─▶ {"database":…} ─▶ as any other VMM
-//!                                                 pages are touched ┘
+//!  exec ─▶ image, VM, slot, vCPU, golden memory mapped ─▶ pages are touched ─▶ "ready" ─▶ {"database":…} ─▶ as any other VMM
+//!                                          [`HURRY`] ends that ┘
 //! ```
 //!
-//! It speaks with whoever started it over its standard input, a stream socket: one line each way, and from then on what is said
-//! over `vm.ctl`. A server that dies before closes it, and the process ends.
+//! It speaks with whoever started it over its standard input, a stream socket: a line each way, and from then on what is said
+//! over `PID.ctl`. A server that dies before closes it, and the process ends.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,9 +21,11 @@ use crate::settings::Task;
 
 /// What is said when all is ready.
 pub const READY: [u8; 6] = *b"ready\n";
-/// What is said instead by one that is apart (`docs/jail.md`): it wants the database's folder and its run folder with the claim,
+/// What is said instead by one that is apart (`docs/jail.md`): it wants the database's folder with the claim,
 /// and sends who their files are to belong to, if that can be.
 pub const APART: [u8; 6] = *b"apart\n";
+/// Said to one that is not ready yet: it is wanted now, with less than all done beforehand.
+pub const HURRY: &[u8] = b"\n";
 /// The longest claim, bytes.
 const LONGEST: usize = 4096;
 
@@ -61,14 +63,14 @@ impl Standby {
     /// Says that it is ready.
     pub fn say_ready(&self, apart: Option<Apart>) -> io::Result<()> {
         match apart {
-            None => folders::send(&self.stream, &READY, &[])?,
-            Some(apart) => folders::send(&self.stream, &APART, &apart.owner.map(OwnedFd::from).into_iter().collect::<Vec<_>>())?,
+            None => folders::send(&self.stream, &READY, None)?,
+            Some(apart) => folders::send(&self.stream, &APART, apart.owner.map(OwnedFd::from).as_ref())?,
         };
         Ok(())
     }
 
-    /// Whether there is a claim, or whoever could have claimed it is gone.
-    pub fn is_claimed(&self) -> bool {
+    /// Whether it is told to hurry, or whoever could have claimed it is gone.
+    pub fn is_wanted(&self) -> bool {
         let mut event = libc::pollfd { fd: self.stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd, alive during the call, which does not wait.
         unsafe { libc::poll(&mut event, 1, 0) != 0 }
@@ -76,23 +78,23 @@ impl Standby {
 
     /// Waits for the claim, from which on the command line names its database, and for what comes with it; and gives the socket, for
     /// what is said later. `None`: whoever could have claimed it is gone.
-    pub fn wait(self) -> io::Result<Option<(Claim, Vec<OwnedFd>, UnixStream)>> {
-        let (mut line, mut descriptors) = (Vec::new(), Vec::new());
-        while !line.ends_with(b"\n") {
+    pub fn wait(self) -> io::Result<Option<(Claim, Option<OwnedFd>, UnixStream)>> {
+        let (mut line, mut descriptor) = (Vec::new(), None);
+        while line == HURRY || !line.ends_with(b"\n") {
             let mut part = [0; LONGEST];
-            let (len, more) = folders::receive(&self.stream, &mut part)?;
+            let (len, came) = folders::receive(&self.stream, &mut part)?;
             if len == 0 {
                 return Ok(None);
             }
             line.extend_from_slice(&part[..len]);
-            descriptors.extend(more);
+            descriptor = came.or(descriptor);
             if line.len() > LONGEST {
                 return Err(io::Error::other("the claim is too long"));
             }
         }
         let claim: Claim = serde_json::from_slice(&line)?;
         self.name.write(&claim.database)?;
-        Ok(Some((claim, descriptors, self.stream)))
+        Ok(Some((claim, descriptor, self.stream)))
     }
 }
 

@@ -2,11 +2,10 @@
 
 mod packed;
 
-use std::cell::OnceCell;
-use std::fs::File;
+use std::cell::Cell;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -39,7 +38,7 @@ use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
 use crate::snapshot::write::NAME;
 use crate::snapshot::{State, layer_copy};
-use crate::sockets;
+use crate::sockets::Listeners;
 use crate::standby::{self, Claim, Standby};
 use crate::symbols::{Programs, Symbols};
 use crate::virtio::console::Console;
@@ -148,39 +147,41 @@ struct Place<'a> {
     settings: &'a Settings,
     image: &'a Image,
     host: &'a Host,
-    folders: Folders,
+    outside: Outside,
     layer: PathBuf,
-    sockets: OnceCell<Listeners>,
+    /// Whether the server was told that sessions may come.
+    told: Cell<bool>,
+}
+
+/// What a VMM has of the host.
+struct Outside {
+    folder: Folder,
+    sockets: Listeners,
     /// The server that claimed it.
     server: Option<UnixStream>,
 }
 
-/// `vm.sock` and `vm.ctl`.
-type Listeners = (UnixListener, UnixListener);
-
 /// Where a database lies.
-struct Folders {
-    database: PathBuf,
-    run: File,
+struct Folder {
+    path: PathBuf,
     /// Its mount: closing the last descriptor of one that is attached nowhere takes half a millisecond.
-    _database: Option<OwnedFd>,
+    _mount: Option<OwnedFd>,
 }
 
-impl Folders {
-    /// By their paths, made where they are not there.
-    fn find(settings: &Settings) -> io::Result<Self> {
-        let run = settings.run_dir();
-        make_dir(&run)?;
-        Ok(Self { database: settings.database_dir(), run: File::open(run)?, _database: None })
+impl Folder {
+    /// By its path.
+    fn find(settings: &Settings) -> Self {
+        Self { path: settings.database_dir(), _mount: None }
     }
 
-    /// As they were handed over; the database's is the current one from now on.
-    fn handed_over(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
-        let Ok([database, run]) = <[OwnedFd; 2]>::try_from(descriptors) else {
-            return Err(io::Error::other("the claim came without the database's two folders"));
-        };
-        sockets::go_to(&database)?;
-        Ok(Self { database: PathBuf::from("."), run: run.into(), _database: Some(database) })
+    /// As it was handed over; it is the current one from now on.
+    fn handed_over(folder: Option<OwnedFd>) -> io::Result<Self> {
+        let folder = folder.ok_or_else(|| io::Error::other("the claim came without the database's folder"))?;
+        // SAFETY: takes an integer.
+        if unsafe { libc::fchdir(folder.as_raw_fd()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { path: PathBuf::from("."), _mount: Some(folder) })
     }
 }
 
@@ -193,6 +194,9 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     // To root the map would show where in the host's memory they lie.
     let pagemap = powers::without(pages::pagemap).and_then(|opened| opened);
     pagemap.map_err(StartError::io("cannot read which pages are there"))?;
+    let sockets = settings.sockets_dir();
+    let sockets = make_dir(&sockets).and_then(|()| Listeners::new(&sockets));
+    let sockets = sockets.map_err(StartError::io("cannot listen in run/vmms"))?;
     let apart = jail::enter(settings).map_err(StartError::io("the jail cannot be entered (setting host.jail)"))?;
     // In there it is at the root.
     let home = if apart.is_some() { PathBuf::from("/") } else { settings.home.clone() };
@@ -201,8 +205,8 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let mut made = Made::new(&host, settings)?;
     let Some(standby) = standby else {
         close_jail(settings, &image, None)?;
-        let folders = Folders::find(settings).map_err(StartError::io("cannot make its folders"))?;
-        return run_as(settings, &image, &host, made, folders, None, started);
+        let outside = Outside { folder: Folder::find(settings), sockets, server: None };
+        return run_as(settings, &image, &host, made, outside, started);
     };
     let mut touch = None;
     if let Some(dir) = &image.golden_dir {
@@ -220,24 +224,23 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     // Behind the jail, which a thread that KVM makes here is to have as well.
     made.machine.enter_and_leave()?;
     let is_apart = apart.is_some();
-    standby.say_ready(apart).map_err(unclaimed)?;
     if let Some(touch) = touch
-        && let Err(error) = touch.run(&mut made.machine, || standby.is_claimed())
+        && let Err(error) = touch.run(&mut made.machine, || standby.is_wanted())
     {
         tracing::warn!(%error, "no golden memory: its guest does not run");
         made = made.anew(&host, settings)?;
     }
-    let Some((claim, descriptors, server)) = standby.wait().map_err(unclaimed)? else { return Ok(End::Unclaimed) };
+    standby.say_ready(apart).map_err(unclaimed)?;
+    let Some((claim, lent, server)) = standby.wait().map_err(unclaimed)? else { return Ok(End::Unclaimed) };
     let started = Instant::now();
     let Claim { database, storage_bytes, written, task } = claim;
     let settings = Settings { database, storage_bytes, written, task, ..settings.clone() };
     settings.check().map_err(StartError::Usage)?;
-    let folders = if is_apart { Folders::handed_over(descriptors) } else { Folders::find(&settings) };
-    let folders = folders.map_err(unclaimed)?;
-    standby::log_to(&folders.database.join("vmm.log")).map_err(unclaimed)?;
+    let folder = if is_apart { Folder::handed_over(lent).map_err(unclaimed)? } else { Folder::find(&settings) };
+    standby::log_to(&folder.path.join("vmm.log")).map_err(unclaimed)?;
     // The host may have slept since, which shifts what the guest would read.
     made.machine.read_host_tsc()?;
-    run_as(&settings, &image, &host, made, folders, Some(server), started)
+    run_as(&settings, &image, &host, made, Outside { folder, sockets, server: Some(server) }, started)
 }
 
 /// From here on nothing but a guest is to be begun.
@@ -254,25 +257,26 @@ fn run_as(
     image: &Image,
     host: &Host,
     made: Made,
-    folders: Folders,
-    server: Option<UnixStream>,
+    outside: Outside,
     started: Instant,
 ) -> Result<End, StartError> {
     let mut life = Life { epoch: String::new(), cold: true, why: None, settings_undone: false, trace: Vec::new(), started };
     life.step("machine");
-    let layer = folders.database.join("layer");
+    let database = &outside.folder.path;
+    let layer = database.join("layer");
     // Whoever only packs or unpacks one must not make it: that it is not there says that data is lost.
     if settings.task.is_none() {
         make_dir(&layer).map_err(StartError::io(format!("cannot make {}", layer.display())))?;
     }
-    let kept = jail::landlock::keep_to(&folders.database, folders.run.as_fd());
-    kept.map_err(StartError::io("the jail cannot be closed (setting host.jail)"))?;
+    jail::landlock::keep_to(database).map_err(StartError::io("the jail cannot be closed (setting host.jail)"))?;
     if let Some(task) = settings.task {
-        packed::carry_out(task, &folders.database, &settings.database)?;
+        // By which the next server tells one that can be gone on with.
+        drop(outside.sockets);
+        packed::carry_out(task, database, &settings.database)?;
         return Ok(End::CarriedOut);
     }
     let image = image.clone().over(crate::layer::template_of(&layer)?, settings);
-    let place = Place { settings, image: &image, host, folders, layer, sockets: OnceCell::new(), server };
+    let place = Place { settings, image: &image, host, outside, layer, told: Cell::new(false) };
     // Before any thread is made: all must have SIGTERM blocked.
     let terminate = Terminate::new().map_err(StartError::io("cannot wait for signals"))?;
     let begun = place.begin(made, &mut life)?;
@@ -327,25 +331,16 @@ impl Place<'_> {
         }
     }
 
-    /// Replaces what an earlier VMM left there: the layer's lock must be held. Whoever waits for that to connect is told.
-    fn listen(&self, life: &mut Life) -> io::Result<Listeners> {
-        let listen = |name| sockets::listen(&self.folders.run, name);
-        let listeners = (listen("vm.sock")?, listen("vm.ctl")?);
-        if let Some(mut server) = self.server.as_ref() {
-            // One that is gone is found to be so by whoever reads next.
-            let _ = server.write_all(LISTENING);
+    /// Tells whoever waits for that to connect: the layer is held, so this is the database's VMM. Before memory is filled, so that
+    /// sessions connect meanwhile. Their connections outlast a restore that fails.
+    fn tell_listening(&self, life: &mut Life) {
+        if !self.told.replace(true) {
+            if let Some(mut server) = self.outside.server.as_ref() {
+                // One that is gone is found to be so by whoever reads next.
+                let _ = server.write_all(LISTENING);
+            }
+            life.step("listening");
         }
-        life.step("listening");
-        Ok(listeners)
-    }
-
-    /// Listens before memory is filled, so that sessions connect meanwhile. Their connections outlast a restore that
-    /// fails: the cold start takes over what listens.
-    fn listen_early(&self, life: &mut Life) -> io::Result<()> {
-        if self.sockets.get().is_none() {
-            let _ = self.sockets.set(self.listen(life)?);
-        }
-        Ok(())
     }
 
     /// The ways to begin, in order of preference.
@@ -357,7 +352,7 @@ impl Place<'_> {
         if self.settings.cold || self.settings.golden.is_some() {
             return self.boot(made, life);
         }
-        let path = self.folders.database.join(NAME);
+        let path = self.outside.folder.path.join(NAME);
         match Snapshot::open(&path) {
             Ok(None) => {}
             found => {
@@ -404,7 +399,7 @@ impl Place<'_> {
         let aside = "cannot move the snapshot aside";
         {
             let _lock = hold(&self.layer)?;
-            spent::refuse(&self.folders.database).map_err(StartError::io(aside))?;
+            spent::refuse(&self.outside.folder.path).map_err(StartError::io(aside))?;
         }
         let mut files = FsDevice::open(&self.layer, &self.image.template_dir, self.options())?;
         self.share(&mut files)?;
@@ -443,13 +438,13 @@ impl Place<'_> {
         let state = State::decode(&snapshot.state)?;
         life.step("snapshot");
         let mut files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
-        if self.folders.database.join(crate::pack::NAME).exists() {
+        if self.outside.folder.path.join(crate::pack::NAME).exists() {
             // It was packed in the moment before its lock was ours. Whoever tries again finds that.
             return Err(ReadError::Files(FsError::LayerLocked(self.layer.clone())));
         }
         self.share(&mut files)?;
         life.step("layer");
-        self.listen_early(life)?;
+        self.tell_listening(life);
         let base = match (snapshot.header.base.as_str(), golden) {
             ("", _) => None,
             (_, Some(golden)) => Some(golden),
@@ -463,7 +458,7 @@ impl Place<'_> {
         }
         life.step("memory");
         crash::point("restore-loaded");
-        let spending = Spending::begin(&self.folders.database)?;
+        let spending = Spending::begin(&self.outside.folder.path)?;
         let gate = spending.clone();
         files.set_gate(Box::new(move || gate.wait()));
         let epoch = snapshot.header.epoch.clone();
@@ -491,7 +486,7 @@ impl Place<'_> {
         }
         let files = FsDevice::restore(&self.layer, &self.image.template_dir, self.options(), &state.files)?;
         life.step("layer");
-        self.listen_early(life)?;
+        self.tell_listening(life);
         golden.lay(&machine.ram, Some(&base))?;
         life.step("memory");
         self.resume(machine, &state, files, Some(base), new_epoch()?, true, life).map(Some)
@@ -534,21 +529,19 @@ impl Place<'_> {
         })
     }
 
-    /// Opens the sockets and runs the guest to its end.
-    fn attend(mut self, begun: Begun, mut life: Life, terminate: Terminate) -> Result<End, StartError> {
+    /// Runs the guest to its end.
+    fn attend(self, begun: Begun, mut life: Life, terminate: Terminate) -> Result<End, StartError> {
         let Begun { mut machine, files, vsock, mut clock, positions, epoch, cold, base, spending } = begun;
         (life.epoch, life.cold) = (epoch, cold);
         let shared = SharedPage::new(&machine.ram);
-        let sockets = match self.sockets.take() {
-            Some(sockets) => sockets,
-            None => self.listen(&mut life).map_err(StartError::io("cannot listen in its run folder"))?,
-        };
+        self.tell_listening(&mut life);
         // Said once the guest runs: a line in a log may have to wait for the host's file system.
         let begins = {
             let (database, epoch) = (self.settings.database.clone(), life.epoch.clone());
             move || tracing::info!(database, epoch, cold, "guest begins")
         };
         let mut sleeper = Sleeper { spending, ..self.sleeper(&machine, &life, base) };
+        let Outside { folder, sockets, server } = self.outside;
         clock.publish(&shared);
         let pace = Pace {
             tick: Duration::from_millis(self.settings.tick_ms),
@@ -558,11 +551,11 @@ impl Place<'_> {
         let immediate_exit = &raw mut machine.vcpu.get_kvm_run().immediate_exit;
         let monitor = Monitor::new(machine.ram.clone(), clock, pace, vsock, sockets, life, terminate, immediate_exit)
             .map_err(StartError::io("cannot watch sockets"))?;
-        if let Some(server) = self.server.take() {
+        if let Some(server) = server {
             monitor.control_by(server);
         }
         monitor.attend().map_err(StartError::io("cannot watch sockets"))?;
-        let log = self.folders.database.join("console.log");
+        let log = folder.path.join("console.log");
         let programs =
             Programs { kernel: self.image.boot.kernel.clone(), postgres: self.image.boot.postgres.clone() };
         let console = Console::open(&log, self.settings.console_log_mib << 20, self.settings.foreground)
@@ -599,7 +592,7 @@ impl Place<'_> {
         Sleeper {
             target: match &self.settings.golden {
                 Some(dir) => Target::Golden { dir: dir.clone(), park: self.settings.park, opened: false },
-                None => Target::Snapshot(self.folders.database.clone()),
+                None => Target::Snapshot(self.outside.folder.path.clone()),
             },
             header: Header {
                 version: VERSION,

@@ -115,7 +115,6 @@ mod apart {
             let home = Home::new();
             let image = home.make_image();
             fs::create_dir_all(home.database_dir()).unwrap();
-            fs::create_dir_all(home.run_dir()).unwrap();
             Self { home, image }
         }
 
@@ -132,18 +131,18 @@ mod apart {
             command.stdin(Stdio::from(OwnedFd::from(theirs))).envs((!landlock).then_some(WITHOUT_LANDLOCK));
             let vmm = Vmm::new(command, &self.home);
             let mut said = [0; APART.len()];
-            let (len, descriptors) = folders::receive(&own, &mut said).unwrap();
+            let (len, descriptor) = folders::receive(&own, &mut said).unwrap();
             if len == 0 {
                 panic!("{}", vmm.end().1);
             }
             assert_eq!(said, APART);
-            (vmm, own, descriptors.into_iter().next().map(Owner::from))
+            (vmm, own, descriptor.map(Owner::from))
         }
 
         fn claim(&self, stream: &UnixStream, owner: Option<&Owner>) {
-            let lend = |folder: PathBuf| folders::lend(&folder, owner, false).unwrap();
+            let lent = folders::lend(&self.home.database_dir(), owner, false).unwrap();
             let claim = format!("{{\"database\":\"{DATABASE}\"}}\n");
-            folders::send(stream, claim.as_bytes(), &[lend(self.home.database_dir()), lend(self.home.run_dir())]).unwrap();
+            folders::send(stream, claim.as_bytes(), Some(&lent)).unwrap();
         }
 
         /// Claimed and running.
@@ -188,8 +187,8 @@ mod apart {
         assert_eq!(names(&of("cwd")), names(&place.home.database_dir()));
         assert!(names(&of("cwd")).contains(&"layer".to_owned()));
         // What it makes is the host's root's.
-        for file in ["databases/DB/layer/lock", "databases/DB/vmm.log", "run/DB/vm.ctl"] {
-            assert_eq!(fs::metadata(place.home.path(&file.replace("DB", DATABASE))).unwrap().uid(), 0, "{file}");
+        for file in ["layer/lock", "vmm.log"] {
+            assert_eq!(fs::metadata(place.home.database_dir().join(file)).unwrap().uid(), 0, "{file}");
         }
         // It sleeps and wakes as any other.
         assert_eq!(vmm.control().ask(r#"{"op":"suspend"}"#)["ok"], true);
@@ -211,7 +210,7 @@ mod apart {
         writeln!(stream, r#"{{"database":"{DATABASE}"}}"#).unwrap();
         let (status, log) = vmm.end();
         assert_ne!(status.code(), Some(0));
-        assert!(log.contains("without the database's two folders"), "{log}");
+        assert!(log.contains("without the database's folder"), "{log}");
     }
 
     #[cfg(feature = "crash-points")]
@@ -248,25 +247,26 @@ mod apart {
         assert_eq!(control.ask(r#"{"op":"attempt","what":"open /etc/passwd"}"#)["ok"], true);
     }
 
-    /// Its database's folder is its own to write in, and its user may: nothing but Landlock is against a socket there.
+    /// Its database's folder is its own to write in, and its user may: nothing but Landlock is against moving a file out of its folder.
     #[cfg(feature = "crash-points")]
     #[test]
-    fn it_makes_no_sockets_but_in_its_run_folder() {
-        if !has_kvm("sockets") || !is_root("sockets") || !has_landlock("sockets") {
+    fn it_moves_no_file_from_one_folder_to_another() {
+        if !has_kvm("moving") || !is_root("moving") || !has_landlock("moving") {
             return;
         }
-        for (landlock, made) in [(true, false), (false, true)] {
+        for (landlock, moved) in [(true, false), (false, true)] {
             let place = Place::new();
-            // The I/O thread, which makes no sockets at all, ends the process instead where it serves the request.
+            // The I/O thread, which moves nothing at all, ends the process instead where it serves the request.
             let (vmm, mut control) = (0..20)
                 .find_map(|_| {
                     let (vmm, stream, owner) = place.ready_with(&[], landlock);
                     place.claim(&stream, owner.as_ref());
                     let mut control = vmm.control();
                     control.event("ready");
-                    match control.try_ask(r#"{"op":"attempt","what":"listen layer/x"}"#) {
+                    fs::write(place.home.database_dir().join("layer/x"), "").unwrap();
+                    match control.try_ask(r#"{"op":"attempt","what":"move layer/x x"}"#) {
                         Some(answer) => {
-                            assert_eq!(answer["ok"], made, "Landlock: {landlock}");
+                            assert_eq!(answer["ok"], moved, "Landlock: {landlock}");
                             Some((vmm, control))
                         }
                         None => {
@@ -332,7 +332,7 @@ mod taken_over {
         let home = Home::new();
         let vmm = home.start(behaviour, &[&["--watchdog-ms", "0"], more].concat());
         vmm.control().event("ready");
-        let mut control = BufReader::new(vmm.connect("vm.ctl"));
+        let mut control = BufReader::new(vmm.connect("ctl"));
         writeln!(control.get_mut(), r#"{{"op":"attempt","what":"{what}"}}"#).unwrap();
         let answer = control.lines().map_while(Result::ok).find_map(|line| {
             let value: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -391,7 +391,8 @@ mod taken_over {
                 ("execve", libc::SYS_execve),
                 ("fork", libc::SYS_clone),
                 ("internet", libc::SYS_socket),
-                ("datagrams", libc::SYS_socket),
+                ("socket", libc::SYS_socket),
+                ("listen", libc::SYS_listen),
                 ("connect", libc::SYS_connect),
                 ("kill", libc::SYS_kill),
                 ("ptrace", libc::SYS_ptrace),

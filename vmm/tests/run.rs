@@ -76,7 +76,7 @@ fn a_session_is_echoed_and_its_end_reaches_the_guest() {
     let vmm = home.start("e", &[]);
     let mut control = vmm.control();
     control.event("ready");
-    let mut stream = vmm.connect("vm.sock");
+    let mut stream = vmm.connect("sock");
     // What is said in one breath with the hello are the session's first bytes.
     let (status, session, ..) = hello_in(&mut stream, 1, 0, (0, 0), b"hello");
     assert_eq!(status, 0);
@@ -119,9 +119,9 @@ fn an_unknown_session_and_a_bad_hello_are_refused() {
     let home = Home::new();
     let vmm = home.start("e", &[]);
     vmm.control().event("ready");
-    let mut stream = vmm.connect("vm.sock");
+    let mut stream = vmm.connect("sock");
     assert_eq!(hello(&mut stream, 2, 99, 0, 0).0, 1);
-    let mut stream = vmm.connect("vm.sock");
+    let mut stream = vmm.connect("sock");
     stream.write_all(&[0xff; 32]).unwrap();
     assert_eq!(stream.read(&mut [0; 32]).unwrap(), 0);
 }

@@ -86,12 +86,12 @@ fn a_session_goes_on_after_the_sleep() {
 
     let vmm = home.start("e", &[]);
     vmm.control().event("ready");
-    let mut wrong = vmm.connect("vm.sock");
+    let mut wrong = vmm.connect("sock");
     assert_eq!(hello(&mut wrong, 2, session, 7, 6), (2, session, 6, 6));
-    let mut stream = vmm.connect("vm.sock");
+    let mut stream = vmm.connect("sock");
     assert_eq!(hello(&mut stream, 2, session, 6, 6), (0, session, 6, 6));
     echo(&mut stream, b"after");
-    let mut second = vmm.connect("vm.sock");
+    let mut second = vmm.connect("sock");
     assert_eq!(hello(&mut second, 2, session, 11, 11).0, 1, "it is bound");
     let (mut other, number) = vmm.session();
     assert_ne!(number, session);
@@ -304,11 +304,11 @@ fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
         let mut epoch = ready["epoch"].as_str().unwrap().as_bytes().to_vec();
         epoch.resize(32, 0);
         for (at, (_, session)) in streams.into_iter().enumerate() {
-            let mut stream = vmm.connect("vm.sock");
+            let mut stream = vmm.connect("sock");
             if at == 0 {
                 assert_eq!(hello(&mut stream, 2, session, 4, 4).0, 0);
             } else {
-                let another = hello_in(&mut vmm.connect("vm.sock"), 3, session, (4, 4), &[b'x'; 32]);
+                let another = hello_in(&mut vmm.connect("sock"), 3, session, (4, 4), &[b'x'; 32]);
                 assert_eq!(another.0, 1, "a session of another life is not known");
                 assert_eq!(hello_in(&mut stream, 3, session, (4, 4), &epoch).0, 0);
             }

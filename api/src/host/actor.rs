@@ -47,6 +47,8 @@ pub enum Command {
     /// A held client spoke while its database was about to sleep.
     Spoke,
     Suspend(oneshot::Sender<Result<(), SuspendError>>),
+    /// What the process number of its VMM is, if it has one.
+    Process(oneshot::Sender<Option<u32>>),
     /// Shut it down, so that its next start is a cold one.
     Restart { end_sessions: bool, reply: oneshot::Sender<Result<(), RestartError>> },
     Pack(oneshot::Sender<Result<(), PackError>>),
@@ -110,6 +112,8 @@ pub struct Actor {
     packing: Option<oneshot::Sender<()>>,
     packed: Option<Result<(), PackError>>,
     vm: Option<mpsc::UnboundedSender<VmCommand>>,
+    /// The process number of its VMM.
+    pid: Option<u32>,
     /// Counts lives, so that a word from a VM of before is not taken for one of this.
     life: u64,
     counts: Vec<SessionCounts>,
@@ -155,6 +159,7 @@ impl Actor {
             packing: None,
             packed: None,
             vm: None,
+            pid: None,
             life: 0,
             counts: Vec::new(),
             awake: None,
@@ -238,6 +243,10 @@ impl Actor {
                 self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
                 None
             }
+            Note::Vm(_, VmEvent::Process(pid)) => {
+                self.pid = pid;
+                None
+            }
             Note::Vm(_, VmEvent::Image(image)) => {
                 self.facts.image = image;
                 None
@@ -254,7 +263,7 @@ impl Actor {
                     }
                 }
                 self.reason = None;
-                let awake = Awake { socket: self.host.home.session_socket(&self.facts.id), epoch };
+                let awake = Awake { socket: self.host.home.session_socket(self.pid.unwrap_or_default()), epoch };
                 // Before anyone is answered: a held session binds again, one of another epoch ends.
                 self.host.sessions().awake(&self.facts.id, &awake, &existing);
                 crash::point("wake-bound");
@@ -329,6 +338,7 @@ impl Actor {
 
     fn exited(&mut self, reason: Option<String>, hung: bool) -> Input {
         self.vm = None;
+        self.pid = None;
         self.life += 1;
         self.awake = None;
         self.turn_deadline = None;
@@ -380,6 +390,10 @@ impl Actor {
                 Some(Input::Wake)
             }
             Command::Spoke => Some(Input::Spoke),
+            Command::Process(reply) => {
+                let _ = reply.send(self.pid);
+                None
+            }
             Command::Suspend(reply) => {
                 self.suspenders.push(reply);
                 self.suspend_deadline = Some(Instant::now() + self.host.limits.suspend_wait);

@@ -1,4 +1,4 @@
-//! The wire of `vm.ctl`: JSON, one object a line (`docs/interfaces.md`).
+//! The wire of `PID.ctl`: JSON, one object a line (`docs/interfaces.md`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -156,7 +156,7 @@ impl Lines {
             self.line.extend_from_slice(&buffer[..taken]);
             self.reader.consume(taken);
             if self.line.len() > LINE_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of vm.ctl is too long"));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a line of a control socket is too long"));
             }
             if whole {
                 let line = std::mem::take(&mut self.line);
@@ -169,7 +169,7 @@ impl Lines {
 }
 
 fn parse(line: &[u8]) -> io::Result<Option<Message>> {
-    let wrong = |e: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("vm.ctl: {e}"));
+    let wrong = |e: serde_json::Error| io::Error::new(io::ErrorKind::InvalidData, format!("control socket: {e}"));
     if line.trim_ascii().is_empty() {
         return Ok(None);
     }

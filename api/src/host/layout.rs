@@ -107,21 +107,24 @@ impl Home {
         self.root.join("run")
     }
 
-    /// What is noted of each VMM (`record.rs`).
+    /// The sockets of each VMM, and what is noted of it (`record.rs`).
     pub fn vmms(&self) -> PathBuf {
         self.run().join("vmms")
     }
 
-    pub fn run_of(&self, id: &DatabaseId) -> PathBuf {
-        self.run().join(id.as_str())
+    /// What is noted of the VMM of this process number.
+    pub fn note_of(&self, pid: u32) -> PathBuf {
+        self.vmms().join(pid.to_string())
     }
 
-    pub fn control_socket(&self, id: &DatabaseId) -> PathBuf {
-        self.run_of(id).join("vm.ctl")
+    /// Where it takes requests.
+    pub fn control_socket(&self, pid: u32) -> PathBuf {
+        self.vmms().join(format!("{pid}.ctl"))
     }
 
-    pub fn session_socket(&self, id: &DatabaseId) -> PathBuf {
-        self.run_of(id).join("vm.sock")
+    /// Where it takes sessions.
+    pub fn session_socket(&self, pid: u32) -> PathBuf {
+        self.vmms().join(format!("{pid}.sock"))
     }
 
     /// Addresses and process id of the running server, for the command and for tests.

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  API, CLI ──▶ Host ──▶ actor of a database ──▶ vm ──▶ VMM process
-//!  pooler  ──▶   │            │  machine.rs: what to do      vm.ctl, exit
+//!  pooler  ──▶   │            │  machine.rs: what to do     PID.ctl, exit
 //!                │            ▼
 //!                └─ states ◀─ publish ─▶ journal (metadata), events (console)
 //! ```
@@ -74,7 +74,7 @@ pub const GUEST_SUPERUSER: &str = dormouse_pooler::service::SUPERUSER;
 /// An awake database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Awake {
-    /// The VMM's `vm.sock`.
+    /// The VMM's `PID.sock`.
     pub socket: PathBuf,
     /// The life of the guest's memory: a session of another one is gone.
     pub epoch: String,
@@ -410,7 +410,11 @@ impl Host {
     /// What every process of the database's guest is doing, as text. It is not woken for that.
     pub async fn tasks(&self, id: &DatabaseId) -> Result<String, TasksError> {
         const PATIENCE: Duration = Duration::from_secs(10);
-        let stream = socket::connect(&self.inner.home.run_of(id), "vm.ctl").await.map_err(|_| TasksError::Asleep)?;
+        let (reply, answer) = oneshot::channel();
+        let asked = self.inner.lock_actors().get(id).map(|actor| actor.try_send(Command::Process(reply)));
+        let pid = if asked.is_some() { answer.await.ok().flatten() } else { None };
+        let socket = self.inner.home.control_socket(pid.ok_or(TasksError::Asleep)?);
+        let stream = socket::connect(&socket).await.map_err(|_| TasksError::Asleep)?;
         let asked = tokio::time::timeout(PATIENCE, control::ask_tasks(stream)).await;
         match asked {
             Ok(Ok(report)) => report.ok_or(TasksError::Asleep),
@@ -704,7 +708,6 @@ impl Inner {
     /// something that the reconciler finishes.
     pub(crate) async fn remove_database(&self, id: &DatabaseId) -> Result<(), String> {
         crash::point("delete-ended");
-        self.end_unknown(id).await;
         self.remove_folders(id).await?;
         crash::point("delete-files-removed");
         self.metadata.remove_database(id).await.map_err(|e| e.to_string())?;
@@ -714,18 +717,12 @@ impl Inner {
 
     /// Removes a database's files.
     pub(crate) async fn remove_folders(&self, id: &DatabaseId) -> Result<(), String> {
-        let folders = [self.home.database(id), self.home.run_of(id)];
-        let removed = tokio::task::spawn_blocking(move || {
-            folders.iter().try_for_each(|folder| match tree::remove(folder) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", folder.display())),
-                _ => {
-                    crash::point("delete-folder-removed");
-                    Ok(())
-                }
-            })
-        })
-        .await;
-        removed.map_err(|e| e.to_string())?
+        let folder = self.home.database(id);
+        let removed = tokio::task::spawn_blocking(move || match tree::remove(&folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(format!("{}: {e}", folder.display())),
+            _ => Ok(()),
+        });
+        removed.await.map_err(|e| e.to_string())?
     }
 }
 

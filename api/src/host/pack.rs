@@ -87,8 +87,6 @@ impl Inner {
         mut called_off: oneshot::Receiver<()>,
     ) -> Result<(), PackError> {
         let mark = std::fs::metadata(self.home.vmm_log(&spec.id)).map_or(0, |log| log.len());
-        let run = self.home.run_of(&spec.id);
-        dormouse_vmm::settings::make_dir(&run).map_err(|e| PackError::Failed(format!("{}: {e}", run.display())))?;
         let mut process = tokio::select! {
             made = self.pool.make_for(spec, task) => made.map_err(|error| PackError::Failed(error.to_string()))?,
             // One that is not claimed yet ends by itself.

@@ -7,13 +7,11 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use tokio::io::unix::AsyncFd;
-use tokio::net::UnixStream;
 use tokio::process::Child;
 
 use super::layout::Home;
 use super::pool::{Group, Pool};
 use super::record::Record;
-use super::socket::is_open;
 use crate::identity::DatabaseId;
 
 /// What a VMM is told of its database.
@@ -31,7 +29,6 @@ pub struct Spec {
 /// Exit statuses of a VMM (`docs/interfaces.md`).
 pub mod status {
     pub const NO_KVM: i32 = 69;
-    pub const LOCKED: i32 = 73;
     /// It cannot be packed, now or later.
     pub const UNFIT: i32 = 77;
     pub const HUNG: i32 = 75;
@@ -75,33 +72,6 @@ pub struct Process {
 impl Process {
     pub fn child(child: Child, kept: Kept) -> Process {
         Process { handle: Handle::Child(child), kept }
-    }
-
-    /// The process behind the control socket in a database's folder: its VMM, unless it is noted as another's. That it is not
-    /// noted at all, since the disk was full when it was claimed, is made up for.
-    pub fn behind(stream: &UnixStream, id: &DatabaseId, pool: &Pool) -> io::Result<Process> {
-        let pid = stream.peer_cred()?.pid().ok_or_else(|| io::Error::other("the peer has no process id"))? as u32;
-        let found = Record::find(pool.home(), pid);
-        let noted = found.as_ref().and_then(Record::database);
-        if noted.as_ref().is_some_and(|noted| noted != id) {
-            return Err(io::Error::other(format!("process {pid} is noted as the VMM of another database than {id}")));
-        }
-        let record = match found {
-            Some(record) => record,
-            None => Record::new(pool.home(), pid)?,
-        };
-        let process = Process::adopt(record.of(id), pool)?;
-        // Of one that has ended, the number may have been another process' by the time it was looked at.
-        if !is_open(stream) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        if noted.is_none() {
-            tracing::warn!(database = %id, pid, "a VMM that was not noted is found by its socket");
-            if let Some(Err(error)) = process.kept.record.as_ref().map(Record::write) {
-                tracing::warn!(database = %id, pid, %error, "nor can it be noted now");
-            }
-        }
-        Ok(process)
     }
 
     /// One that another server left.

@@ -2,9 +2,8 @@
 //!
 //! | found | done |
 //! |---|---|
-//! | a VM that answers on `vm.ctl`, its database known | adopted: it goes on as if nothing had happened, but for the sessions, whose clients are gone |
-//! | a VM that nothing was noted of (the disk was full), of a row in a state of work | found by its socket, and adopted; of a row in another state, by who wakes or deletes the database |
-//! | a VM that does not answer, or whose database is unknown or being deleted | killed; the data directory is the truth |
+//! | a VM that listens, its database known | adopted: it goes on as if nothing had happened, but for the sessions, whose clients are gone |
+//! | a VM that does not listen, that nothing was noted of (the disk was full), or whose database is unknown or being deleted | killed; the data directory is the truth |
 //! | a row `creating` (of an older server; now a create is one transaction) | undone: nobody was told its password |
 //! | a row `deleting` | finished |
 //! | a row in any other state of work, without a VM | at rest, as its files say |
@@ -20,7 +19,7 @@ use super::machine::{Phase, Rest};
 use super::process::Process;
 use super::record::Record;
 use super::socket::connect;
-use super::{Host, Inner, State};
+use super::{Host, State};
 use crate::crash;
 use crate::identity::DatabaseId;
 use crate::metadata::{DatabaseRow, MetadataError};
@@ -29,6 +28,7 @@ use crate::metadata::{DatabaseRow, MetadataError};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reconciled {
     pub adopted: usize,
+    /// Those that were a database's.
     pub killed: usize,
     pub undone: usize,
     pub deleted: usize,
@@ -42,33 +42,12 @@ const LOOKED_UP: usize = 500;
 /// How long a killed VM may take to go. SIGKILL needs no consent; this bounds a machine in trouble.
 const KILL_TIME: Duration = Duration::from_secs(10);
 
-impl Inner {
-    /// The control connection of a database's VM that is not known here, and its process.
-    pub(crate) async fn reach(&self, id: &DatabaseId) -> Option<(UnixStream, Process)> {
-        let stream = connect(&self.home.run_of(id), "vm.ctl").await.ok()?;
-        let process = Process::behind(&stream, id, &self.pool).inspect_err(|error| {
-            tracing::warn!(database = %id, %error, "who listens in its folder is not taken for its VM");
-        });
-        Some((stream, process.ok()?))
-    }
-
-    /// Ends such a VM, before its files go.
-    pub(crate) async fn end_unknown(&self, id: &DatabaseId) {
-        let Some((_stream, mut process)) = self.reach(id).await else { return };
-        tracing::warn!(database = %id, pid = process.pid(), "killing a VM that nobody knew of: its database is being deleted");
-        process.kill();
-        if tokio::time::timeout(KILL_TIME, process.gone()).await.is_err() {
-            tracing::error!(database = %id, pid = process.pid(), "killed, and still there");
-        }
-    }
-}
-
 impl Host {
     /// Brings rows, processes and files back together. Call once, before anything is woken.
     pub async fn reconcile(&self) -> Result<Reconciled, MetadataError> {
         let mut done = Reconciled::default();
         crash::point("takeover-begun");
-        for record in Record::all(&self.inner.home) {
+        for record in Record::all(&self.inner.home).await {
             self.settle_vm(record, &mut done).await?;
         }
         crash::point("takeover-vms-settled");
@@ -79,7 +58,6 @@ impl Host {
             done.undone += one.undone;
             done.deleted += one.deleted;
             done.rested += one.rested;
-            done.adopted += one.adopted;
         }
         drop(settled);
         crash::point("takeover-done");
@@ -102,16 +80,18 @@ impl Host {
             None => None,
         };
         let wanted = row.filter(|row| !matches!(row.state, State::Creating | State::Deleting));
-        if let Some(row) = &wanted
-            && let Some(adopted) = self.inner.reach(&row.id).await.filter(|(_, process)| process.pid() == Some(pid))
-        {
-            self.take_over(row, adopted);
-            done.adopted += 1;
-            return Ok(());
-        }
+        let control = match &wanted {
+            Some(_) => connect(&self.inner.home.control_socket(pid)).await.ok(),
+            None => None,
+        };
         if let Ok(mut process) = Process::adopt(record, &self.inner.pool) {
+            if let (Some(row), Some(control)) = (&wanted, control) {
+                self.take_over(row, (control, process));
+                done.adopted += 1;
+                return Ok(());
+            }
             let database = id.as_ref().map(DatabaseId::as_str);
-            tracing::warn!(database, pid, "killing a VM that is nobody's or does not answer");
+            tracing::warn!(database, pid, "killing a VM that is nobody's or does not listen");
             process.kill();
             if tokio::time::timeout(KILL_TIME, process.gone()).await.is_err() {
                 tracing::error!(database, pid, "killed, and still there");
@@ -119,8 +99,8 @@ impl Host {
             crash::point("takeover-killed");
             if let Some(id) = &id {
                 self.inner.clear_unpacked(id);
+                done.killed += 1;
             }
-            done.killed += 1;
         }
         // It is gone, and its row may not say yet that it was awake: what the journal had was lost with its server.
         if let Some(row) = wanted.filter(|row| matches!(row.state, State::Suspended | State::Stopped | State::Error)) {
@@ -156,11 +136,6 @@ impl Host {
             }
             _ if inner.lock_actors().contains_key(&row.id) => return Ok(done),
             _ => {}
-        }
-        if let Some(vm) = inner.reach(&row.id).await {
-            self.take_over(row, vm);
-            done.adopted += 1;
-            return Ok(done);
         }
         if let Err(lost) = inner.check_files(&row.id, row.has_files) {
             inner.metadata.set_state(&row.id, State::Error, Some(&lost)).await?;

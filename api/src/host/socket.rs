@@ -10,14 +10,13 @@ use tokio::net::UnixStream;
 /// Longest path a unix socket's address takes, in bytes.
 const PATH_MAX: usize = 107;
 
-/// Connects to `folder/name`, through `/proc/self/fd` where the path is too long for an address.
-pub async fn connect(folder: &Path, name: &str) -> io::Result<UnixStream> {
-    let path = folder.join(name);
-    if path.as_os_str().len() <= PATH_MAX {
+/// Connects to a socket, through `/proc/self/fd` where its path is too long for an address.
+pub async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().filter(|_| path.as_os_str().len() > PATH_MAX)) else {
         return UnixStream::connect(path).await;
-    }
+    };
     let folder = std::fs::File::open(folder)?;
-    UnixStream::connect(format!("/proc/self/fd/{}/{name}", folder.as_raw_fd())).await
+    UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name)).await
 }
 
 /// Whether the other end is still open. A process that ends closes it before its number is another's.
@@ -46,7 +45,7 @@ mod tests {
         use tokio::io::AsyncWriteExt;
         let dir = tempfile::tempdir().unwrap();
         let listener = tokio::net::UnixListener::bind(dir.path().join("vm.ctl")).unwrap();
-        let stream = connect(dir.path(), "vm.ctl").await.unwrap();
+        let stream = connect(&dir.path().join("vm.ctl")).await.unwrap();
         let mut accepted = listener.accept().await.unwrap().0;
         accepted.write_all(b"ready").await.unwrap();
         assert!(is_open(&stream));
@@ -58,7 +57,7 @@ mod tests {
         let mut said = [0; 8];
         assert_eq!(stream.try_read(&mut said).unwrap(), 5, "it is left to be read");
         // Of one that is never accepted.
-        let waiting = connect(dir.path(), "vm.ctl").await.unwrap();
+        let waiting = connect(&dir.path().join("vm.ctl")).await.unwrap();
         assert!(is_open(&waiting));
         drop(listener);
         assert!(!is_open(&waiting));
@@ -70,9 +69,9 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let folder = dir.path().join(vec!["twenty-characters-dir"; depth].join("/"));
             std::fs::create_dir_all(&folder).unwrap();
-            let handle = std::fs::File::open(&folder).unwrap();
+            let (handle, path) = (std::fs::File::open(&folder).unwrap(), folder.join("vm.ctl"));
             let listener = tokio::net::UnixListener::bind(format!("/proc/self/fd/{}/vm.ctl", handle.as_raw_fd())).unwrap();
-            let (accepted, connected) = tokio::join!(listener.accept(), connect(&folder, "vm.ctl"));
+            let (accepted, connected) = tokio::join!(listener.accept(), connect(&path));
             accepted.unwrap();
             connected.unwrap();
         }

@@ -1,10 +1,11 @@
-//! One life of a VMM process: started or adopted, spoken to by `vm.ctl`, watched to its end.
+//! One life of a VMM process: started or adopted, spoken to by its control socket, watched to its end.
 //!
 //! A task per awake database. It owns the process and the control connection and turns both into [`VmEvent`]s;
 //! the actor sends it [`VmCommand`]s. It always ends with [`VmEvent::Exited`], after the process is gone.
 
 use std::collections::VecDeque;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +43,8 @@ pub enum VmCommand {
 pub enum VmEvent {
     /// Its turn has come: it is being started.
     Starting,
+    /// It runs in this process.
+    Process(Option<u32>),
     /// `existing`: the sessions in its guest, if some may be from before this server.
     Ready { epoch: String, existing: Vec<SessionCounts>, cold: Option<Cold> },
     /// It is started on this image.
@@ -160,7 +163,7 @@ fn snapshot_is_older(context: &VmContext) -> bool {
     saved.is_ok_and(|saved| saved < context.since)
 }
 
-/// Why the conversation over `vm.ctl` ended.
+/// Why the conversation with a VMM ended.
 enum Over {
     /// The process is gone.
     Exited(Option<std::process::ExitStatus>),
@@ -213,6 +216,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 return unsettled.map(|u| u.to_string()).or(reason);
             }
         };
+        (self.events)(VmEvent::Process(process.pid()));
         let (lines, sender) = split(stream);
         let mut giving_way = GivingWay(None);
         let over = self.converse(lines, sender, &mut process, &mut giving_way).await;
@@ -320,8 +324,6 @@ impl<F: Fn(VmEvent)> Life<F> {
             self.context.spec.memory_mib = saved;
         }
         self.step("prepared");
-        let folder = home.run_of(&id);
-        dormouse_vmm::settings::make_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut tried = false;
         loop {
             let taken = tokio::select! {
@@ -330,18 +332,21 @@ impl<F: Fn(VmEvent)> Life<F> {
             };
             let Taken { mut process, control, at, stood_by } = match taken {
                 Ok(taken) => taken,
-                Err(MakeError::Ended(status)) => return self.ended_early(Some(status), false).await,
+                Err(MakeError::Ended(status)) => return Err(self.ended_early(Some(status), false)),
                 Err(error) => return Err(error.to_string()),
             };
             self.steps.push(("spawned".to_owned(), at));
+            // Whoever waits connects and speaks before it has looked at anything, and is heard once it is found to be the right one.
+            if let Some(pid) = process.pid() {
+                self.context.host.sessions().listening(&id, home.session_socket(pid));
+            }
+            crash::point("wake-offered");
             return tokio::select! {
                 biased;
-                // It has the layer, and listens.
+                // It has the layer.
                 () = first_word(&control) => {
                     self.step("connected");
                     crash::point("wake-connected");
-                    self.context.host.sessions().listening(&id, home.session_socket(&id));
-                    crash::point("wake-offered");
                     Ok(Some((control, process)))
                 }
                 status = process.gone() => {
@@ -350,7 +355,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                         tried = true;
                         continue;
                     }
-                    self.ended_early(status, process.ran_out_of_memory()).await
+                    Err(self.ended_early(status, process.ran_out_of_memory()))
                 }
                 () = killed(&mut self.commands) => {
                     process.kill();
@@ -361,18 +366,9 @@ impl<F: Fn(VmEvent)> Life<F> {
         }
     }
 
-    /// The process ended before it could be spoken to: if another VMM holds the layer, that one is ours.
-    async fn ended_early(&mut self, exit: Option<std::process::ExitStatus>, out_of_memory: bool) -> Result<Option<(UnixStream, Process)>, String> {
-        let spec = self.context.spec.clone();
-        if exit.and_then(|s| s.code()) == Some(status::LOCKED)
-            && let Some((stream, process)) = self.context.host.reach(&spec.id).await
-        {
-            tracing::warn!(database = %spec.id, pid = process.pid(), "its layer is in use by a running VMM; adopting that one");
-            // Its sessions may be from before this server.
-            (self.adopted, self.old) = (true, true);
-            return Ok(Some((stream, process)));
-        }
-        Err(self.reason(exit, out_of_memory).unwrap_or_else(|| "the VMM ended before it was ready".into()))
+    /// Why a process ended before it could be spoken to.
+    fn ended_early(&mut self, exit: Option<std::process::ExitStatus>, out_of_memory: bool) -> String {
+        self.reason(exit, out_of_memory).unwrap_or_else(|| "the VMM ended before it was ready".into())
     }
 
     async fn converse(&mut self, mut lines: Lines, mut sender: Sender, process: &mut Process, giving_way: &mut GivingWay) -> Over {
@@ -397,7 +393,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                     }
                     Ok(None) => return Over::Lost,
                     Err(error) => {
-                        tracing::warn!(database = %self.context.spec.id, %error, "vm.ctl");
+                        tracing::warn!(database = %self.context.spec.id, %error, "control socket");
                         return Over::Lost;
                     }
                 },
@@ -419,7 +415,8 @@ impl<F: Fn(VmEvent)> Life<F> {
                             giving_way.end(process);
                             // By a connection of its own: on this one its answer could not be told from the
                             // suspend's, which is the one that counts.
-                            tokio::spawn(cancel(self.context.home.clone(), self.context.spec.id.clone()));
+                            let socket = process.pid().map(|pid| self.context.home.control_socket(pid));
+                            socket.map(|socket| tokio::spawn(cancel(socket, self.context.spec.id.clone())));
                             continue;
                         }
                         Some(VmCommand::Suspend(sessions)) => (Request::Suspend { sessions }, Open::Suspend),
@@ -428,7 +425,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                     };
                     open.push_back(kind);
                     if let Err(error) = sender.send(&request).await {
-                        tracing::debug!(database = %self.context.spec.id, %error, "vm.ctl");
+                        tracing::debug!(database = %self.context.spec.id, %error, "control socket");
                         return Over::Lost;
                     }
                     if matches!(request, Request::Suspend { .. }) {
@@ -498,7 +495,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 },
                 Some(Open::Other) | None => {
                     if let Err(error) = answer {
-                        tracing::warn!(database = %self.context.spec.id, error, "vm.ctl");
+                        tracing::warn!(database = %self.context.spec.id, error, "control socket");
                     }
                 }
             },
@@ -560,9 +557,9 @@ async fn killed(commands: &mut mpsc::UnboundedReceiver<VmCommand>) {
     }
 }
 
-async fn cancel(home: Home, id: crate::identity::DatabaseId) {
+async fn cancel(socket: PathBuf, id: crate::identity::DatabaseId) {
     let asked: io::Result<()> = async {
-        let (mut lines, mut sender) = split(connect(&home.run_of(&id), "vm.ctl").await?);
+        let (mut lines, mut sender) = split(connect(&socket).await?);
         sender.send(&Request::Cancel).await?;
         while let Some(message) = lines.next().await? {
             if let Message::Answer(answer) = message {

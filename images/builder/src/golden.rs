@@ -132,7 +132,6 @@ pub(crate) fn scratch_home(home: &Path) -> io::Result<Draft> {
         std::os::unix::fs::symlink(home.join(folder), scratch.path().join(folder))?;
     }
     fs::create_dir_all(scratch.path().join("databases").join(DATABASE).join("layer"))?;
-    fs::create_dir_all(scratch.path().join("run").join(DATABASE))?;
     Ok(scratch)
 }
 

@@ -7,8 +7,8 @@ pub fn attempt(what: &str) -> Result<i64, String> {
     if let Some(path) = what.strip_prefix("open ") {
         return std::fs::File::open(path).map(|_| 0).map_err(|error| error.to_string());
     }
-    if let Some(path) = what.strip_prefix("listen ") {
-        return std::os::unix::net::UnixListener::bind(path).map(|_| 0).map_err(|error| error.to_string());
+    if let Some((from, to)) = what.strip_prefix("move ").and_then(|paths| paths.split_once(' ')) {
+        return std::fs::rename(from, to).map(|()| 0).map_err(|error| error.to_string());
     }
     if let Some(path) = what.strip_prefix("write ") {
         return std::fs::write(path, "x").map(|()| 0).map_err(|error| error.to_string());
@@ -21,7 +21,8 @@ pub fn attempt(what: &str) -> Result<i64, String> {
             "execve" => libc::syscall(libc::SYS_execve, c"/bin/true".as_ptr(), nothing, nothing),
             "fork" => libc::syscall(libc::SYS_clone, libc::SIGCHLD, nothing, nothing, nothing, nothing),
             "internet" => libc::syscall(libc::SYS_socket, libc::AF_INET, libc::SOCK_STREAM, 0),
-            "datagrams" => libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0),
+            "socket" => libc::syscall(libc::SYS_socket, libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0),
+            "listen" => libc::syscall(libc::SYS_listen, 0, 0),
             "connect" => libc::syscall(libc::SYS_connect, 0, nothing, 0),
             "kill" => libc::syscall(libc::SYS_kill, 1, 0),
             "ptrace" => libc::syscall(libc::SYS_ptrace, libc::PTRACE_ATTACH, 1, nothing, nothing),

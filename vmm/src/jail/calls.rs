@@ -1,7 +1,7 @@
 //! The table: which thread may make which system call, with which arguments.
 //!
 //! The main thread, which runs the guest, may make them all; a thread that it makes has its filter too, so a row can only
-//! name others that may. Whatever is not here is refused, above all: `execve`, `ptrace`, `process_vm_*`, `connect`, `mount`
+//! name others that may. Whatever is not here is refused, above all: `execve`, `ptrace`, `process_vm_*`, `socket`, `connect`, `mount`
 //! and its kin, `unshare`, `setns`, `bpf`, `keyctl`, `io_uring_*`, `userfaultfd`, `perf_event_open`, `memfd_create`.
 
 use std::ffi::c_long;
@@ -40,8 +40,6 @@ pub enum Check {
     Any,
     /// The argument, an `int`, is one of these.
     OneOf(u8, &'static [u32]),
-    /// Each of these arguments, an `int`, is what stands beside it.
-    All(&'static [(u8, u32)]),
     /// Of the argument's bits in the mask, just these are set.
     Bits(u8, u64, u64),
     /// The argument, an `int`, is not this.
@@ -50,7 +48,7 @@ pub enum Check {
     Own(u8),
 }
 
-use Check::{All, Any, Bits, Not, OneOf, Own};
+use Check::{Any, Bits, Not, OneOf, Own};
 
 /// One line of the table: a call, who may make it beside the main thread, and how.
 pub type Row = (c_long, &'static [ThreadKind], Check);
@@ -87,8 +85,6 @@ const DESCRIPTORS: Check = OneOf(
     &[libc::F_DUPFD_CLOEXEC as u32, libc::F_GETFD as u32, libc::F_SETFD as u32, libc::F_GETFL as u32, libc::F_SETFL as u32],
 );
 
-/// What `UnixListener` asks for. A datagram could be sent to another VMM, on the network that they share.
-const STREAM: u32 = (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as u32;
 /// Of the I/O thread.
 const SOCKETS: Check = OneOf(1, &[libc::FIONBIO as u32]);
 /// Of the main thread: `FIONBIO`, and of KVM's calls those in use. The most frequent ones first.
@@ -148,6 +144,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_rseq, ALL, Any),
     (libc::SYS_sigaltstack, ALL, Any),
     (libc::SYS_sched_getaffinity, ALL, Any),
+    (libc::SYS_sched_setscheduler, SPEND, OneOf(1, &[libc::SCHED_BATCH as u32])),
     (libc::SYS_sched_yield, ALL, Any),
     (libc::SYS_getpid, ALL, Any),
     (libc::SYS_gettid, ALL, Any),
@@ -185,10 +182,7 @@ pub const TABLE: &[Row] = &[
     // The machine.
     (libc::SYS_ioctl, NONE, MACHINE),
     (libc::SYS_ioctl, IO, SOCKETS),
-    // Sockets: those that listen, and what they accept. None is connected, and none is but of this host.
-    (libc::SYS_socket, NONE, All(&[(0, libc::AF_UNIX as u32), (1, STREAM)])),
-    (libc::SYS_bind, NONE, Any),
-    (libc::SYS_listen, NONE, Any),
+    // Sockets: what those accept that were made before. None is made, and none is connected.
     (libc::SYS_accept4, IO, Any),
     (libc::SYS_recvfrom, IO, Any),
     (libc::SYS_sendto, IO, Any),

@@ -133,38 +133,36 @@ pub(super) fn attach(mount: &OwnedFd, at: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The most descriptors in a message.
-const MOST: usize = 2;
-/// Room for its control part, of the alignment that it wants.
+/// Room for a message's control part, of the alignment that it wants.
 type Control = [u64; 8];
+/// Of a descriptor in it.
+const DESCRIPTOR: libc::c_uint = size_of::<c_int>() as libc::c_uint;
 
-/// Sends bytes with descriptors, at once; how many bytes went.
-pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[OwnedFd]) -> io::Result<usize> {
-    let numbers: Vec<c_int> = descriptors.iter().take(MOST).map(AsRawFd::as_raw_fd).collect();
-    let len = size_of_val(numbers.as_slice()) as libc::c_uint;
+/// Sends bytes, and a descriptor with them, at once; how many bytes went.
+pub fn send(socket: impl AsFd, bytes: &[u8], descriptor: Option<&OwnedFd>) -> io::Result<usize> {
     let mut control: Control = [0; 8];
     let part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: an all-zero header is a valid one; all it points to outlives the call, and `control` has room for MOST numbers.
+    // SAFETY: an all-zero header is a valid one; all it points to outlives the call, and `control` has room for more than a number.
     let sent = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         (message.msg_iov, message.msg_iovlen) = ((&raw const part).cast_mut(), 1);
-        if len > 0 {
-            (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), libc::CMSG_SPACE(len) as usize);
+        if let Some(descriptor) = descriptor {
+            (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), libc::CMSG_SPACE(DESCRIPTOR) as usize);
             let head = libc::CMSG_FIRSTHDR(&message);
             ((*head).cmsg_level, (*head).cmsg_type) = (libc::SOL_SOCKET, libc::SCM_RIGHTS);
-            (*head).cmsg_len = libc::CMSG_LEN(len) as usize;
-            std::ptr::copy_nonoverlapping(numbers.as_ptr(), libc::CMSG_DATA(head).cast(), numbers.len());
+            (*head).cmsg_len = libc::CMSG_LEN(DESCRIPTOR) as usize;
+            libc::CMSG_DATA(head).cast::<c_int>().write_unaligned(descriptor.as_raw_fd());
         }
         libc::sendmsg(socket.as_fd().as_raw_fd(), &message, libc::MSG_NOSIGNAL)
     };
     Ok(check(sent as libc::c_long)? as usize)
 }
 
-/// Receives bytes, and the descriptors that came with them.
-pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+/// Receives bytes, and the descriptor that came with them.
+pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut control: Control = [0; 8];
     let mut part = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
-    let mut descriptors = Vec::new();
+    let mut descriptor = None;
     // SAFETY: an all-zero header is a valid one; all it points to outlives the call. The kernel made the descriptors for this
     // process, and nobody else owns them.
     let received = unsafe {
@@ -176,11 +174,14 @@ pub fn receive(socket: impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Vec<Ow
         if !head.is_null() && ((*head).cmsg_level, (*head).cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
             let count = ((*head).cmsg_len - libc::CMSG_LEN(0) as usize) / size_of::<c_int>();
             let numbers = libc::CMSG_DATA(head).cast::<c_int>();
-            descriptors.extend((0..count).map(|at| OwnedFd::from_raw_fd(numbers.add(at).read_unaligned())));
+            // More than one, which nobody here sends, are closed again.
+            for number in (0..count).rev() {
+                descriptor = Some(OwnedFd::from_raw_fd(numbers.add(number).read_unaligned()));
+            }
         }
         received
     };
-    Ok((received as usize, descriptors))
+    Ok((received as usize, descriptor))
 }
 
 #[cfg(test)]
@@ -190,16 +191,16 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     #[test]
-    fn descriptors_go_with_the_bytes_and_are_the_same_files() {
+    fn a_descriptor_goes_with_the_bytes_and_is_the_same_file() {
         let (near, far) = UnixStream::pair().unwrap();
         let (reader, writer) = io::pipe().unwrap();
         drop(writer);
-        assert_eq!(send(&near, b"two", &[reader.into(), File::open("/dev/null").unwrap().into()]).unwrap(), 3);
+        assert_eq!(send(&near, b"one", Some(&reader.into())).unwrap(), 3);
         let mut bytes = [0; 8];
-        let (len, mut descriptors) = receive(&far, &mut bytes).unwrap();
-        assert_eq!((&bytes[..len], descriptors.len()), (&b"two"[..], 2));
-        assert_eq!(File::from(descriptors.remove(0)).read(&mut bytes).unwrap(), 0);
-        assert_eq!(send(&near, b"none", &[]).unwrap(), 4);
-        assert!(receive(&far, &mut bytes).unwrap().1.is_empty());
+        let (len, descriptor) = receive(&far, &mut bytes).unwrap();
+        assert_eq!(&bytes[..len], b"one");
+        assert_eq!(File::from(descriptor.unwrap()).read(&mut bytes).unwrap(), 0);
+        assert_eq!(send(&near, b"none", None).unwrap(), 4);
+        assert!(receive(&far, &mut bytes).unwrap().1.is_none());
     }
 }

@@ -6,7 +6,6 @@
 
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -27,8 +26,6 @@ const NEVER: BitFlags<AccessFs> =
 const READ: BitFlags<AccessFs> = make_bitflags!(AccessFs::{ReadFile | ReadDir});
 const WRITE: BitFlags<AccessFs> =
     make_bitflags!(AccessFs::{ReadFile | ReadDir | WriteFile | Truncate | MakeReg | MakeDir | RemoveFile | RemoveDir});
-/// Of the run folder: sockets, and nothing else.
-const LISTEN: BitFlags<AccessFs> = make_bitflags!(AccessFs::{MakeSock | RemoveFile});
 
 /// The second ruleset until it is known whose it is.
 static BEGUN: Mutex<Option<RulesetCreated>> = Mutex::new(None);
@@ -84,11 +81,11 @@ pub fn close(settings: &Settings, image: &Image) -> io::Result<()> {
     Ok(())
 }
 
-/// From now on the calling thread, and those that it makes, have the image and the templates to read, the database's folder, and
-/// sockets in its run folder; and no other file.
-pub fn keep_to(database: &Path, run: BorrowedFd<'_>) -> io::Result<()> {
+/// From now on the calling thread, and those that it makes, have the image and the templates to read, and the database's folder; and
+/// no other file.
+pub fn keep_to(database: &Path) -> io::Result<()> {
     let Some(rules) = BEGUN.lock().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
-    let rules = beneath(rules, database, WRITE)?.add_rule(PathBeneath::new(run, LISTEN)).map_err(failed)?;
+    let rules = beneath(rules, database, WRITE)?;
     rules.try_clone()?.restrict_self().map_err(failed)?;
     let _ = WHOLE.set(rules);
     Ok(())

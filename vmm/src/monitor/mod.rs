@@ -12,7 +12,7 @@
 mod io;
 
 use std::os::fd::AsFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
@@ -28,6 +28,7 @@ use crate::profile::Profile;
 use crate::reactor::{Events, READ, Reactor, Terminate, Waker};
 use crate::sessions::Sessions;
 use crate::shared::SharedPage;
+use crate::sockets::Listeners;
 use crate::virtio::vsock::Vsock;
 use crate::watchdog::{Look, ThreadClock, Watchdog};
 pub use io::{Commit, Io, Life, Suspend};
@@ -115,7 +116,7 @@ impl Monitor {
         clock: Clock,
         pace: Pace,
         vsock: Vsock,
-        (sessions, control): (UnixListener, UnixListener),
+        Listeners { sessions, control }: Listeners,
         life: Life,
         terminate: Terminate,
         immediate_exit: *mut u8,
@@ -155,7 +156,7 @@ impl Monitor {
         }))
     }
 
-    /// Takes a connection for a client's of `vm.ctl`, before the guest is ready.
+    /// Takes a connection for a client's of `PID.ctl`, before the guest is ready.
     pub fn control_by(&self, stream: UnixStream) {
         let mut io = self.io();
         io.next_token += 1;

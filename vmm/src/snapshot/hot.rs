@@ -105,7 +105,7 @@ pub struct Touch {
     list: Vec<u64>,
 }
 
-/// So many pages are touched at a time, some 2 µs each if the golden memory is cached: a claim waits no longer.
+/// So many pages are touched at a time, some 2 µs each if the golden memory is cached: whoever wants it waits no longer.
 const AT_A_TIME: usize = 64;
 
 impl Touch {

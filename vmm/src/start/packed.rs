@@ -45,14 +45,14 @@ impl Place<'_> {
         if self.settings.golden.is_some() {
             return Ok(None);
         }
-        Packed::open(&self.folders.database, &self.settings.database)
+        Packed::open(&self.outside.folder.path, &self.settings.database)
     }
 
     /// Goes on from a packed file, or starts cold from the layer in it.
     pub(super) fn begin_packed(&self, made: Made, packed: Packed, life: &mut Life) -> Result<Begun, StartError> {
         if self.settings.cold {
             drop(packed);
-            write::unpack(&self.folders.database, &self.settings.database)?;
+            write::unpack(&self.outside.folder.path, &self.settings.database)?;
             return self.boot(made, life);
         }
         match self.restore_packed(made, &packed, life) {
@@ -66,17 +66,17 @@ impl Place<'_> {
             }
         }
         // Nothing to do if it was spent before the restore failed.
-        write::unpack(&self.folders.database, &self.settings.database)?;
+        write::unpack(&self.outside.folder.path, &self.settings.database)?;
         self.boot(Made::new(self.host, self.settings)?, life)
     }
 
     fn restore_packed(&self, made: Made, packed: &Packed, life: &mut Life) -> Result<Begun, Failed> {
         crash::point("unpack-begun");
-        let dir = &self.folders.database;
+        let dir = &self.outside.folder.path;
         let mut held = hold(&self.layer).map_err(|error| Failed::Data(error.into()))?;
         let layer = packed.layer().map_err(Failed::Data)?;
         life.step("packed");
-        self.listen_early(life)?;
+        self.tell_listening(life);
         let (files, memory) = std::thread::scope(|scope| {
             // Files are the host's work, memory is this process': side by side.
             let files = std::thread::Builder::new().spawn_scoped(scope, || packed.unpack(dir, &mut held, &layer));

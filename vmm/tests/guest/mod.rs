@@ -442,7 +442,7 @@ impl Home {
     /// The VMM with the image.
     pub fn start_image(&self, image: &str, database: &str, more: &[&str]) -> Vmm {
         let child = self.image_command(image, database, more).spawn().unwrap();
-        Vmm { child, run_dir: self.path("run").join(database) }
+        Vmm { child, sockets: self.sockets() }
     }
 
     /// Makes the image's golden snapshot for guests of 64 MiB; its folder.
@@ -472,8 +472,9 @@ impl Home {
         self.dir.path().join(name)
     }
 
-    pub fn run_dir(&self) -> PathBuf {
-        self.path("run").join(DATABASE)
+    /// Where VMMs listen.
+    pub fn sockets(&self) -> PathBuf {
+        self.path("run/vmms")
     }
 
     pub fn database_dir(&self) -> PathBuf {
@@ -500,7 +501,7 @@ impl Home {
     }
 
     pub fn start(&self, behaviour: &str, more: &[&str]) -> Vmm {
-        Vmm { child: self.command(behaviour).args(more).spawn().unwrap(), run_dir: self.run_dir() }
+        Vmm { child: self.command(behaviour).args(more).spawn().unwrap(), sockets: self.sockets() }
     }
 
     pub fn console(&self) -> String {
@@ -511,7 +512,7 @@ impl Home {
 /// A VMM process; killed when dropped.
 pub struct Vmm {
     pub child: Child,
-    run_dir: PathBuf,
+    sockets: PathBuf,
 }
 
 impl Drop for Vmm {
@@ -529,7 +530,7 @@ impl Vmm {
 
     /// The same, where the start itself may fail.
     pub fn try_new(mut command: Command, home: &Home) -> std::io::Result<Self> {
-        Ok(Self { child: command.spawn()?, run_dir: home.run_dir() })
+        Ok(Self { child: command.spawn()?, sockets: home.sockets() })
     }
 
     /// Waits for the end; returns the status and what was logged.
@@ -560,11 +561,12 @@ impl Vmm {
         (self.child.wait().unwrap(), Duration::from_millis(ticks * 1000 / a_second))
     }
 
-    /// Connects to one of its sockets once it listens.
+    /// Connects to its socket of sessions (`sock`) or of control (`ctl`) once it listens.
     pub fn connect(&self, name: &str) -> UnixStream {
+        let path = self.sockets.join(format!("{}.{name}", self.pid()));
         let until = Instant::now() + Duration::from_secs(10);
         loop {
-            match UnixStream::connect(self.run_dir.join(name)) {
+            match UnixStream::connect(&path) {
                 Ok(stream) => {
                     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
                     return stream;
@@ -576,12 +578,12 @@ impl Vmm {
     }
 
     pub fn control(&self) -> Ctl {
-        Ctl(BufReader::new(self.connect("vm.ctl")))
+        Ctl(BufReader::new(self.connect("ctl")))
     }
 
     /// A session: the stream, and its number.
     pub fn session(&self) -> (UnixStream, u64) {
-        let mut stream = self.connect("vm.sock");
+        let mut stream = self.connect("sock");
         let (status, session, ..) = hello(&mut stream, 1, 0, 0, 0);
         assert_eq!(status, 0);
         (stream, session)

@@ -1,9 +1,8 @@
-//! The host's part of a VMM's jail (`docs/jail.md`): who it becomes, and which folders it gets.
+//! The host's part of a VMM's jail (`docs/jail.md`): who it becomes, and which folder it gets.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use dormouse_vmm::jail::folders::{self, Owner};
@@ -105,36 +104,34 @@ fn empty_network() -> io::Result<File> {
 /// What of a database's folder is looked at before it is lent.
 const MARKS: &[&str] = &["layer", "layer/files", "layer/lock", "layer/journal", "snapshot", "packed"];
 
-/// How a VMM finds its database's folders.
+/// How a VMM finds its database's folder.
 #[derive(Debug)]
-pub enum Folders {
+pub enum Folder {
     ByPath,
-    /// They are handed over, as this owner's.
+    /// It is handed over, as this owner's.
     Lent(Option<Owner>),
 }
 
-impl Folders {
-    /// The database's folder and its run folder, as mounts of their own.
-    pub fn lend(&self, id: &DatabaseId, home: &Home) -> Result<Vec<OwnedFd>, MakeError> {
-        let Folders::Lent(owner) = self else { return Ok(Vec::new()) };
-        let lend = |folder: PathBuf| {
-            let own = owner.as_ref().map_or(Ok(()), |_| tree::own(&folder, MARKS));
-            let lent = own.and_then(|()| folders::lend(&folder, owner.as_ref(), false));
-            lent.map_err(|source| MakeError::Lend { folder, source })
-        };
-        Ok(vec![lend(home.database(id))?, lend(home.run_of(id))?])
+impl Folder {
+    /// The database's folder, as a mount of its own.
+    pub fn lend(&self, id: &DatabaseId, home: &Home) -> Result<Option<OwnedFd>, MakeError> {
+        let Folder::Lent(owner) = self else { return Ok(None) };
+        let folder = home.database(id);
+        let own = owner.as_ref().map_or(Ok(()), |_| tree::own(&folder, MARKS));
+        let lent = own.and_then(|()| folders::lend(&folder, owner.as_ref(), false));
+        lent.map(Some).map_err(|source| MakeError::Lend { folder, source })
     }
 }
 
-/// Waits until a VMM says that it is ready, and how it wants its folders.
-pub async fn readiness(stream: &UnixStream) -> io::Result<Folders> {
+/// Waits until a VMM says that it is ready, and how it wants its folder.
+pub async fn readiness(stream: &UnixStream) -> io::Result<Folder> {
     let mut said = [0; READY.len()];
     let received = stream.async_io(Interest::READABLE, || folders::receive(stream, &mut said)).await;
-    let (len, descriptors) = received?;
+    let (len, descriptor) = received?;
     match &said[..len] {
         b"" => Err(io::ErrorKind::UnexpectedEof.into()),
-        said if said == READY => Ok(Folders::ByPath),
-        said if said == APART => Ok(Folders::Lent(descriptors.into_iter().next().map(Owner::from))),
+        said if said == READY => Ok(Folder::ByPath),
+        said if said == APART => Ok(Folder::Lent(descriptor.map(Owner::from))),
         _ => Err(io::Error::other("it does not say that it is ready")),
     }
 }

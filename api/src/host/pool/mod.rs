@@ -23,13 +23,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_pooler::monotonic_us;
+use dormouse_vmm::standby;
 use serde_json::json;
 use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use self::jail::Folders;
+use self::jail::Folder;
 use self::shelves::Shelves;
 use super::layout::Home;
 use super::process::{Kept, Process, Spec, rotate, set_idle};
@@ -100,7 +101,7 @@ pub enum MakeError {
 struct Standby {
     child: Child,
     stream: Arc<UnixStream>,
-    folders: Folders,
+    folder: Folder,
     kept: Unclaimed,
 }
 
@@ -114,11 +115,12 @@ impl Drop for Unclaimed {
 }
 
 impl Start {
-    /// Makes a VMM of a kind ready; what it has to say goes to `log`. Once there is its process `begun` is told.
+    /// Makes a VMM of a kind ready; what it has to say goes to `log`. Once there is its process `begun` is told, and where it can be
+    /// told to hurry.
     ///
     /// It is in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and an awake VM must
     /// outlive a server that crashes.
-    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32)) -> Result<Standby, MakeError> {
+    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32, &StdStream)) -> Result<Standby, MakeError> {
         let (own, theirs) = StdStream::pair()?;
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(&self.program);
@@ -142,12 +144,15 @@ impl Start {
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
         let kept = Unclaimed(self.keep(child.id(), kind));
-        child.id().map(begun);
+        child.id().map(|pid| begun(pid, &own));
         own.set_nonblocking(true)?;
         let stream = UnixStream::from_std(own)?;
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
-            Ok(Ok(folders)) => Ok(Standby { child, stream: Arc::new(stream), folders, kept }),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(MakeError::Ended(child.wait().await?)),
+            Ok(Ok(folder)) => Ok(Standby { child, stream: Arc::new(stream), folder, kept }),
+            // The latter if it has not read that it is to hurry.
+            Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+                Err(MakeError::Ended(child.wait().await?))
+            }
             Ok(Err(error)) => Err(error.into()),
             Err(_) => {
                 child.start_kill()?;
@@ -158,6 +163,13 @@ impl Start {
 }
 
 impl Start {
+    /// Makes a VMM for a database, and claims it.
+    async fn make_now(&self, spec: &Spec, task: Option<&str>) -> Result<Taken, MakeError> {
+        let made = self.make(&Kind::of(spec), spec.id.as_str(), &self.home.vmm_log(&spec.id), |_, stream| hurry(stream)).await?;
+        let lent = made.folder.lend(&spec.id, &self.home)?;
+        Ok(made.claim(spec, lent.as_ref(), task)?)
+    }
+
     /// Notes a process that was just started, and puts it in a group. It goes on without either where that fails, such as on a
     /// full disk.
     fn keep(&self, pid: Option<u32>, kind: &Kind) -> Kept {
@@ -174,8 +186,8 @@ impl Start {
 }
 
 impl Standby {
-    /// Tells it whose it is, with the folders that it is lent.
-    fn claim(mut self, spec: &Spec, lent: &[OwnedFd], task: Option<&str>) -> io::Result<Taken> {
+    /// Tells it whose it is, with the folder that it is lent.
+    fn claim(mut self, spec: &Spec, lent: Option<&OwnedFd>, task: Option<&str>) -> io::Result<Taken> {
         // Of its own, for what watched it until now lets go of the other a moment later.
         let control = UnixStream::from_std(StdStream::from(self.stream.as_fd().try_clone_to_owned()?))?;
         let at = monotonic_us();
@@ -254,16 +266,24 @@ struct State {
 struct Making {
     kind: Kind,
     pid: Option<u32>,
+    /// Where it can be told to hurry, once it has a process.
+    stream: Option<StdStream>,
     /// It runs only when nothing else is to be done.
     idle: bool,
     /// A wake waits for it.
     hurried: bool,
 }
 
+/// Tells one in the making to be ready with less than all done beforehand. One that has ended is found to have.
+fn hurry(mut stream: &StdStream) {
+    use std::io::Write;
+    let _ = stream.write_all(standby::HURRY);
+}
+
 /// A VMM that is a database's now.
 pub struct Taken {
     pub process: Process,
-    /// What is said over `vm.ctl`, from its first word on: that it listens.
+    /// What is said over its control socket, from its first word on: that it is the database's.
     pub control: UnixStream,
     /// Just before it was told so, from when on it may be at work; µs, monotonic.
     pub at: u64,
@@ -328,7 +348,7 @@ impl Pool {
                 }
                 break;
             };
-            let lent = match shelved.standby.folders.lend(&spec.id, home) {
+            let lent = match shelved.standby.folder.lend(&spec.id, home) {
                 Ok(lent) => lent,
                 // Another database's may be in order.
                 Err(error) => {
@@ -336,16 +356,13 @@ impl Pool {
                     return Err(error);
                 }
             };
-            match shelved.standby.claim(spec, &lent, None) {
+            match shelved.standby.claim(spec, lent.as_ref(), None) {
                 Ok(taken) => return Ok(Taken { stood_by: true, ..taken }),
                 // Why it has ended stands in its log.
                 Err(error) => tracing::warn!(%error, "a VMM that stood by is gone"),
             }
         }
-        let start = &self.shared.start;
-        let made = start.make(&kind, spec.id.as_str(), &home.vmm_log(&spec.id), |_| ()).await?;
-        let lent = made.folders.lend(&spec.id, home)?;
-        Ok(made.claim(spec, &lent, None)?)
+        self.shared.start.make_now(spec, None).await
     }
 
     pub fn home(&self) -> &Home {
@@ -360,10 +377,7 @@ impl Pool {
     /// A VMM that carries out a task with the database's files and ends. It is made for that: those that stand by are for
     /// whoever waits.
     pub async fn make_for(&self, spec: &Spec, task: &str) -> Result<Process, MakeError> {
-        let (start, home) = (&self.shared.start, self.home());
-        let made = start.make(&Kind::of(spec), spec.id.as_str(), &home.vmm_log(&spec.id), |_| ()).await?;
-        let lent = made.folders.lend(&spec.id, home)?;
-        Ok(made.claim(spec, &lent, Some(task))?.process)
+        Ok(self.shared.start.make_now(spec, Some(task)).await?.process)
     }
 
     /// Returns once no wake has been under way for a while.
@@ -415,16 +429,21 @@ impl State {
     fn hurry(&mut self, kind: &Kind) -> bool {
         let Some(making) = self.making.as_mut().filter(|making| making.kind == *kind && !making.hurried) else { return false };
         making.hurried = true;
+        making.stream.iter().for_each(hurry);
         // Whether it can be done is seen once it is ready.
         let _ = self.give_way_no_more();
         true
     }
 
     /// The one in the making has a process, which gives way unless a wake waits for it.
-    fn begun(&mut self, pid: u32) {
+    fn begun(&mut self, pid: u32, stream: &StdStream) {
         let Some(making) = self.making.as_mut() else { return };
         making.pid = Some(pid);
-        if !making.hurried && self.gives_way {
+        if making.hurried {
+            return hurry(stream);
+        }
+        making.stream = stream.try_clone().ok();
+        if self.gives_way {
             let done = set_idle(pid, true);
             making.idle = done.is_ok();
             // Where that cannot be undone it is not done.
@@ -494,8 +513,8 @@ impl Shared {
 
     /// Makes one of a kind and puts it on its shelf. It gives way meanwhile, unless a wake waits for it.
     async fn make(self: &Arc<Self>, kind: &Kind, log: &Path) -> Result<(), MakeError> {
-        self.lock().making = Some(Making { kind: kind.clone(), pid: None, idle: false, hurried: false });
-        let making = self.start.make(kind, PLACEHOLDER, log, |pid| self.lock().begun(pid));
+        self.lock().making = Some(Making { kind: kind.clone(), pid: None, stream: None, idle: false, hurried: false });
+        let making = self.start.make(kind, PLACEHOLDER, log, |pid, stream| self.lock().begun(pid, stream));
         tokio::pin!(making);
         let made = match tokio::time::timeout(GIVE_WAY, &mut making).await {
             Ok(made) => made,
@@ -611,9 +630,7 @@ mod tests {
         let error = pool.take(&spec).await.err().unwrap();
         assert!(matches!(&error, MakeError::Lend { folder, .. } if *folder == home.database(&spec.id)), "{error}");
         assert_eq!(pool.len(), 1);
-        for folder in [home.database(&spec.id), home.run_of(&spec.id)] {
-            std::fs::create_dir(folder).unwrap();
-        }
+        std::fs::create_dir(home.database(&spec.id)).unwrap();
         assert!(pool.take(&spec).await.unwrap().stood_by);
         drop(waking);
         pool.close().await;
@@ -624,7 +641,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (home, program, go) = (Home::new(dir.path().into()), dir.path().join("vmm"), dir.path().join("go"));
         home.create().unwrap();
-        let script = format!("#!/bin/sh\nwhile ! test -e {}; do sleep 0.01; done\nprintf 'ready\\n' >&0\nread claim\nread more\n", go.display());
+        let script = format!("#!/bin/sh\nwhile ! test -e {}; do sleep 0.01; done\nprintf 'ready\\n' >&0\nread hurry\nread claim\nread more\n", go.display());
         std::fs::write(&program, script).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
         let start = Start { program, home, jail: Jail::Own, groups: None, watchdog_ms: 0, console_log_mib: 1 };
