@@ -1,4 +1,4 @@
-//! A VMM for tests that speaks as on `PID.ctl` and has no guest: what the host manager does when one misbehaves cannot
+//! A VMM for tests that speaks as on `VMM.ctl` and has no guest: what the host manager does when one misbehaves cannot
 //! be had from a real one on demand.
 //!
 //! It holds the layer's lock as the real one does, and takes its orders from files in the database's folder:

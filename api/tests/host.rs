@@ -31,7 +31,7 @@ async fn a_new_database_sleeps_and_wakes_once_for_many() -> Test {
     answers.dedup();
     assert_eq!(answers.len(), 1);
     assert_eq!(db.lives().len(), 1);
-    assert_eq!(answers[0].socket, dir.path().join("run/vmms").join(format!("{}.sock", db.lives()[0])));
+    assert_eq!(answers[0].socket, support::vmm_files(dir.path(), db.lives()[0]).1);
     assert_eq!(db.state().await, Some(State::Running));
     until("the cool-down is told", async || db.has("cool_down")).await;
     assert_eq!(db.read("cool_down"), "1000");

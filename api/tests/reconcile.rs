@@ -79,7 +79,7 @@ fn a_vm_whose_database_is_gone_or_that_does_not_listen_is_killed() -> Test {
         let (gone, mute) = (w.create("gone").await, w.create("mute").await);
         gone.wake().await;
         mute.wake().await;
-        std::fs::remove_file(dir.path().join(format!("run/vmms/{}.ctl", mute.lives()[0]))).unwrap();
+        std::fs::remove_file(support::vmm_files(dir.path(), mute.lives()[0]).1.with_extension("ctl")).unwrap();
         w.metadata.remove_database(&gone.id).await.unwrap();
         (gone.lives()[0], (mute.lives()[0], mute.id.clone()))
     });
@@ -363,7 +363,7 @@ fn a_vm_that_could_not_be_noted_is_found_by_its_socket_and_ended() -> Test {
             db.noted().await;
             pids.push(db.lives()[0]);
             // As if the disk had been full when it was claimed: half a note, and none.
-            let note = dir.path().join("run/vmms").join(db.lives()[0].to_string());
+            let note = support::vmm_files(dir.path(), db.lives()[0]).0;
             if name == "at work" { std::fs::write(note, "").unwrap() } else { std::fs::remove_file(note).unwrap() }
             ids.push(db.id.clone());
         }

@@ -69,7 +69,12 @@ impl Vm {
 
     /// The answer to a request, which must be done.
     pub fn ask(&self, request: &str) -> Result<Value, VmError> {
-        let (folder, name) = (self.home.join("run/vmms"), format!("{}.ctl", self.process()?));
+        // Its number, and when it was started.
+        let (folder, number) = (self.home.join("run/vmms"), format!("{}-", self.process()?));
+        let names = fs::read_dir(&folder).into_iter().flatten().flatten();
+        let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+        let name = names.find(|name| name.starts_with(&number) && name.ends_with(".ctl"));
+        let name = name.ok_or_else(|| VmError::NotAwake(self.id.clone()))?;
         let failed = |source| VmError::Io {
             path: folder.join(&name),
             source,

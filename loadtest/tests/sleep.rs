@@ -56,8 +56,10 @@ fn all_threads_of_a_woken_vm_have_their_priority() {
             .filter(|policy| *policy >= 0)
             .collect();
         assert!(policies.len() > 1);
+        // The one that marks the snapshot as spent, if it is still at it, interrupts nobody.
+        let (batch, others): (Vec<_>, Vec<_>) = policies.iter().partition(|policy| **policy == libc::SCHED_BATCH);
         assert!(
-            policies.iter().all(|policy| *policy == libc::SCHED_OTHER),
+            batch.len() <= 1 && others.iter().all(|policy| **policy == libc::SCHED_OTHER),
             "{policies:?}"
         );
     }

@@ -50,7 +50,7 @@ pub(crate) struct Failure {
     pub in_snapshot: bool,
 }
 
-/// Connects to `PID.sock` and says which session this is.
+/// Connects to `VMM.sock` and says which session this is.
 pub(crate) async fn connect(socket: &Path, hello: Hello) -> Result<(UnixStream, Answer), ConnectError> {
     connect_and_say(socket, hello, &[]).await
 }

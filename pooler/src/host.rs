@@ -86,7 +86,7 @@ pub enum Availability {
 /// An awake database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Awake {
-    /// The VMM's `PID.sock`.
+    /// The VMM's `VMM.sock`.
     pub socket: PathBuf,
     /// The life of the guest's memory: a session of another one is gone.
     pub epoch: String,

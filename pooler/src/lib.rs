@@ -2,7 +2,7 @@
 //! here while their database sleeps.
 //!
 //! ```text
-//!  client ──TCP, TLS──▶ login ──▶ forward ◀─PID.sock──▶ VMM, guest
+//!  client ──TCP, TLS──▶ login ──▶ forward ◀─VMM.sock──▶ VMM, guest
 //!                         │  │        │
 //!          password ◀─────┘  └─▶ bind │    one task a client
 //!             │ lookup     wake │     │

@@ -1,4 +1,4 @@
-//! `PID.ctl`: requests and answers, one JSON object a line (`docs/interfaces.md`).
+//! `VMM.ctl`: requests and answers, one JSON object a line (`docs/interfaces.md`).
 //!
 //! This module reads requests and writes lines; what a request does is the monitor's business.
 
@@ -205,7 +205,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut control = Control::new(crate::sockets::Listeners::new(dir.path()).unwrap().control);
         let reactor = Reactor::new().unwrap();
-        let mut client = UnixStream::connect(dir.path().join(format!("{}.ctl", std::process::id()))).unwrap();
+        let pid = std::process::id();
+        let name = crate::sockets::name(pid, crate::sockets::started(pid).unwrap());
+        let mut client = UnixStream::connect(dir.path().join(format!("{name}.ctl"))).unwrap();
         let mut next = 10;
         let new = control.accept(&reactor, &mut || {
             next += 1;

@@ -1,7 +1,7 @@
 //! The virtual machine monitor: one process per awake database.
 //!
 //! ```text
-//! PID.sock, PID.ctl ──▶ monitor ◀──────────────▶ guest ──▶ machine (KVM, one vCPU)
+//! VMM.sock, VMM.ctl ──▶ monitor ◀──────────────▶ guest ──▶ machine (KVM, one vCPU)
 //!                       sessions, control        doorbell      ▲
 //!                       virtio::vsock            virtio::{files, rng, console}
 //!                                                  │           │

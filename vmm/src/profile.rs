@@ -33,7 +33,7 @@ pub enum Reason {
 
 const NAMES: [&str; 6] = ["files", "sockets", "devices", "halt", "signal", "event"];
 
-/// Counts and samples of one guest; the vCPU thread writes, `PID.ctl` reads.
+/// Counts and samples of one guest; the vCPU thread writes, `VMM.ctl` reads.
 #[derive(Default)]
 pub struct Profile {
     exits: [AtomicU64; NAMES.len()],

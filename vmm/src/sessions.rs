@@ -1,4 +1,4 @@
-//! `PID.sock`: one connection a session, begun by 32 bytes each way (`docs/interfaces.md`).
+//! `VMM.sock`: one connection a session, begun by 32 bytes each way (`docs/interfaces.md`).
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};

@@ -1,4 +1,7 @@
-//! The two sockets of a VMM, `run/vmms/PID.sock` and `run/vmms/PID.ctl`: made before its jail is closed, in which no socket can be.
+//! The two sockets of a VMM, `run/vmms/VMM.sock` and `run/vmms/VMM.ctl`: made before its jail is closed, in which no socket can be.
+//!
+//! `VMM` is the process' number and when it was started, which no other process ever has: whoever is late for this one does not come to
+//! another database's.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,12 +16,28 @@ pub struct Listeners {
     pub control: UnixListener,
 }
 
+/// When a process was started, in the clock's ticks since the host's boot; `None` of one that has ended.
+pub fn started(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(") ")?.1.split_ascii_whitespace();
+    let ended = matches!(fields.next()?, "Z" | "X");
+    // The state is field 3, the start is field 22.
+    fields.nth(22 - 4)?.parse().ok().filter(|_| !ended)
+}
+
+/// The name of a process that is a VMM.
+pub fn name(pid: u32, started: u64) -> String {
+    format!("{pid}-{started}")
+}
+
 impl Listeners {
-    /// Listens, non-blocking, in the folder, replacing what an earlier process of this number left there.
+    /// Listens, non-blocking, in the folder, replacing what a process of this name left there before the host's last boot.
     pub fn new(folder: &Path) -> io::Result<Self> {
+        let pid = std::process::id();
+        let name = name(pid, started(pid).ok_or_else(|| io::Error::other("/proc does not say when this process was started"))?);
         let open = File::open(folder)?;
-        let listen = |name: &str| {
-            let name = format!("{}.{name}", std::process::id());
+        let listen = |ending: &str| {
+            let name = format!("{name}.{ending}");
             match fs::remove_file(folder.join(&name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}

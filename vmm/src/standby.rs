@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It speaks with whoever started it over its standard input, a stream socket: a line each way, and from then on what is said
-//! over `PID.ctl`. A server that dies before closes it, and the process ends.
+//! over `VMM.ctl`. A server that dies before closes it, and the process ends.
 
 use std::fs::{self, File};
 use std::io;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::control::SessionCounts;
 use super::machine::{Answer, Effect, Input, Machine, Phase, Rest, Want};
-use super::process::Process;
+use super::process::{Process, Sockets};
 use super::state::State;
 use super::vm::{self, VmCommand, VmContext, VmEvent};
 use super::{Awake, DeleteError, EventKind, Inner, PackError, RestartError, SuspendError, WakeError};
@@ -47,8 +47,8 @@ pub enum Command {
     /// A held client spoke while its database was about to sleep.
     Spoke,
     Suspend(oneshot::Sender<Result<(), SuspendError>>),
-    /// What the process number of its VMM is, if it has one.
-    Process(oneshot::Sender<Option<u32>>),
+    /// Where its VMM listens, if it has one.
+    Sockets(oneshot::Sender<Option<Sockets>>),
     /// Shut it down, so that its next start is a cold one.
     Restart { end_sessions: bool, reply: oneshot::Sender<Result<(), RestartError>> },
     Pack(oneshot::Sender<Result<(), PackError>>),
@@ -112,8 +112,7 @@ pub struct Actor {
     packing: Option<oneshot::Sender<()>>,
     packed: Option<Result<(), PackError>>,
     vm: Option<mpsc::UnboundedSender<VmCommand>>,
-    /// The process number of its VMM.
-    pid: Option<u32>,
+    sockets: Option<Sockets>,
     /// Counts lives, so that a word from a VM of before is not taken for one of this.
     life: u64,
     counts: Vec<SessionCounts>,
@@ -159,7 +158,7 @@ impl Actor {
             packing: None,
             packed: None,
             vm: None,
-            pid: None,
+            sockets: None,
             life: 0,
             counts: Vec::new(),
             awake: None,
@@ -243,8 +242,8 @@ impl Actor {
                 self.wake_deadline = Some(Instant::now() + self.host.limits.wake_timeout);
                 None
             }
-            Note::Vm(_, VmEvent::Process(pid)) => {
-                self.pid = pid;
+            Note::Vm(_, VmEvent::Sockets(sockets)) => {
+                self.sockets = sockets;
                 None
             }
             Note::Vm(_, VmEvent::Image(image)) => {
@@ -263,7 +262,8 @@ impl Actor {
                     }
                 }
                 self.reason = None;
-                let awake = Awake { socket: self.host.home.session_socket(self.pid.unwrap_or_default()), epoch };
+                let socket = self.sockets.as_ref().map(|sockets| sockets.sessions.clone()).unwrap_or_default();
+                let awake = Awake { socket, epoch };
                 // Before anyone is answered: a held session binds again, one of another epoch ends.
                 self.host.sessions().awake(&self.facts.id, &awake, &existing);
                 crash::point("wake-bound");
@@ -338,7 +338,7 @@ impl Actor {
 
     fn exited(&mut self, reason: Option<String>, hung: bool) -> Input {
         self.vm = None;
-        self.pid = None;
+        self.sockets = None;
         self.life += 1;
         self.awake = None;
         self.turn_deadline = None;
@@ -390,8 +390,8 @@ impl Actor {
                 Some(Input::Wake)
             }
             Command::Spoke => Some(Input::Spoke),
-            Command::Process(reply) => {
-                let _ = reply.send(self.pid);
+            Command::Sockets(reply) => {
+                let _ = reply.send(self.sockets.clone());
                 None
             }
             Command::Suspend(reply) => {

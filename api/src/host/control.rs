@@ -1,4 +1,4 @@
-//! The wire of `PID.ctl`: JSON, one object a line (`docs/interfaces.md`).
+//! The wire of `VMM.ctl`: JSON, one object a line (`docs/interfaces.md`).
 
 use std::collections::BTreeMap;
 use std::io;

@@ -112,19 +112,19 @@ impl Home {
         self.run().join("vmms")
     }
 
-    /// What is noted of the VMM of this process number.
-    pub fn note_of(&self, pid: u32) -> PathBuf {
-        self.vmms().join(pid.to_string())
+    /// What is noted of the VMM of this name.
+    pub fn note_of(&self, vmm: &str) -> PathBuf {
+        self.vmms().join(vmm)
     }
 
     /// Where it takes requests.
-    pub fn control_socket(&self, pid: u32) -> PathBuf {
-        self.vmms().join(format!("{pid}.ctl"))
+    pub fn control_socket(&self, vmm: &str) -> PathBuf {
+        self.vmms().join(format!("{vmm}.ctl"))
     }
 
     /// Where it takes sessions.
-    pub fn session_socket(&self, pid: u32) -> PathBuf {
-        self.vmms().join(format!("{pid}.sock"))
+    pub fn session_socket(&self, vmm: &str) -> PathBuf {
+        self.vmms().join(format!("{vmm}.sock"))
     }
 
     /// Addresses and process id of the running server, for the command and for tests.

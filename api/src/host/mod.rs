@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!  API, CLI ──▶ Host ──▶ actor of a database ──▶ vm ──▶ VMM process
-//!  pooler  ──▶   │            │  machine.rs: what to do     PID.ctl, exit
+//!  pooler  ──▶   │            │  machine.rs: what to do     VMM.ctl, exit
 //!                │            ▼
 //!                └─ states ◀─ publish ─▶ journal (metadata), events (console)
 //! ```
@@ -74,7 +74,7 @@ pub const GUEST_SUPERUSER: &str = dormouse_pooler::service::SUPERUSER;
 /// An awake database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Awake {
-    /// The VMM's `PID.sock`.
+    /// The VMM's `VMM.sock`.
     pub socket: PathBuf,
     /// The life of the guest's memory: a session of another one is gone.
     pub epoch: String,
@@ -411,10 +411,9 @@ impl Host {
     pub async fn tasks(&self, id: &DatabaseId) -> Result<String, TasksError> {
         const PATIENCE: Duration = Duration::from_secs(10);
         let (reply, answer) = oneshot::channel();
-        let asked = self.inner.lock_actors().get(id).map(|actor| actor.try_send(Command::Process(reply)));
-        let pid = if asked.is_some() { answer.await.ok().flatten() } else { None };
-        let socket = self.inner.home.control_socket(pid.ok_or(TasksError::Asleep)?);
-        let stream = socket::connect(&socket).await.map_err(|_| TasksError::Asleep)?;
+        let asked = self.inner.lock_actors().get(id).map(|actor| actor.try_send(Command::Sockets(reply)));
+        let sockets = if asked.is_some() { answer.await.ok().flatten() } else { None };
+        let stream = socket::connect(&sockets.ok_or(TasksError::Asleep)?.control).await.map_err(|_| TasksError::Asleep)?;
         let asked = tokio::time::timeout(PATIENCE, control::ask_tasks(stream)).await;
         match asked {
             Ok(Ok(report)) => report.ok_or(TasksError::Asleep),

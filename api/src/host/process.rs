@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use tokio::io::unix::AsyncFd;
@@ -58,6 +58,13 @@ impl Kept {
     }
 }
 
+/// The paths of a VMM's two sockets.
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    pub sessions: PathBuf,
+    pub control: PathBuf,
+}
+
 enum Handle {
     Child(Child),
     Adopted { pid: u32, pidfd: AsyncFd<OwnedFd> },
@@ -93,6 +100,12 @@ impl Process {
         // The other server may have ended in the middle of a suspend.
         let _ = set_idle(pid, false);
         Ok(Process { handle: Handle::Adopted { pid, pidfd }, kept: Kept::new(Some(record), pool.group_of(pid)) })
+    }
+
+    /// Where it takes sessions and where it takes requests, as long as it runs.
+    pub fn sockets(&self) -> Option<Sockets> {
+        let record = self.kept.record.as_ref()?;
+        Some(Sockets { sessions: record.session_socket(), control: record.control_socket() })
     }
 
     pub fn pid(&self) -> Option<u32> {

@@ -81,7 +81,7 @@ impl Host {
         };
         let wanted = row.filter(|row| !matches!(row.state, State::Creating | State::Deleting));
         let control = match &wanted {
-            Some(_) => connect(&self.inner.home.control_socket(pid)).await.ok(),
+            Some(_) => connect(&record.control_socket()).await.ok(),
             None => None,
         };
         if let Ok(mut process) = Process::adopt(record, &self.inner.pool) {

@@ -19,7 +19,7 @@ use super::control::{Event, Lines, Message, Request, Sender, SessionCounts, spli
 use super::folders::Unsettled;
 use super::layout::Home;
 use super::pool::{MakeError, Taken, Waking};
-use super::process::{Process, Spec, last_cry, last_words, rotate, set_idle, status};
+use super::process::{Process, Sockets, Spec, last_cry, last_words, rotate, set_idle, status};
 use super::socket::{connect, is_open};
 use super::turns::Turn;
 use super::wakes::WakeKind;
@@ -43,8 +43,8 @@ pub enum VmCommand {
 pub enum VmEvent {
     /// Its turn has come: it is being started.
     Starting,
-    /// It runs in this process.
-    Process(Option<u32>),
+    /// It listens there.
+    Sockets(Option<Sockets>),
     /// `existing`: the sessions in its guest, if some may be from before this server.
     Ready { epoch: String, existing: Vec<SessionCounts>, cold: Option<Cold> },
     /// It is started on this image.
@@ -216,7 +216,7 @@ impl<F: Fn(VmEvent)> Life<F> {
                 return unsettled.map(|u| u.to_string()).or(reason);
             }
         };
-        (self.events)(VmEvent::Process(process.pid()));
+        (self.events)(VmEvent::Sockets(process.sockets()));
         let (lines, sender) = split(stream);
         let mut giving_way = GivingWay(None);
         let over = self.converse(lines, sender, &mut process, &mut giving_way).await;
@@ -337,8 +337,8 @@ impl<F: Fn(VmEvent)> Life<F> {
             };
             self.steps.push(("spawned".to_owned(), at));
             // Whoever waits connects and speaks before it has looked at anything, and is heard once it is found to be the right one.
-            if let Some(pid) = process.pid() {
-                self.context.host.sessions().listening(&id, home.session_socket(pid));
+            if let Some(sockets) = process.sockets() {
+                self.context.host.sessions().listening(&id, sockets.sessions);
             }
             crash::point("wake-offered");
             return tokio::select! {
@@ -415,8 +415,8 @@ impl<F: Fn(VmEvent)> Life<F> {
                             giving_way.end(process);
                             // By a connection of its own: on this one its answer could not be told from the
                             // suspend's, which is the one that counts.
-                            let socket = process.pid().map(|pid| self.context.home.control_socket(pid));
-                            socket.map(|socket| tokio::spawn(cancel(socket, self.context.spec.id.clone())));
+                            let id = &self.context.spec.id;
+                            process.sockets().map(|sockets| tokio::spawn(cancel(sockets.control, id.clone())));
                             continue;
                         }
                         Some(VmCommand::Suspend(sessions)) => (Request::Suspend { sessions }, Open::Suspend),

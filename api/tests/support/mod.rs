@@ -12,6 +12,7 @@ use dormouse_api::host::{Awake, Create, End, Host, Sessions, State};
 use dormouse_api::identity::{DatabaseId, TenantId};
 use dormouse_api::metadata::{Metadata, StateJournal};
 use dormouse_api::settings::{Settings, Sources};
+use dormouse_vmm::sockets;
 
 /// The fake VMM of the same build: examples are built before tests are run.
 pub fn fake_vmm() -> PathBuf {
@@ -248,6 +249,12 @@ pub fn killed<T>(work: impl AsyncFnOnce() -> T) -> T {
     let left = runtime.block_on(work());
     runtime.shutdown_background();
     left
+}
+
+/// The note and the session socket of a VMM that runs.
+pub fn vmm_files(home: &Path, pid: u32) -> (PathBuf, PathBuf) {
+    let name = sockets::name(pid, sockets::started(pid).unwrap());
+    (home.join("run/vmms").join(&name), home.join("run/vmms").join(format!("{name}.sock")))
 }
 
 /// Polls for what tells nobody.

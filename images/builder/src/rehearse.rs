@@ -263,9 +263,15 @@ impl Vm {
 
     /// Connects as soon as the VMM listens.
     fn listening(&mut self, name: &str) -> io::Result<UnixStream> {
-        let (path, deadline) = (self.sockets.join(format!("{}.{name}", self.child.id())), Instant::now() + PATIENCE);
+        // Its number, and when it was started.
+        let (start, end, deadline) = (format!("{}-", self.child.id()), format!(".{name}"), Instant::now() + PATIENCE);
+        let find = || {
+            let names = std::fs::read_dir(&self.sockets)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let name = names.filter(|name| name.starts_with(&start) && name.ends_with(&end)).last();
+            name.map(|name| self.sockets.join(name)).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
+        };
         loop {
-            match UnixStream::connect(&path) {
+            match find().and_then(UnixStream::connect) {
                 Ok(stream) => {
                     stream.set_read_timeout(Some(PATIENCE))?;
                     return Ok(stream);

@@ -1,4 +1,4 @@
-//! The 32 bytes with which a connection to `PID.sock` begins, and the 32 that answer it (`docs/interfaces.md`).
+//! The 32 bytes with which a connection to `VMM.sock` begins, and the 32 that answer it (`docs/interfaces.md`).
 
 /// Bytes of either.
 pub const LEN: usize = 32;

@@ -156,7 +156,7 @@ impl Monitor {
         }))
     }
 
-    /// Takes a connection for a client's of `PID.ctl`, before the guest is ready.
+    /// Takes a connection for a client's of `VMM.ctl`, before the guest is ready.
     pub fn control_by(&self, stream: UnixStream) {
         let mut io = self.io();
         io.next_token += 1;

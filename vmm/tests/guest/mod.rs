@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use dormouse_abi as abi;
+use dormouse_vmm::sockets;
 
 pub const SHARED: u64 = abi::SYSTEM + abi::system::SHARED;
 const ARGUMENT: u64 = abi::SYSTEM + abi::system::BOOT_INFO + offset_of!(abi::BootInfo, strings) as u64;
@@ -563,7 +564,8 @@ impl Vmm {
 
     /// Connects to its socket of sessions (`sock`) or of control (`ctl`) once it listens.
     pub fn connect(&self, name: &str) -> UnixStream {
-        let path = self.sockets.join(format!("{}.{name}", self.pid()));
+        let vmm = sockets::name(self.pid(), sockets::started(self.pid()).expect("it runs"));
+        let path = self.sockets.join(format!("{vmm}.{name}"));
         let until = Instant::now() + Duration::from_secs(10);
         loop {
             match UnixStream::connect(&path) {
