@@ -162,7 +162,7 @@ pub(crate) async fn again(
                         return Ok((stream, words.len(), Some(waking)));
                     }
                     Arc::new(waking.await.map_err(|error| Failure {
-                        end: End::new(error.sqlstate(), error.to_string()),
+                        end: if offered.load(Ordering::Relaxed) { unanswered() } else { End::new(error.sqlstate(), error.to_string()) },
                         in_snapshot: !matches!(error, WakeError::Deleting),
                     })?)
                 }
@@ -190,11 +190,7 @@ pub(crate) async fn again(
     };
     let (guest, said, waking) = match timeout(shared.wake_timeout(), attempt).await {
         Ok(result) => result?,
-        // Who tries again might have it done twice.
-        Err(_) if offered.load(Ordering::Relaxed) => {
-            let end = End::new("57P01", "terminating connection because the database did not answer in time; reconnect");
-            return Err(Failure { end, in_snapshot: true });
-        }
+        Err(_) if offered.load(Ordering::Relaxed) => return Err(Failure { end: unanswered(), in_snapshot: true }),
         Err(_) => {
             return Err(Failure { end: End::new("57P03", "the database did not wake in time; try again"), in_snapshot: true });
         }
@@ -209,6 +205,11 @@ pub(crate) async fn again(
         });
     }
     Ok(Bound { guest, said, steps })
+}
+
+/// Of a client whose words are on their way to a guest that may have them: if it tried again they might be carried out twice.
+fn unanswered() -> End {
+    End::new("57P01", "terminating connection because the database did not answer; reconnect")
 }
 
 /// The answer to a wake, as it is or to come.

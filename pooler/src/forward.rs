@@ -292,15 +292,15 @@ impl Forward {
         if state.client_gone || self.is_goodbye() {
             return Step::Stop(Stop::Bury);
         }
+        // What is said is passed on as soon as there is a guest.
+        if let Err(end) = show(&mut self.to_guest, state, &self.shared.metrics) {
+            return Step::Stop(Stop::BuryAndSay(end));
+        }
         let awake = match state.order.take().map(|order| *order) {
             Some(Order::Bind(awake)) => Some(awake),
             _ if self.to_guest.is_empty() => return Step::Wait,
             _ => {
                 self.steps = Steps::begin("query_received");
-                // What is said is passed on as soon as there is a guest.
-                if let Err(end) = show(&mut self.to_guest, state, &self.shared.metrics) {
-                    return Step::Stop(Stop::BuryAndSay(end));
-                }
                 None
             }
         };

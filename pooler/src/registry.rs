@@ -71,9 +71,9 @@ struct Database {
     urgent: usize,
     quiesced: bool,
     awake: Option<Arc<Awake>>,
-    /// Its VMM listens here, and is about to be awake.
+    /// Where the VMM listens that was claimed for it, and is about to be awake.
     listening: Option<Arc<Path>>,
-    /// How many VMMs have listened.
+    /// How many VMMs were claimed for it.
     lives: u64,
     dead: Vec<Dead>,
     /// Told when `quiesced` ends, when `urgent` falls to 0, and of `listening`.
@@ -217,7 +217,7 @@ impl Registry {
         self.until(id, |database| database.urgent == 0).await;
     }
 
-    /// A VMM listens that is about to be awake.
+    /// A VMM was claimed that is about to be awake.
     pub fn listens(&self, id: DatabaseId, socket: PathBuf) {
         self.with(id, |database| {
             database.listening = Some(socket.into());

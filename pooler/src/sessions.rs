@@ -52,8 +52,8 @@ impl Sessions {
         self.registry.suspended(database);
     }
 
-    /// The VMM that a wake is for listens at `socket`, and is about to be awake: who waits may connect, and is served as soon
-    /// as it is, before the wake is answered.
+    /// A VMM was claimed for a wake, which listens at `socket`: who waits may connect and speak, and is served as soon as it is awake,
+    /// before the wake is answered.
     pub fn listening(&self, database: DatabaseId, socket: std::path::PathBuf) {
         self.registry.listens(database, socket);
     }

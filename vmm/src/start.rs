@@ -224,8 +224,9 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     // Behind the jail, which a thread that KVM makes here is to have as well.
     made.machine.enter_and_leave()?;
     let is_apart = apart.is_some();
+    let begun = Instant::now();
     if let Some(touch) = touch
-        && let Err(error) = touch.run(&mut made.machine, || standby.is_wanted())
+        && let Err(error) = touch.run(&mut made.machine, || standby.is_wanted() || begun.elapsed() > TOUCHING)
     {
         tracing::warn!(%error, "no golden memory: its guest does not run");
         made = made.anew(&host, settings)?;
@@ -242,6 +243,9 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     made.machine.read_host_tsc()?;
     run_as(&settings, &image, &host, made, Outside { folder, sockets, server: Some(server) }, started)
 }
+
+/// The most time for touching pages beforehand: many times what it takes where the golden memory is in the host's cache.
+const TOUCHING: Duration = Duration::from_secs(2);
 
 /// From here on nothing but a guest is to be begun.
 fn close_jail(settings: &Settings, image: &Image, apart: Option<&Apart>) -> Result<(), StartError> {

@@ -308,9 +308,14 @@ fn clones_of_the_golden_guest_are_apart_and_sleep_against_it() {
             if at == 0 {
                 assert_eq!(hello(&mut stream, 2, session, 4, 4).0, 0);
             } else {
-                let another = hello_in(&mut vmm.connect("sock"), 3, session, (4, 4), &[b'x'; 32]);
+                // What is said behind the epoch is the guest's if it is the right one, and nobody's if not.
+                let said = |epoch: &[u8]| [epoch, b"words"].concat();
+                let another = hello_in(&mut vmm.connect("sock"), 3, session, (4, 4), &said(&[b'x'; 32]));
                 assert_eq!(another.0, 1, "a session of another life is not known");
-                assert_eq!(hello_in(&mut stream, 3, session, (4, 4), &epoch).0, 0);
+                assert_eq!(hello_in(&mut stream, 3, session, (4, 4), &said(&epoch)).0, 0);
+                let mut heard = [0; 5];
+                stream.read_exact(&mut heard).unwrap();
+                assert_eq!(&heard, b"words");
             }
             echo(&mut stream, b"once more");
         }

@@ -49,7 +49,10 @@ fn parse(name: &str) -> Option<(u32, u64)> {
 impl Record {
     /// Of a process that runs and is nobody's yet. Nothing is written.
     pub fn new(home: &Home, pid: u32) -> io::Result<Record> {
-        let started = sockets::started(pid).ok_or(io::ErrorKind::NotFound)?;
+        Record::of(home, (pid, sockets::started(pid).ok_or(io::ErrorKind::NotFound)?))
+    }
+
+    fn of(home: &Home, (pid, started): (u32, u64)) -> io::Result<Record> {
         let note = Note { boot: boot()?, database: PLACEHOLDER.to_owned() };
         Ok(Record { pid, started, home: home.clone(), note })
     }
@@ -103,7 +106,7 @@ impl Record {
             let found = match Record::find(home, &name) {
                 // One that could not be noted: whoever else has its number now does not listen there.
                 None if socket::connect(&home.control_socket(&name)).await.is_ok() => {
-                    parse(&name).and_then(|(pid, _)| Record::new(home, pid).ok())
+                    parse(&name).and_then(|process| Record::of(home, process).ok())
                 }
                 found => found,
             };
@@ -130,7 +133,7 @@ impl Record {
     }
 }
 
-/// Of a process that does not run: what is left is removed at the next start.
+/// Of a process that does not run: what is left is removed at the next start, as is what one makes that was given up a moment before.
 fn remove_files(home: &Home, name: &str) {
     for path in [home.control_socket(name), home.session_socket(name), home.note_of(name)] {
         let _ = fs::remove_file(path);

@@ -88,6 +88,28 @@ async fn roles_of_sql_are_possible_once_a_password_was_set_in_sql() {
 }
 
 #[tokio::test]
+async fn the_journal_writes_what_comes_soon_after_the_first_with_it() {
+    let (_dir, m) = fresh().await;
+    let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();
+    let (journal, task) = StateJournal::start(m.clone(), 3);
+    // The writer has its turn only here: it waits for the first, and then for more.
+    tokio::task::yield_now().await;
+    journal.record(&db.id, State::Resuming, None);
+    tokio::task::yield_now().await;
+    journal.record(&db.id, State::Running, None);
+    assert_eq!(journal.pending(&db.id), Some((State::Running, None)));
+    while journal.pending(&db.id).is_some() {
+        assert_ne!(m.database(&db.id).await.unwrap().unwrap().state, State::Resuming, "it was written alone");
+    }
+    assert_eq!(m.database(&db.id).await.unwrap().unwrap().state, State::Running);
+    // The end does not wait.
+    journal.record(&db.id, State::Suspended, None);
+    journal.close();
+    task.await.unwrap();
+    assert_eq!(m.database(&db.id).await.unwrap().unwrap().state, State::Suspended);
+}
+
+#[tokio::test]
 async fn the_journal_writes_the_newest_state_and_leaves_deleting_alone() {
     let (_dir, m) = fresh().await;
     let db = create(&m, &TenantId::default_tenant(), "a", 9).await.unwrap();

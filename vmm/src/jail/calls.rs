@@ -40,6 +40,8 @@ pub enum Check {
     Any,
     /// The argument, an `int`, is one of these.
     OneOf(u8, &'static [u32]),
+    /// Each of these arguments, an `int`, is what stands beside it.
+    All(&'static [(u8, u32)]),
     /// Of the argument's bits in the mask, just these are set.
     Bits(u8, u64, u64),
     /// The argument, an `int`, is not this.
@@ -48,7 +50,7 @@ pub enum Check {
     Own(u8),
 }
 
-use Check::{Any, Bits, Not, OneOf, Own};
+use Check::{All, Any, Bits, Not, OneOf, Own};
 
 /// One line of the table: a call, who may make it beside the main thread, and how.
 pub type Row = (c_long, &'static [ThreadKind], Check);
@@ -144,7 +146,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_rseq, ALL, Any),
     (libc::SYS_sigaltstack, ALL, Any),
     (libc::SYS_sched_getaffinity, ALL, Any),
-    (libc::SYS_sched_setscheduler, SPEND, OneOf(1, &[libc::SCHED_BATCH as u32])),
+    (libc::SYS_sched_setscheduler, SPEND, All(&[(0, 0), (1, libc::SCHED_BATCH as u32)])),
     (libc::SYS_sched_yield, ALL, Any),
     (libc::SYS_getpid, ALL, Any),
     (libc::SYS_gettid, ALL, Any),

@@ -26,6 +26,12 @@ fn rules(check: Check) -> Result<Vec<SeccompRule>, BackendError> {
     match check {
         Check::Any => Ok(Vec::new()),
         Check::OneOf(argument, values) => values.iter().map(|value| condition(argument, Eq, u64::from(*value))).collect(),
+        Check::All(values) => {
+            let conditions = values.iter().map(|(argument, value)| {
+                SeccompCondition::new(*argument, SeccompCmpArgLen::Dword, Eq, u64::from(*value))
+            });
+            Ok(vec![SeccompRule::new(conditions.collect::<Result<_, _>>()?)?])
+        }
         Check::Bits(argument, mask, value) => Ok(vec![condition(argument, MaskedEq(mask), value)?]),
         Check::Not(argument, value) => Ok(vec![condition(argument, Ne, u64::from(value))?]),
         Check::Own(argument) => Ok(vec![condition(argument, Eq, u64::from(std::process::id()))?]),

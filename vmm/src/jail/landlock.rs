@@ -1,7 +1,7 @@
 //! Landlock: what files may be used for, whatever path leads to them; as much of it as the kernel has, which may be nothing.
 //!
 //! Two rulesets, each of which only takes away. The first is of the whole process and comes before there are other threads:
-//! what nothing here ever does. The second comes with the claim, since only then it is known which folders are the database's;
+//! what nothing here ever does. The second comes with the claim, since only then it is known which folder is the database's;
 //! each thread that is there by then takes it on for itself.
 
 use std::fs::DirBuilder;

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  enter ─▶ image, VM, vCPU, golden memory ─▶ close ─▶ "ready" ─▶ the claim ─▶ a guest
-//!    │                                         │                     └ the database's folders
+//!    │                                         │                     └ the database's folder
 //!    └ namespaces, an empty root               └ own user, no powers, system calls filtered, threads that may make fewer still
 //! ```
 //!
-//! - [`root`]: namespaces and the root folder; [`folders`]: those of a database, handed over by who claims it;
+//! - [`root`]: namespaces and the root folder; [`folders`]: a database's, handed over by who claims it;
 //! - [`landlock`]: what the files there may be used for;
 //! - [`powers`]: capabilities, privileges, limits;
 //! - [`calls`]: the table of system calls, by thread; [`filter`]: the seccomp programs made of it;

@@ -148,6 +148,7 @@ impl Start {
         own.set_nonblocking(true)?;
         let stream = UnixStream::from_std(own)?;
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
+            Ok(Ok(_)) if kept.0.record.is_none() => Err(io::Error::other("/proc does not say when it was started").into()),
             Ok(Ok(folder)) => Ok(Standby { child, stream: Arc::new(stream), folder, kept }),
             // The latter if it has not read that it is to hurry.
             Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
@@ -207,7 +208,7 @@ impl Standby {
         let mut kept = std::mem::take(&mut self.kept.0);
         // While it is at work already. If the server ends before it is done, the next one finds it to be nobody's, and ends it.
         if let Some(Err(error)) = kept.record.as_mut().map(|record| record.claim(&spec.id)) {
-            tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server finds it by its socket, if at all");
+            tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server ends it");
         }
         crash::point("wake-recorded");
         Ok(Taken { process: Process::child(self.child, kept), control, at, stood_by: false })
@@ -459,6 +460,10 @@ impl State {
 
     /// The one in the making is ready: it must not be some database's while it gives way.
     fn made_ready(&mut self) -> io::Result<()> {
+        if let Some(making) = &mut self.making {
+            // From here on what is said there is for the claim.
+            (making.hurried, making.stream) = (true, None);
+        }
         let undone = self.give_way_no_more();
         self.gives_way &= undone.is_ok();
         undone
@@ -604,7 +609,7 @@ mod tests {
         assert!(DatabaseId::parse(PLACEHOLDER).is_none());
     }
 
-    /// A VMM that wants its folders, and says no more.
+    /// A VMM that wants its folder, and says no more.
     const APART: &str = "#!/bin/sh\nprintf 'apart\\n' >&0\nread claim\n";
 
     #[tokio::test]
