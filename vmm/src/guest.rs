@@ -72,7 +72,7 @@ pub struct Guest {
 /// What a suspend has to know beyond the guest: called when it is halted and drained.
 pub trait Suspender {
     /// Writes the snapshot. `Ok` means committed. The error is what the asker is told.
-    fn suspend(&mut self, guest: &mut Guest, commit: &crate::monitor::Commit) -> Result<(), String>;
+    fn suspend(&mut self, guest: &mut Guest, commit: &Arc<crate::monitor::Commit>) -> Result<(), String>;
     /// True if the guest is to be suspended though nobody asks.
     fn wants(&self, _io: &Io) -> bool {
         false

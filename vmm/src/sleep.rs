@@ -1,6 +1,7 @@
 //! The suspend of a guest: in what order, to where.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::crash;
@@ -46,7 +47,7 @@ pub struct Sleeper {
 }
 
 impl Sleeper {
-    fn write(&mut self, guest: &mut Guest, commit: &Commit) -> Result<(), String> {
+    fn write(&mut self, guest: &mut Guest, commit: &Arc<Commit>) -> Result<(), String> {
         let began = Instant::now();
         crash::point("suspend-begun");
         if let Some(spending) = &self.spending {
@@ -127,7 +128,7 @@ impl Sleeper {
 }
 
 impl Suspender for Sleeper {
-    fn suspend(&mut self, guest: &mut Guest, commit: &Commit) -> Result<(), String> {
+    fn suspend(&mut self, guest: &mut Guest, commit: &Arc<Commit>) -> Result<(), String> {
         self.write(guest, commit)
     }
 

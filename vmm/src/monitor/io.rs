@@ -1,7 +1,8 @@
 //! Behind the monitor's mutex: the sockets, the device behind them, and what control clients ask and are told.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
@@ -15,7 +16,12 @@ use crate::virtio::vsock::Vsock;
 
 /// How far a suspend has come. Decided by one compare-and-swap, so a cancel and a commit never both win.
 #[derive(Debug, Default)]
-pub struct Commit(AtomicU8);
+pub struct Commit {
+    state: AtomicU8,
+    /// What became of a flush that it needs, and word of that and of a cancel.
+    flushed: Mutex<Option<io::Result<()>>>,
+    news: Condvar,
+}
 
 impl Commit {
     const OPEN: u8 = 0;
@@ -24,15 +30,42 @@ impl Commit {
 
     /// True if the suspend is (now) called off.
     pub fn cancel(&self) -> bool {
-        self.0.compare_exchange(Self::OPEN, Self::CANCELLED, Ordering::AcqRel, Ordering::Acquire)
-            != Err(Self::COMMITTED)
+        let called_off = self.state.compare_exchange(Self::OPEN, Self::CANCELLED, Ordering::AcqRel, Ordering::Acquire)
+            != Err(Self::COMMITTED);
+        // Who waits has looked, or looks from now on.
+        drop(self.lock());
+        self.news.notify_all();
+        called_off
     }
     /// True if it may be committed; from then on it can't be called off.
     pub fn commit(&self) -> bool {
-        self.0.compare_exchange(Self::OPEN, Self::COMMITTED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        self.state.compare_exchange(Self::OPEN, Self::COMMITTED, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
     pub fn cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire) == Self::CANCELLED
+        self.state.load(Ordering::Acquire) == Self::CANCELLED
+    }
+
+    /// The flush has ended; whether the suspend was called off before, so that nobody may wait for it.
+    pub fn tell_flushed(&self, result: io::Result<()>) -> bool {
+        let mut flushed = self.lock();
+        *flushed = Some(result);
+        self.news.notify_all();
+        self.cancelled()
+    }
+
+    /// Waits for the end of the flush; `None` if the suspend is called off before.
+    pub fn wait_flushed(&self) -> Option<io::Result<()>> {
+        let mut flushed = self.lock();
+        loop {
+            if flushed.is_some() || self.cancelled() {
+                return flushed.take();
+            }
+            flushed = self.news.wait(flushed).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<io::Result<()>>> {
+        self.flushed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -337,5 +370,6 @@ mod tests {
         assert!(commit.cancel(), "calling off twice is calling off");
         assert!(!commit.commit());
         assert!(commit.cancelled());
+        assert!(commit.wait_flushed().is_none());
     }
 }

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use dormouse_abi::PAGE;
 use lz4_flex::block::get_maximum_output_size;
@@ -12,6 +14,7 @@ use super::delta;
 use super::format::{self, Extent, FRAME_LONGEST, FRAME_PAGES, Frame, HEADER_LEN, Header};
 use super::pages::{self, Base, Free};
 use crate::crash;
+use crate::jail::{ThreadKind, threads};
 use crate::machine::Ram;
 use crate::monitor::Commit;
 
@@ -93,6 +96,44 @@ impl Growing<'_> {
     }
 }
 
+/// Flushes the temporary file of a suspend that was called off, and removes it.
+static LATE: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
+
+/// Waits until nobody has the temporary file any more.
+fn settle() {
+    let late = LATE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    // A panic there has been told of.
+    let _ = late.map(JoinHandle::join);
+}
+
+/// Carries out the flush of the temporary file on a thread of its own: a suspend that is called off goes on at once, and not when
+/// the disk has done what nobody wants any more. By then that thread removes the file.
+fn flush_aside(
+    temporary: &Path,
+    commit: &Arc<Commit>,
+    flush: impl Fn() -> io::Result<()> + Clone + Send + 'static,
+) -> Result<(), WriteError> {
+    let flushed = |result: io::Result<()>| result.map_err(|source| WriteError::Io { what: "flush", source });
+    let (own, file, here) = (Arc::clone(commit), temporary.to_owned(), flush.clone());
+    let thread = threads::spawn(ThreadKind::Spend, move || {
+        if own.tell_flushed(here()) {
+            // Whoever waits all the same removes it too.
+            let _ = std::fs::remove_file(file);
+        }
+    });
+    let Ok(thread) = thread else { return flushed(flush()) };
+    match commit.wait_flushed() {
+        Some(result) => {
+            let _ = thread.join();
+            flushed(result)
+        }
+        None => {
+            *LATE.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+            Err(WriteError::Cancelled)
+        }
+    }
+}
+
 fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -109,11 +150,13 @@ pub unsafe fn snapshot(
     ram: &Ram,
     free: &Free,
     base: Option<&Base>,
-    commit: &Commit,
+    commit: &Arc<Commit>,
 ) -> Result<Written, WriteError> {
+    settle();
     // SAFETY: the caller's promise.
     let written = unsafe { write(dir, header, state, ram, free, base, commit) };
-    if written.is_err() {
+    let is_late = || LATE.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+    if written.is_err() && !is_late() {
         // On a full disk it is this that gives the room back.
         let _ = std::fs::remove_file(dir.join(TEMPORARY));
     }
@@ -129,7 +172,7 @@ unsafe fn write(
     ram: &Ram,
     free: &Free,
     base: Option<&Base>,
-    commit: &Commit,
+    commit: &Arc<Commit>,
 ) -> Result<Written, WriteError> {
     let temporary = dir.join(TEMPORARY);
     let io = |what| move |source| WriteError::Io { what, source };
@@ -156,7 +199,10 @@ unsafe fn write(
     let file = growing.out.into_inner().map_err(|error| WriteError::from(error.into_error()))?;
     file.write_all_at(&header.encode().map_err(|_| WriteError::Header)?, 0)?;
     crash::point("suspend-written");
-    file.sync_all().map_err(io("flush"))?;
+    flush_aside(&temporary, commit, {
+        let file = Arc::new(file);
+        move || file.sync_all()
+    })?;
     crash::point("suspend-synced");
     if !commit.commit() {
         return Err(WriteError::Cancelled);
@@ -223,4 +269,45 @@ pub unsafe fn golden(
     std::fs::rename(&state_tmp, dir.join("state")).map_err(io("name"))?;
     sync_dir(dir).map_err(io("commit"))?;
     Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    #[test]
+    fn a_suspend_that_is_called_off_does_not_wait_for_the_disk_and_the_next_one_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let temporary = dir.path().join(TEMPORARY);
+        std::fs::write(&temporary, "x").unwrap();
+        let (begun, has_begun) = channel();
+        let (end, ended) = channel::<()>();
+        let ended = Arc::new(Mutex::new(ended));
+        let commit = Arc::new(Commit::default());
+        let canceller = std::thread::spawn({
+            let commit = Arc::clone(&commit);
+            move || {
+                has_begun.recv().unwrap();
+                assert!(commit.cancel());
+            }
+        });
+        let slow = move || {
+            begun.send(()).unwrap();
+            ended.lock().unwrap().recv().map_err(io::Error::other)
+        };
+        assert!(matches!(flush_aside(&temporary, &commit, slow), Err(WriteError::Cancelled)));
+        canceller.join().unwrap();
+        assert!(temporary.exists(), "the disk is not done with it");
+        end.send(()).unwrap();
+        settle();
+        assert!(!temporary.exists());
+        // One that is not called off has its file, and its error.
+        std::fs::write(&temporary, "y").unwrap();
+        flush_aside(&temporary, &Arc::default(), || Ok(())).unwrap();
+        let full = || Err(io::ErrorKind::StorageFull.into());
+        assert!(matches!(flush_aside(&temporary, &Arc::default(), full), Err(WriteError::Io { what: "flush", .. })));
+        assert!(temporary.exists());
+    }
 }
