@@ -206,7 +206,7 @@ mod tests {
         let mut control = Control::new(crate::sockets::Listeners::new(dir.path()).unwrap().control);
         let reactor = Reactor::new().unwrap();
         let pid = std::process::id();
-        let name = crate::sockets::name(pid, crate::sockets::started(pid).unwrap());
+        let name = crate::sockets::name(pid, crate::sockets::started(pid).unwrap().unwrap());
         let mut client = UnixStream::connect(dir.path().join(format!("{name}.ctl"))).unwrap();
         let mut next = 10;
         let new = control.accept(&reactor, &mut || {

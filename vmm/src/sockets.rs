@@ -16,13 +16,20 @@ pub struct Listeners {
     pub control: UnixListener,
 }
 
-/// When a process was started, in the clock's ticks since the host's boot; `None` of one that has ended.
-pub fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let mut fields = stat.rsplit_once(") ")?.1.split_ascii_whitespace();
-    let ended = matches!(fields.next()?, "Z" | "X");
-    // The state is field 3, the start is field 22.
-    fields.nth(22 - 4)?.parse().ok().filter(|_| !ended)
+/// When a process was started, in the clock's ticks since the host's boot; `None` of one that has ended. An error says neither.
+pub fn started(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        stat => stat?,
+    };
+    let parsed = || {
+        let mut fields = stat.rsplit_once(") ")?.1.split_ascii_whitespace();
+        let ended = matches!(fields.next()?, "Z" | "X");
+        // The state is field 3, the start is field 22.
+        Some((fields.nth(22 - 4)?.parse().ok()?, ended))
+    };
+    let (started, ended) = parsed().ok_or(io::ErrorKind::InvalidData)?;
+    Ok((!ended).then_some(started))
 }
 
 /// The name of a process that is a VMM.
@@ -34,7 +41,7 @@ impl Listeners {
     /// Listens, non-blocking, in the folder, replacing what a process of this name left there before the host's last boot.
     pub fn new(folder: &Path) -> io::Result<Self> {
         let pid = std::process::id();
-        let name = name(pid, started(pid).ok_or_else(|| io::Error::other("/proc does not say when this process was started"))?);
+        let name = name(pid, started(pid)?.ok_or(io::ErrorKind::NotFound)?);
         let open = File::open(folder)?;
         let listen = |ending: &str| {
             let name = format!("{name}.{ending}");

@@ -36,7 +36,7 @@ use crate::snapshot::hot::{self, Touch};
 use crate::snapshot::pages::{self, Base};
 use crate::snapshot::read::{Fit, ReadError, Snapshot};
 use crate::snapshot::spent::{self, Spending};
-use crate::snapshot::write::NAME;
+use crate::snapshot::write::{self, NAME};
 use crate::snapshot::{State, layer_copy};
 use crate::sockets::Listeners;
 use crate::standby::{self, Claim, Standby};
@@ -580,6 +580,8 @@ impl Place<'_> {
         jail::threads::end_spares();
         crash::point("restore-entered");
         let end = guest.run(&mut sleeper);
+        // While this process holds the layer.
+        write::settle();
         if let Some(spending) = &sleeper.spending {
             // A guest that ends at once is no reason to leave half of it to the next start.
             let _ = spending.wait();

@@ -88,7 +88,7 @@ impl Process {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, libc::PIDFD_NONBLOCK) };
         if fd < 0 {
             let error = io::Error::last_os_error();
-            if !record.runs() {
+            if record.has_ended() {
                 record.remove();
             }
             return Err(error);
@@ -97,7 +97,9 @@ impl Process {
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         // Looked at once the descriptor is there: the number cannot have passed to another process in between.
         if !record.runs() {
-            record.remove();
+            if record.has_ended() {
+                record.remove();
+            }
             return Err(io::ErrorKind::NotFound.into());
         }
         // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.

@@ -49,7 +49,7 @@ fn parse(name: &str) -> Option<(u32, u64)> {
 impl Record {
     /// Of a process that runs and is nobody's yet. Nothing is written.
     pub fn new(home: &Home, pid: u32) -> io::Result<Record> {
-        Record::of(home, (pid, sockets::started(pid).ok_or(io::ErrorKind::NotFound)?))
+        Record::of(home, (pid, sockets::started(pid)?.ok_or(io::ErrorKind::NotFound)?))
     }
 
     fn of(home: &Home, (pid, started): (u32, u64)) -> io::Result<Record> {
@@ -89,30 +89,28 @@ impl Record {
         DatabaseId::parse(&self.note.database)
     }
 
-    /// What is noted of a process of this boot.
-    fn find(home: &Home, name: &str) -> Option<Record> {
-        let (pid, started) = parse(name)?;
-        let note: Note = serde_json::from_slice(&fs::read(home.note_of(name)).ok()?).ok()?;
-        (boot().ok()? == note.boot).then(|| Record { pid, started, home: home.clone(), note })
-    }
-
-    /// All that run, of this home. Of the others nothing is left.
+    /// All that run, of this home. Of those that have ended nothing is left.
     pub async fn all(home: &Home) -> Vec<Record> {
         let entries = fs::read_dir(home.vmms()).into_iter().flatten().flatten();
         let stem = |entry: fs::DirEntry| Some(entry.file_name().to_str()?.split('.').next()?.to_owned());
         let names: BTreeSet<String> = entries.filter_map(stem).collect();
         let mut running = Vec::new();
-        for name in names {
-            let found = match Record::find(home, &name) {
-                // One that could not be noted: whoever else has its number now does not listen there.
-                None if socket::connect(&home.control_socket(&name)).await.is_ok() => {
-                    parse(&name).and_then(|process| Record::of(home, process).ok())
+        for (name, process) in names.iter().filter_map(|name| Some((name, parse(name)?))) {
+            let Ok(mut record) = Record::of(home, process) else { continue };
+            let note = fs::read(home.note_of(name)).ok().and_then(|note| serde_json::from_slice::<Note>(&note).ok());
+            let is_of_this_boot = match note {
+                Some(note) => {
+                    let is_of_this_boot = note.boot == record.note.boot;
+                    record.note = note;
+                    is_of_this_boot
                 }
-                found => found,
+                // One that could not be noted: whoever else has that number and start does not listen there.
+                None => socket::connect(&home.control_socket(name)).await.is_ok(),
             };
-            match found.filter(Record::runs) {
-                Some(record) => running.push(record),
-                None => remove_files(home, &name),
+            if !is_of_this_boot || record.has_ended() {
+                remove_files(home, name);
+            } else if record.runs() {
+                running.push(record);
             }
         }
         running
@@ -120,7 +118,12 @@ impl Record {
 
     /// Whether it is still that process which has the number.
     pub fn runs(&self) -> bool {
-        sockets::started(self.pid) == Some(self.started)
+        sockets::started(self.pid).is_ok_and(|started| started == Some(self.started))
+    }
+
+    /// Whether it is no longer, for certain.
+    pub fn has_ended(&self) -> bool {
+        sockets::started(self.pid).is_ok_and(|started| started != Some(self.started))
     }
 
     /// Forgets it, on a thread of its own where there is a runtime: a file system may have whoever removes something wait.

@@ -253,7 +253,7 @@ pub fn killed<T>(work: impl AsyncFnOnce() -> T) -> T {
 
 /// The note and the session socket of a VMM that runs.
 pub fn vmm_files(home: &Path, pid: u32) -> (PathBuf, PathBuf) {
-    let name = sockets::name(pid, sockets::started(pid).unwrap());
+    let name = sockets::name(pid, sockets::started(pid).unwrap().unwrap());
     (home.join("run/vmms").join(&name), home.join("run/vmms").join(format!("{name}.sock")))
 }
 

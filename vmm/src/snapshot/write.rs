@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use dormouse_abi::PAGE;
@@ -99,11 +99,15 @@ impl Growing<'_> {
 /// Flushes the temporary file of a suspend that was called off, and removes it.
 static LATE: Mutex<Option<JoinHandle<()>>> = Mutex::new(None);
 
+fn late() -> MutexGuard<'static, Option<JoinHandle<()>>> {
+    LATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Waits until nobody has the temporary file any more.
-fn settle() {
-    let late = LATE.lock().unwrap_or_else(PoisonError::into_inner).take();
+pub fn settle() {
+    let thread = late().take();
     // A panic there has been told of.
-    let _ = late.map(JoinHandle::join);
+    let _ = thread.map(JoinHandle::join);
 }
 
 /// Carries out the flush of the temporary file on a thread of its own: a suspend that is called off goes on at once, and not when
@@ -128,7 +132,7 @@ fn flush_aside(
             flushed(result)
         }
         None => {
-            *LATE.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+            *late() = Some(thread);
             Err(WriteError::Cancelled)
         }
     }
@@ -139,7 +143,8 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Writes and commits the snapshot of a guest that stands still. `header` has everything but the extents. After an
-/// error other than [`WriteError::Stuck`] there is none, and the guest may go on.
+/// error other than [`WriteError::Stuck`] there is none, and the guest may go on. It is refused as called off while the disk is at work
+/// for one that was.
 ///
 /// # Safety
 /// The vCPU is out of the guest and no device runs.
@@ -152,11 +157,13 @@ pub unsafe fn snapshot(
     base: Option<&Base>,
     commit: &Arc<Commit>,
 ) -> Result<Written, WriteError> {
-    settle();
+    if late().take_if(|thread| thread.is_finished()).is_none() && late().is_some() {
+        // Who waited for that would wait for the disk, and could not be called off.
+        return Err(WriteError::Cancelled);
+    }
     // SAFETY: the caller's promise.
     let written = unsafe { write(dir, header, state, ram, free, base, commit) };
-    let is_late = || LATE.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-    if written.is_err() && !is_late() {
+    if written.is_err() && late().is_none() {
         // On a full disk it is this that gives the room back.
         let _ = std::fs::remove_file(dir.join(TEMPORARY));
     }

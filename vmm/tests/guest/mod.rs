@@ -564,7 +564,7 @@ impl Vmm {
 
     /// Connects to its socket of sessions (`sock`) or of control (`ctl`) once it listens.
     pub fn connect(&self, name: &str) -> UnixStream {
-        let vmm = sockets::name(self.pid(), sockets::started(self.pid()).expect("it runs"));
+        let vmm = sockets::name(self.pid(), sockets::started(self.pid()).unwrap().expect("it runs"));
         let path = self.sockets.join(format!("{vmm}.{name}"));
         let until = Instant::now() + Duration::from_secs(10);
         loop {
