@@ -173,8 +173,9 @@ pub(crate) async fn begin(
                 steps.note("session_begun");
                 return Ok((begun, awake.epoch));
             }
-            Err(BeginError::Connect(ConnectError::Unreachable(error))) if !tried => {
-                tracing::debug!(%database, %error, "woken VMM is not there, asking again");
+            // Nothing of a session that was not let in has been carried out.
+            Err(error @ (BeginError::Closed | BeginError::Connect(ConnectError::Unreachable(_)))) if !tried => {
+                tracing::info!(%database, %error, "a woken VMM let go of a new session, asking again");
                 tried = true;
             }
             Err(error) => return Err(error.into()),
