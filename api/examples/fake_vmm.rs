@@ -15,7 +15,8 @@
 //! | `pack` | told to pack: ends with the status in it, or never if that is `hang`; leaves `packed.tmp` and a line in `packings` |
 //! | `sessions` | the sessions it has, as JSON |
 //!
-//! With a file `never-ready` in its home it ends with the status in it before it stands by.
+//! With a file `never-ready` in its home it ends with the status in it before it stands by; as long as a file `late` is there it
+//! does not listen yet.
 //!
 //! It writes `snapshot` when it suspends, removes it when it wakes (a guest that always writes), and adds a line
 //! to `lives` for each life. `idle` is sent when the file `idle` appears in the database's folder.
@@ -53,9 +54,17 @@ fn main() {
         eprintln!("the test wants no VMM");
         std::process::exit(status.trim().parse().unwrap());
     }
-    let listener = Listeners::new(&home.join("run/vmms")).unwrap().control;
-    listener.set_nonblocking(false).unwrap();
     let standby = Standby::new(&value("--database")).unwrap();
+    while home.join("late").exists() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let sockets = home.join("run/vmms");
+    let listeners = Listeners::new(&sockets).unwrap();
+    if standby.is_forsaken() {
+        return listeners.end(&sockets).unwrap();
+    }
+    let listener = listeners.control;
+    listener.set_nonblocking(false).unwrap();
     standby.say_ready(None).unwrap();
     let Some((claim, _, server)) = standby.wait().unwrap() else { return };
     let id = claim.database;

@@ -316,7 +316,7 @@ async fn a_vmm_that_ends_before_it_is_ready_is_no_longer_said_to_listen() -> Tes
     db.order("slow", "");
     let (host, id) = (w.host.clone(), db.id.clone());
     let waking = tokio::spawn(async move { host.wake(&id).await });
-    until("it to listen", async || *w.pooler.listening.lock().unwrap()).await;
+    until("it to listen", async || *w.pooler.listening.lock().unwrap() && db.lives().len() == 1).await;
     db.kill_vm();
     assert!(waking.await.unwrap().is_err());
     assert!(!*w.pooler.listening.lock().unwrap());

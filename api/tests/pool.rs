@@ -105,6 +105,25 @@ async fn one_that_dies_is_replaced_and_a_wake_does_not_meet_the_dead() -> Test {
 }
 
 #[tokio::test]
+async fn one_that_is_let_go_before_it_listens_leaves_nothing() -> Test {
+    let dir = tempfile::tempdir()?;
+    let late = dir.path().join("late");
+    std::fs::write(&late, "")?;
+    let w = World::new(dir.path(), &[]).await;
+    let files = || std::fs::read_dir(dir.path().join("run/vmms")).unwrap().count();
+    until("one is in the making", async || files() == 1 && standing_by(dir.path()).len() == 1).await;
+    let made = standing_by(dir.path())[0].0;
+    w.host.shut_down().await;
+    drop(w);
+    until("its note is gone", async || files() == 0).await;
+    assert!(alive(made));
+    std::fs::remove_file(&late)?;
+    until("it has ended", async || !alive(made)).await;
+    assert_eq!(files(), 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_new_image_empties_the_pool() -> Test {
     let dir = tempfile::tempdir()?;
     let w = World::new(dir.path(), &[]).await;

@@ -71,7 +71,16 @@ impl Standby {
 
     /// Whether it is told to hurry, or whoever could have claimed it is gone.
     pub fn is_wanted(&self) -> bool {
-        let mut event = libc::pollfd { fd: self.stream.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        self.polled(libc::POLLIN)
+    }
+
+    /// Whether whoever could have claimed it is gone.
+    pub fn is_forsaken(&self) -> bool {
+        self.polled(libc::POLLRDHUP)
+    }
+
+    fn polled(&self, events: i16) -> bool {
+        let mut event = libc::pollfd { fd: self.stream.as_raw_fd(), events, revents: 0 };
         // SAFETY: one pollfd, alive during the call, which does not wait.
         unsafe { libc::poll(&mut event, 1, 0) != 0 }
     }

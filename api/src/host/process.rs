@@ -88,18 +88,14 @@ impl Process {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, libc::PIDFD_NONBLOCK) };
         if fd < 0 {
             let error = io::Error::last_os_error();
-            if record.has_ended() {
-                record.remove();
-            }
+            record.forget();
             return Err(error);
         }
         // SAFETY: the descriptor is new and owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         // Looked at once the descriptor is there: the number cannot have passed to another process in between.
         if !record.runs() {
-            if record.has_ended() {
-                record.remove();
-            }
+            record.forget();
             return Err(io::ErrorKind::NotFound.into());
         }
         // SAFETY: the descriptor is owned by the AsyncFd and never replaced while registered.

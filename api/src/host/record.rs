@@ -126,7 +126,14 @@ impl Record {
         sockets::started(self.pid).is_ok_and(|started| started != Some(self.started))
     }
 
-    /// Forgets it, on a thread of its own where there is a runtime: a file system may have whoever removes something wait.
+    /// Removes what is left of it if it has ended.
+    pub fn forget(self) {
+        if self.has_ended() {
+            self.remove();
+        }
+    }
+
+    /// Removes what there is of it, on a thread of its own where there is a runtime: a file system may have whoever removes something wait.
     pub fn remove(self) {
         let remove = move || remove_files(&self.home, &self.name());
         match tokio::runtime::Handle::try_current() {
@@ -136,7 +143,7 @@ impl Record {
     }
 }
 
-/// Of a process that does not run: what is left is removed at the next start, as is what one makes that was given up a moment before.
+/// Of a process that does not run, or is told to end. What is left is removed at the next start.
 fn remove_files(home: &Home, name: &str) {
     for path in [home.control_socket(name), home.session_socket(name), home.note_of(name)] {
         let _ = fs::remove_file(path);

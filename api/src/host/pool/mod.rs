@@ -15,7 +15,7 @@ mod shelves;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormouse_pooler::monotonic_us;
+use dormouse_vmm::jail::folders;
 use dormouse_vmm::standby;
 use serde_json::json;
 use tokio::net::UnixStream;
@@ -97,20 +98,26 @@ pub enum MakeError {
     Io(#[from] io::Error),
 }
 
-/// One that is ready. Dropped, it ends: its end of the socket is closed.
+/// One that is ready. Dropped, it ends.
 struct Standby {
     child: Child,
-    stream: Arc<UnixStream>,
     folder: Folder,
-    kept: Unclaimed,
+    unclaimed: Unclaimed,
 }
 
-/// What there is of a VMM beside its process: of one that is nobody's it goes with this.
-struct Unclaimed(Kept);
+/// What there is of a VMM beside its process. As long as it is nobody's all of that goes with this, and the process ends.
+struct Unclaimed {
+    stream: Arc<UnixStream>,
+    kept: Option<Kept>,
+}
 
 impl Drop for Unclaimed {
     fn drop(&mut self) {
-        self.0.remove();
+        let Some(mut kept) = self.kept.take() else { return };
+        // First: a process that listens only after its files were removed finds it closed, and removes them itself.
+        // SAFETY: a descriptor we own and a flag.
+        unsafe { libc::shutdown(self.stream.as_raw_fd(), libc::SHUT_RDWR) };
+        kept.remove();
     }
 }
 
@@ -120,8 +127,10 @@ impl Start {
     ///
     /// It is in a process group of its own: a Ctrl-C at the terminal is the server's to handle, and an awake VM must
     /// outlive a server that crashes.
-    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32, &StdStream)) -> Result<Standby, MakeError> {
+    async fn make(&self, kind: &Kind, name: &str, log: &Path, begun: impl FnOnce(u32, &Arc<UnixStream>)) -> Result<Standby, MakeError> {
         let (own, theirs) = StdStream::pair()?;
+        own.set_nonblocking(true)?;
+        let stream = Arc::new(UnixStream::from_std(own)?);
         let log = File::options().create(true).append(true).open(log)?;
         let mut command = Command::new(&self.program);
         command
@@ -143,13 +152,13 @@ impl Start {
         // It holds the other end of the socket, whose closing by the child is to be seen.
         drop(command);
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
-        let kept = Unclaimed(self.keep(child.id(), kind));
-        child.id().map(|pid| begun(pid, &own));
-        own.set_nonblocking(true)?;
-        let stream = UnixStream::from_std(own)?;
+        let kept = self.keep(child.id(), kind);
+        let is_known = kept.record.is_some();
+        let unclaimed = Unclaimed { stream: stream.clone(), kept: Some(kept) };
+        child.id().map(|pid| begun(pid, &stream));
         match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
-            Ok(Ok(_)) if kept.0.record.is_none() => Err(io::Error::other("/proc does not say when it was started").into()),
-            Ok(Ok(folder)) => Ok(Standby { child, stream: Arc::new(stream), folder, kept }),
+            Ok(Ok(_)) if !is_known => Err(io::Error::other("/proc does not say when it was started").into()),
+            Ok(Ok(folder)) => Ok(Standby { child, folder, unclaimed }),
             // The latter if it has not read that it is to hurry.
             Ok(Err(error)) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
                 Err(MakeError::Ended(child.wait().await?))
@@ -190,7 +199,8 @@ impl Standby {
     /// Tells it whose it is, with the folder that it is lent.
     fn claim(mut self, spec: &Spec, lent: Option<&OwnedFd>, task: Option<&str>) -> io::Result<Taken> {
         // Of its own, for what watched it until now lets go of the other a moment later.
-        let control = UnixStream::from_std(StdStream::from(self.stream.as_fd().try_clone_to_owned()?))?;
+        let stream = &*self.unclaimed.stream;
+        let control = UnixStream::from_std(StdStream::from(stream.as_fd().try_clone_to_owned()?))?;
         let at = monotonic_us();
         crash::point("wake-lent");
         let claim = json!({
@@ -200,12 +210,12 @@ impl Standby {
             "task": task,
         });
         let line = format!("{claim}\n");
-        match dormouse_vmm::jail::folders::send(&*self.stream, line.as_bytes(), lent)? {
+        match folders::send(stream, line.as_bytes(), lent)? {
             sent if sent == line.len() => {}
             _ => return Err(io::ErrorKind::WriteZero.into()),
         }
         crash::point("wake-claimed");
-        let mut kept = std::mem::take(&mut self.kept.0);
+        let mut kept = self.unclaimed.kept.take().unwrap_or_default();
         // While it is at work already. If the server ends before it is done, the next one finds it to be nobody's, and ends it.
         if let Some(Err(error)) = kept.record.as_mut().map(|record| record.claim(&spec.id)) {
             tracing::warn!(%error, database = %spec.id, "that a VMM was claimed cannot be noted: another server ends it");
@@ -268,7 +278,7 @@ struct Making {
     kind: Kind,
     pid: Option<u32>,
     /// Where it can be told to hurry, once it has a process.
-    stream: Option<StdStream>,
+    stream: Option<Arc<UnixStream>>,
     /// It runs only when nothing else is to be done.
     idle: bool,
     /// A wake waits for it.
@@ -276,9 +286,8 @@ struct Making {
 }
 
 /// Tells one in the making to be ready with less than all done beforehand. One that has ended is found to have.
-fn hurry(mut stream: &StdStream) {
-    use std::io::Write;
-    let _ = stream.write_all(standby::HURRY);
+fn hurry(stream: &UnixStream) {
+    let _ = folders::send(stream, standby::HURRY, None);
 }
 
 /// A VMM that is a database's now.
@@ -430,20 +439,20 @@ impl State {
     fn hurry(&mut self, kind: &Kind) -> bool {
         let Some(making) = self.making.as_mut().filter(|making| making.kind == *kind && !making.hurried) else { return false };
         making.hurried = true;
-        making.stream.iter().for_each(hurry);
+        making.stream.iter().for_each(|stream| hurry(stream));
         // Whether it can be done is seen once it is ready.
         let _ = self.give_way_no_more();
         true
     }
 
     /// The one in the making has a process, which gives way unless a wake waits for it.
-    fn begun(&mut self, pid: u32, stream: &StdStream) {
+    fn begun(&mut self, pid: u32, stream: &Arc<UnixStream>) {
         let Some(making) = self.making.as_mut() else { return };
         making.pid = Some(pid);
         if making.hurried {
             return hurry(stream);
         }
-        making.stream = stream.try_clone().ok();
+        making.stream = Some(stream.clone());
         if self.gives_way {
             let done = set_idle(pid, true);
             making.idle = done.is_ok();
@@ -511,7 +520,7 @@ impl Shared {
     fn put_back(&self, kind: &Kind, shelved: Shelved) {
         let mut state = self.lock();
         // If it has ended meanwhile nobody watches it any more.
-        if !state.closed && socket::is_open(&shelved.standby.stream) {
+        if !state.closed && socket::is_open(&shelved.standby.unclaimed.stream) {
             state.shelves.put(kind, shelved);
         }
     }
@@ -545,7 +554,7 @@ impl Shared {
             return;
         }
         state.number += 1;
-        let (shared, stream, number) = (self.clone(), standby.stream.clone(), state.number);
+        let (shared, stream, number) = (self.clone(), standby.unclaimed.stream.clone(), state.number);
         let watch = tokio::spawn(async move {
             socket::closed(&stream).await;
             let mut state = shared.lock();
