@@ -142,12 +142,16 @@ impl Vsock {
         std::mem::take(&mut self.outcomes)
     }
 
-    /// A parked connection's port, if one is open.
+    /// A parked connection's port, if one is open. One of which it has not been told yet that it opened is whoever's asked for it.
     pub fn parked(&self) -> Option<u32> {
+        let told = |port| self.outcomes.iter().all(|(untold, _)| *untold != port);
         self.connections
             .values()
             .find(|connection| {
-                connection.session == 0 && connection.state == State::Open && connection.guest_closed == 0
+                connection.session == 0
+                    && connection.state == State::Open
+                    && connection.guest_closed == 0
+                    && told(connection.port)
             })
             .map(|connection| connection.port)
     }

@@ -119,6 +119,19 @@ fn readable(token: u64) -> Event {
 }
 
 #[test]
+fn a_connection_is_parked_only_once_whoever_asked_for_it_was_told() {
+    let mut driver = Driver::new();
+    let mut vsock = Vsock::new(driver.ram.view().clone()).unwrap();
+    let port = vsock.connect();
+    vsock.pump();
+    driver.send(port, op::RESPONSE, 0, 0, &[]);
+    vsock.pump();
+    assert_eq!(vsock.parked(), None);
+    assert_eq!(vsock.outcomes(), [(port, Outcome::Opened)]);
+    assert_eq!(vsock.parked(), Some(port));
+}
+
+#[test]
 fn a_guest_is_never_given_more_than_its_credit() {
     let (mut driver, mut vsock, port, mut far) = session();
     far.write_all(&[7; 2500]).unwrap();
