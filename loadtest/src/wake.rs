@@ -52,7 +52,7 @@ pub struct Counts {
     pub databases: usize,
     pub held: usize,
     pub new: usize,
-    /// Of each of these two again, the host's page cache dropped before.
+    /// Of these two, and of a cold start, with the host's page cache dropped before.
     pub dropped: usize,
     /// Of held ones, packed before.
     pub packed: usize,
@@ -86,8 +86,11 @@ impl Wakes {
 const HELD: &str = "asleep, query on a held connection";
 const PACKED: &str = "packed, query on a held connection";
 const NEW: &str = "asleep, new connection (TLS, SCRAM)";
-const HELD_DROPPED: &str = "the same, page cache dropped";
+const COLD: &str = "cold, after a clean suspend";
+const KILLED: &str = "cold, after a kill";
+const HELD_DROPPED: &str = "held connection, page cache dropped";
 const NEW_DROPPED: &str = "new connection, page cache dropped";
+const COLD_DROPPED: &str = "cold, page cache dropped";
 const NATIVE: &str = "native, exec to first row";
 
 /// When PostgreSQL started, by its own word: another value is another start.
@@ -101,20 +104,16 @@ const DURING: Duration = Duration::from_millis(12);
 
 /// Runs all series, native last.
 pub fn run(rest: &Rest, home: &Path, oracle: &Path, counts: Counts) -> Result<Wakes, WakeError> {
-    let mut series: Vec<(&str, Vec<Duration>)> = Vec::new();
+    let mut series = Vec::new();
     let mut traces = Vec::new();
-    let mut used = Vec::new();
-    if counts.held + counts.new + counts.dropped + counts.packed + counts.during + counts.cold > 0 {
-        let databases = counts.databases.max(1);
-        eprintln!("using {databases} databases, each with a sleep after each session");
-        let made = (0..databases).try_for_each(|_| {
-            used.push(used::create(rest, &name("wake"), false)?);
-            Ok(())
-        });
-        let measured = made.and_then(|()| sleeping(rest, home, &used, counts, &mut traces));
-        let deleted: Result<(), _> = used.iter().try_for_each(|one| rest.delete(&one.database.id));
-        series.extend(measured?);
-        deleted?;
+    let dropped = if counts.dropped > 0 && can_drop_page_cache() { counts.dropped } else { 0 };
+    if counts.cold > 0 {
+        // Of their own, which nothing has made the host forget: native's are in its page cache too.
+        series.extend(with_used(rest, counts.databases, |used| cold_starts(rest, home, used, counts.cold))?);
+    }
+    if counts.held + counts.new + dropped + counts.packed + counts.during > 0 {
+        let counts = Counts { dropped, ..counts };
+        series.extend(with_used(rest, counts.databases, |used| sleeping(rest, home, used, counts, &mut traces))?);
     }
     let (answered, first_row) = creates(rest, counts.create)?;
     series.push(("POST /v1/databases to answer", answered));
@@ -145,11 +144,34 @@ pub fn name(what: &str) -> String {
     format!("{what}-{now}-{number}")
 }
 
+/// What was measured, and each sample.
+type Series = (&'static str, Vec<Duration>);
+
 /// Clients that stay, and the databases that they wait for.
 struct Held<'a> {
     rest: &'a Rest,
     databases: &'a [Created],
     clients: Vec<Client>,
+}
+
+/// Measures with so many used databases, which are deleted afterwards.
+fn with_used(
+    rest: &Rest,
+    count: usize,
+    measure: impl FnOnce(&[Created]) -> Result<Vec<Series>, WakeError>,
+) -> Result<Vec<Series>, WakeError> {
+    let count = count.max(1);
+    eprintln!("using {count} databases, each with a sleep after each session");
+    let mut used = Vec::new();
+    let made = (0..count).try_for_each(|_| {
+        used.push(used::create(rest, &name("wake"), false)?);
+        Ok(())
+    });
+    let measured = made.and_then(|()| measure(&used));
+    let deleted: Result<(), _> = used.iter().try_for_each(|one| rest.delete(&one.database.id));
+    let measured = measured?;
+    deleted?;
+    Ok(measured)
 }
 
 fn sleeping(
@@ -158,26 +180,24 @@ fn sleeping(
     databases: &[Created],
     counts: Counts,
     traces: &mut Vec<WakeTrace>,
-) -> Result<Vec<(&'static str, Vec<Duration>)>, WakeError> {
+) -> Result<Vec<Series>, WakeError> {
     let mut held = Held::connect(rest, databases)?;
     let mut series = vec![(HELD, held.wake(counts.held, false, traces)?)];
-    let dropped = if counts.dropped > 0 && can_drop_page_cache() { counts.dropped } else { 0 };
-    if dropped > 0 {
-        series.push((HELD_DROPPED, held.wake(dropped, true, &mut Vec::new())?));
-    }
+    series.push((HELD_DROPPED, held.wake(counts.dropped, true, &mut Vec::new())?));
     series.push((PACKED, held.wake_packed(counts.packed)?));
     let (stayed, slept) = held.during(counts.during)?;
     series.push(("told to sleep a moment ago, still awake", stayed));
     series.push(("told to sleep a moment ago, slept first", slept));
     held.close()?;
     series.push((NEW, new(rest, databases, counts.new, false)?));
-    if dropped > 0 {
-        series.push((NEW_DROPPED, new(rest, databases, dropped, true)?));
-    }
-    let snapshot_gone = |one: &Created| {
-        rest.suspend(&one.database.id)?;
-        Ok(rest::remove_snapshot(home, &one.database.id)?)
-    };
+    series.push((NEW_DROPPED, new(rest, databases, counts.dropped, true)?));
+    let leave = |one: &Created| leave_without_snapshot(rest, home, one).and_then(|()| drop_page_cache());
+    series.push((COLD_DROPPED, cold(databases, counts.dropped, &leave)?));
+    Ok(series)
+}
+
+fn cold_starts(rest: &Rest, home: &Path, databases: &[Created], count: usize) -> Result<Vec<Series>, WakeError> {
+    let clean = cold(databases, count, &|one| leave_without_snapshot(rest, home, one))?;
     let killed = |one: &Created| {
         let id = &one.database.id;
         let mut client = one.connect()?;
@@ -187,9 +207,13 @@ fn sleeping(
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
         Ok(rest.wait_stopped(id)?)
     };
-    series.push(("cold, after a clean suspend", cold(databases, counts.cold, &snapshot_gone)?));
-    series.push(("cold, after a kill", cold(databases, counts.cold, &killed)?));
-    Ok(series)
+    Ok(vec![(COLD, clean), (KILLED, cold(databases, count, &killed)?)])
+}
+
+/// Suspends one, and removes what it would be woken from.
+fn leave_without_snapshot(rest: &Rest, home: &Path, one: &Created) -> Result<(), WakeError> {
+    rest.suspend(&one.database.id)?;
+    Ok(rest::remove_snapshot(home, &one.database.id)?)
 }
 
 fn chosen(databases: &[Created]) -> usize {
