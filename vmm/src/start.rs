@@ -414,6 +414,8 @@ impl Place<'_> {
         let shared = SharedPage::new(&machine.ram);
         files.set_recovering(Box::new(move || shared.get_ready() == 0));
         life.step("layer");
+        // Until it has run for a while, as after a restore: each of its first processes wants a part of a large page.
+        machine.ram.prefer_large(false);
         let golden = self.golden_to_boot(&machine);
         boot::boot(&machine, &self.image.boot, golden.as_ref())?;
         life.step("memory");

@@ -206,6 +206,7 @@ pub const TABLE: &[Row] = &[
     (libc::SYS_lseek, FILES, Any),
     (libc::SYS_fsync, &[Flush, Spend], Any),
     (libc::SYS_fdatasync, &[Flush, Spend], Any),
+    (libc::SYS_sync_file_range, NONE, All(&[(3, libc::SYNC_FILE_RANGE_WRITE)])),
     (libc::SYS_ftruncate, NONE, Any),
     (libc::SYS_fallocate, NONE, Any),
     (libc::SYS_flock, NONE, Any),

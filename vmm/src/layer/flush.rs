@@ -189,10 +189,28 @@ impl Layer {
 
     fn sync_each(&mut self, trims: bool) -> Result<(), Errno> {
         self.mistrust()?;
+        if self.dirty.len() > 1 {
+            self.begin_change()?;
+            self.begin_write_back()?;
+        }
         while let Some(&id) = self.dirty.first() {
             self.sync_data(id, trims)?;
         }
         self.sync_names()
+    }
+
+    /// Has the disk write the bytes of all files at once, which their flushes then wait for one after the other.
+    fn begin_write_back(&mut self) -> Result<(), Errno> {
+        for id in self.dirty.iter().copied().collect::<Vec<_>>() {
+            self.reopen(id)?;
+            let upper = self.objects.get(&id).and_then(Object::file).and_then(|file| file.upper.as_ref());
+            if upper.is_some_and(|upper| self.host.begin_write_back(upper).is_err()) {
+                // As after a failed flush.
+                self.poisoned = true;
+                return Err(Errno(libc::EIO));
+            }
+        }
+        Ok(())
     }
 
     /// The operations that make the journal's state from nothing.

@@ -307,6 +307,18 @@ impl Host {
         Ok(())
     }
 
+    /// Has the host begin to write the file's bytes, and does not wait for it. It makes nothing durable.
+    pub fn begin_write_back(&self, file: &HostFile) -> io::Result<()> {
+        #[cfg(test)]
+        file.fault("write-back")?;
+        // SAFETY: a plain call on a descriptor we own; from 0 for 0 bytes is all of the file.
+        match check(unsafe { libc::sync_file_range(file.file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) }) {
+            // Only sooner is what is lost.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL)) => Ok(()),
+            begun => begun.map(drop),
+        }
+    }
+
     /// Bytes of disk, and bytes free to us, of the file system that the layer is on.
     pub fn space(&self) -> io::Result<(u64, u64)> {
         // SAFETY: statvfs is plain data, and the call fills it.

@@ -452,6 +452,21 @@ fn a_host_that_takes_half_a_block_is_believed_only_to_the_last_whole_one() {
 }
 
 #[test]
+fn nor_after_many_that_the_host_could_not_begin_to_write() {
+    let folders = folders();
+    let (mut player, id) = with_one_block(&folders);
+    let other = player.layer.create(ROOT, b"other", Kind::File, 0o600, b"").unwrap();
+    for id in [id, other] {
+        write(&mut player.layer, id, 0, 5).unwrap();
+    }
+    FAULT.set(Some(("write-back files/", libc::EIO)));
+    assert_eq!(player.layer.sync_all(), Err(Errno(libc::EIO)));
+    FAULT.set(None);
+    assert_eq!(player.layer.sync_all(), Err(Errno(libc::EIO)));
+    assert_eq!(player.layer.sync(id), Err(Errno(libc::EIO)));
+}
+
+#[test]
 fn after_a_flush_that_failed_nothing_is_called_flushed() {
     for broken in ["sync files/", "sync journal"] {
         let folders = folders();
