@@ -1,11 +1,8 @@
 //! Connections to a VMM, and what is done with one that is not a new session: binding an old session again, burying
 //! one whose client went away, passing on a cancel request.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -22,11 +19,10 @@ use crate::host::{Awake, BoxFuture, DatabaseId, WakeError};
 use crate::pooler::Shared;
 use crate::registry::{Graves, SessionCounts, Starting};
 use crate::session::{End, Session};
+use crate::socket::short_path;
 use crate::steps::{Steps, monotonic_us};
 use crate::wire::hello::{self, Answer, Hello, Status};
 
-/// The longest path that fits a unix socket's address.
-const SOCKET_PATH_MAX: usize = 107;
 /// How long sessions with nothing to say let those go first that have.
 const HEAD_START: Duration = Duration::from_millis(100);
 /// For burying one session.
@@ -80,18 +76,6 @@ async fn hear(mut stream: UnixStream) -> Result<(UnixStream, Answer), ConnectErr
         Status::Done => Ok((stream, answer)),
         status => Err(ConnectError::Refused(status)),
     }
-}
-
-fn short_path(path: &Path) -> io::Result<(PathBuf, Option<File>)> {
-    if path.as_os_str().as_bytes().len() <= SOCKET_PATH_MAX {
-        return Ok((path.to_owned(), None));
-    }
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::ErrorKind::InvalidInput.into());
-    };
-    let folder = File::open(folder)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    Ok((short, Some(folder)))
 }
 
 /// Asks the host, and counts it.
@@ -303,22 +287,5 @@ pub(crate) async fn cancel(shared: &Arc<Shared>, session: &Session) {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::info!(database = %session.database, %error, "cancel request not passed on"),
         Err(_) => tracing::info!(database = %session.database, "cancel request took too long"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_paths_go_through_a_folder() {
-        let dir = tempfile::tempdir().unwrap();
-        let deep = dir.path().join("x".repeat(120));
-        std::fs::create_dir(&deep).unwrap();
-        let (short, folder) = short_path(&deep.join("vm.sock")).unwrap();
-        assert!(short.as_os_str().len() <= SOCKET_PATH_MAX && folder.is_some());
-        std::fs::write(&short, b"x").unwrap();
-        assert!(deep.join("vm.sock").exists());
-        assert_eq!(short_path(Path::new("/run/vm.sock")).unwrap().0, Path::new("/run/vm.sock"));
     }
 }

@@ -43,6 +43,7 @@ pub mod service;
 mod session;
 mod sessions;
 mod settings;
+pub mod socket;
 mod steps;
 mod track;
 pub mod verifier;

@@ -155,12 +155,18 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    #[tokio::test]
-    async fn a_process_is_found_as_long_as_it_runs_whatever_it_says_of_itself() {
+    /// A home, and a process that sleeps.
+    fn home_and_process() -> (tempfile::TempDir, Home, std::process::Child) {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::new(dir.path().into());
         home.create().unwrap();
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        (dir, home, child)
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_as_long_as_it_runs_whatever_it_says_of_itself() {
+        let (_dir, home, mut child) = home_and_process();
         let mut record = Record::new(&home, child.id()).unwrap();
         assert!(Record::all(&home).await.is_empty());
         record.write().unwrap();
@@ -192,10 +198,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_is_not_noted_is_found_by_its_socket_and_is_nobodys() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = Home::new(dir.path().into());
-        home.create().unwrap();
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let (_dir, home, mut child) = home_and_process();
         let record = Record::new(&home, child.id()).unwrap();
         let listener = std::os::unix::net::UnixListener::bind(record.control_socket()).unwrap();
         for note in [None, Some("")] {

@@ -1,22 +1,18 @@
-//! Connecting to a VMM's control socket, by short paths.
+//! Connecting to a VMM's control socket.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use dormouse_pooler::socket::short_path;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
-/// Longest path a unix socket's address takes, in bytes.
-const PATH_MAX: usize = 107;
-
-/// Connects to a socket, through `/proc/self/fd` where its path is too long for an address.
+/// Connects to a socket, whatever the length of its path.
 pub async fn connect(path: &Path) -> io::Result<UnixStream> {
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name().filter(|_| path.as_os_str().len() > PATH_MAX)) else {
-        return UnixStream::connect(path).await;
-    };
-    let folder = std::fs::File::open(folder)?;
-    UnixStream::connect(Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name)).await
+    // Kept open until connected: the path may go through it.
+    let (path, _folder) = short_path(path)?;
+    UnixStream::connect(path).await
 }
 
 /// Whether the other end is still open. A process that ends closes it before its number is another's.
