@@ -168,9 +168,9 @@ fn with_used(
         Ok(())
     });
     let measured = made.and_then(|()| measure(&used));
-    let deleted: Result<(), _> = used.iter().try_for_each(|one| rest.delete(&one.database.id));
+    let deleted: Vec<_> = used.iter().map(|one| rest.delete(&one.database.id)).collect();
     let measured = measured?;
-    deleted?;
+    deleted.into_iter().collect::<Result<(), _>>()?;
     Ok(measured)
 }
 

@@ -414,10 +414,12 @@ impl Place<'_> {
         let shared = SharedPage::new(&machine.ram);
         files.set_recovering(Box::new(move || shared.get_ready() == 0));
         life.step("layer");
+        let golden = self.golden_to_boot(&machine);
+        // Where Postgres' text has to be copied it has large pages.
+        machine.ram.prefer_large(golden.is_none());
+        boot::boot(&machine, &self.image.boot, golden.as_ref())?;
         // Until it has run for a while, as after a restore: each of its first processes wants a part of a large page.
         machine.ram.prefer_large(false);
-        let golden = self.golden_to_boot(&machine);
-        boot::boot(&machine, &self.image.boot, golden.as_ref())?;
         life.step("memory");
         SharedPage::new(&machine.ram).set_next_deadline(u64::MAX);
         Ok(Begun {

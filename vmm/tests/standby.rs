@@ -70,6 +70,23 @@ fn a_claimed_one_is_the_databases_in_name_and_log_and_outlives_who_claimed_it() 
     assert_eq!(vmm.control().event("ready")["cold"], false);
 }
 
+/// Whoever made it may have removed what there is of it before it came to make its sockets.
+#[test]
+fn one_that_nobody_can_claim_leaves_no_sockets() {
+    if !has_kvm("forsaken") {
+        return;
+    }
+    let home = Home::new();
+    let image = home.make_image();
+    let (own, theirs) = UnixStream::pair().unwrap();
+    drop(own);
+    let mut command = home.image_command(&image, &placeholder(), &["--standby"]);
+    command.stdin(Stdio::from(OwnedFd::from(theirs)));
+    let (status, log) = Vmm::new(command, &home).end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert_eq!(std::fs::read_dir(home.sockets()).unwrap().count(), 0);
+}
+
 #[test]
 fn whoever_claimed_it_goes_on_with_it_over_the_same_socket() {
     if !has_kvm("control") {

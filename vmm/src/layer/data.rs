@@ -16,7 +16,7 @@ use vm_memory::VolatileSlice;
 /// The longest file, in bytes.
 pub(crate) const FILE_MAX: u64 = 1 << 40;
 /// Objects with host files open at a time.
-const OPEN_MAX: usize = 400;
+pub(super) const OPEN_MAX: usize = 400;
 /// Of a storage limit this much, but at least so many bytes and at most half of it, is kept for the server's own files:
 /// a tenant whose tables are full must still be able to start, delete and commit, all of which write WAL, and a server
 /// that can't write WAL ends. The least is the images' `max_wal_size`: with 16 MiB, rows that were refused wrote WAL over

@@ -1,5 +1,6 @@
 //! Durability: what a flush does, in which order, and what is done before a life's first change.
 
+use super::data::OPEN_MAX;
 use super::journal::{BUFFER_MAX, FlushError};
 use super::object::{Body, FileState, Object, Override, Own, ROOT, RecordedData};
 use super::record::Op;
@@ -199,9 +200,10 @@ impl Layer {
         self.sync_names()
     }
 
-    /// Has the disk write the bytes of all files at once, which their flushes then wait for one after the other.
+    /// Has the disk write the bytes of many files at once, which their flushes then wait for one after the other. They stay open until
+    /// then, for the host tells of what it could not write to whoever has the file open.
     fn begin_write_back(&mut self) -> Result<(), Errno> {
-        for id in self.dirty.iter().copied().collect::<Vec<_>>() {
+        for id in self.dirty.iter().copied().take(OPEN_MAX / 2).collect::<Vec<_>>() {
             self.reopen(id)?;
             let upper = self.objects.get(&id).and_then(Object::file).and_then(|file| file.upper.as_ref());
             if upper.is_some_and(|upper| self.host.begin_write_back(upper).is_err()) {

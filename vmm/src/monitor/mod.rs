@@ -315,8 +315,9 @@ impl Monitor {
     pub fn turn(&self, io: &mut Io) {
         let moved = io.vsock.pump();
         let Io { sessions, vsock, .. } = io;
-        if moved || sessions.waiting() {
-            sessions.outcomes(vsock);
+        let waited = sessions.waiting();
+        sessions.outcomes(vsock);
+        if moved || waited {
             // A session that has just been joined may have bytes already.
             if vsock.pump() || moved {
                 self.shared.set_event(1);

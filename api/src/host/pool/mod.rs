@@ -618,6 +618,23 @@ mod tests {
         assert!(DatabaseId::parse(PLACEHOLDER).is_none());
     }
 
+    #[tokio::test]
+    async fn one_that_is_nobodys_is_told_so_whoever_still_has_its_socket() {
+        for claimed in [false, true] {
+            let (own, mut theirs) = StdStream::pair().unwrap();
+            own.set_nonblocking(true).unwrap();
+            theirs.set_nonblocking(true).unwrap();
+            let stream = Arc::new(UnixStream::from_std(own).unwrap());
+            let mut unclaimed = Unclaimed { stream: stream.clone(), kept: Some(Kept::default()) };
+            if claimed {
+                unclaimed.kept.take();
+            }
+            drop(unclaimed);
+            let ended = std::io::Read::read(&mut theirs, &mut [0]).map_err(|error| error.kind());
+            assert_eq!(ended, if claimed { Err(io::ErrorKind::WouldBlock) } else { Ok(0) });
+        }
+    }
+
     /// A VMM that wants its folder, and says no more.
     const APART: &str = "#!/bin/sh\nprintf 'apart\\n' >&0\nread claim\n";
 
