@@ -58,12 +58,7 @@ fn main() {
     while home.join("late").exists() {
         thread::sleep(Duration::from_millis(1));
     }
-    let sockets = home.join("run/vmms");
-    let listeners = Listeners::new(&sockets).unwrap();
-    if standby.is_forsaken() {
-        return listeners.end(&sockets).unwrap();
-    }
-    let listener = listeners.control;
+    let Some(Listeners { control: listener, .. }) = standby.listen(&home.join("run/vmms")).unwrap() else { return };
     listener.set_nonblocking(false).unwrap();
     standby.say_ready(None).unwrap();
     let Some((claim, _, server)) = standby.wait().unwrap() else { return };

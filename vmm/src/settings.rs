@@ -1,5 +1,6 @@
 //! The command line, and the paths it stands for.
 
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -161,7 +162,15 @@ impl Settings {
     }
 }
 
+/// Removes a file that may not be there.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a folder and its parents, for this user alone.
-pub fn make_dir(path: &Path) -> std::io::Result<()> {
+pub fn make_dir(path: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

@@ -9,6 +9,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use crate::settings::remove_if_there;
+
 /// What sessions connect to, and what requests come over.
 #[derive(Debug)]
 pub struct Listeners {
@@ -37,30 +39,19 @@ pub fn name(pid: u32, started: u64) -> String {
     format!("{pid}-{started}")
 }
 
-/// Of the session socket and the control socket, behind the VMM's name.
-const ENDINGS: [&str; 2] = ["sock", "ctl"];
-
-/// Removes a socket of this process, if it is there.
-fn remove(folder: &Path, name: &str) -> io::Result<()> {
-    match fs::remove_file(folder.join(name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 impl Listeners {
-    /// The sockets' names in their folder.
+    /// The names of both in their folder.
     fn names() -> io::Result<[String; 2]> {
         let pid = std::process::id();
         let name = name(pid, started(pid)?.ok_or(io::ErrorKind::NotFound)?);
-        Ok(ENDINGS.map(|ending| format!("{name}.{ending}")))
+        Ok([format!("{name}.sock"), format!("{name}.ctl")])
     }
 
     /// Listens, non-blocking, in the folder, replacing what a process of this name left there before the host's last boot.
     pub fn new(folder: &Path) -> io::Result<Self> {
         let open = File::open(folder)?;
         let listen = |name: &str| -> io::Result<UnixListener> {
-            remove(folder, name)?;
+            remove_if_there(&folder.join(name))?;
             // A socket's address holds 107 bytes, whatever the length of the folder's path.
             let listener = UnixListener::bind(format!("/proc/self/fd/{}/{name}", open.as_raw_fd()))?;
             listener.set_nonblocking(true)?;
@@ -72,6 +63,6 @@ impl Listeners {
 
     /// Ends listening, and removes the sockets.
     pub fn end(self, folder: &Path) -> io::Result<()> {
-        Self::names()?.iter().try_for_each(|name| remove(folder, name))
+        Self::names()?.iter().try_for_each(|name| remove_if_there(&folder.join(name)))
     }
 }

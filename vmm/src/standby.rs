@@ -18,6 +18,7 @@ use serde::Deserialize;
 
 use crate::jail::{Apart, folders};
 use crate::settings::Task;
+use crate::sockets::Listeners;
 
 /// What is said when all is ready.
 pub const READY: [u8; 6] = *b"ready\n";
@@ -74,9 +75,14 @@ impl Standby {
         self.polled(libc::POLLIN)
     }
 
-    /// Whether whoever could have claimed it is gone.
-    pub fn is_forsaken(&self) -> bool {
-        self.polled(libc::POLLRDHUP)
+    /// Listens in the folder. `None`, and no socket is left: whoever could have claimed it is gone, and may have removed what there is
+    /// of this process before there were any.
+    pub fn listen(&self, folder: &Path) -> io::Result<Option<Listeners>> {
+        let listeners = Listeners::new(folder)?;
+        match self.polled(libc::POLLRDHUP) {
+            true => listeners.end(folder).map(|()| None),
+            false => Ok(Some(listeners)),
+        }
     }
 
     fn polled(&self, events: i16) -> bool {

@@ -195,12 +195,11 @@ pub fn run(settings: &Settings, started: Instant) -> Result<End, StartError> {
     let pagemap = powers::without(pages::pagemap).and_then(|opened| opened);
     pagemap.map_err(StartError::io("cannot read which pages are there"))?;
     let dir = settings.sockets_dir();
-    let sockets = make_dir(&dir).and_then(|()| Listeners::new(&dir)).map_err(StartError::io("cannot listen in run/vmms"))?;
-    if standby.as_ref().is_some_and(Standby::is_forsaken) {
-        // Whoever removed what there is of this process may have done so before there were these.
-        sockets.end(&dir).map_err(StartError::io("cannot clear run/vmms"))?;
-        return Ok(End::Unclaimed);
-    }
+    let sockets = make_dir(&dir).and_then(|()| match &standby {
+        Some(standby) => standby.listen(&dir),
+        None => Listeners::new(&dir).map(Some),
+    });
+    let Some(sockets) = sockets.map_err(StartError::io("cannot listen in run/vmms"))? else { return Ok(End::Unclaimed) };
     let apart = jail::enter(settings).map_err(StartError::io("the jail cannot be entered (setting host.jail)"))?;
     // In there it is at the root.
     let home = if apart.is_some() { PathBuf::from("/") } else { settings.home.clone() };

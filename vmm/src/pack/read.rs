@@ -11,6 +11,7 @@ use super::format::{Content, HEADER_LEN, Header, Part};
 use super::write::WINDOW;
 use super::{NAME, PackError};
 use crate::layer::pack::Held;
+use crate::settings::remove_if_there;
 use crate::snapshot::format::Unreadable;
 use crate::snapshot::write::NAME as SNAPSHOT;
 
@@ -100,8 +101,5 @@ impl Packed {
 
 /// Removes a file that may not be there.
 pub(super) fn remove(path: &Path) -> Result<(), PackError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(PackError::io("what is packed cannot be removed")(error)),
-        _ => Ok(()),
-    }
+    remove_if_there(path).map_err(PackError::io("what is packed cannot be removed"))
 }

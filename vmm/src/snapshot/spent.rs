@@ -15,6 +15,7 @@ use super::write::{NAME, TEMPORARY};
 use crate::crash;
 use crate::jail::{ThreadKind, threads};
 use crate::pack;
+use crate::settings::remove_if_there;
 
 /// The snapshot between being spent and being removed. Whatever lies there is nothing.
 pub const SPENT: &str = "snapshot.spent";
@@ -107,10 +108,7 @@ pub fn refuse(dir: &Path) -> io::Result<()> {
         _ => {}
     }
     for leftover in [SPENT, TEMPORARY, pack::SPENT, pack::TEMPORARY] {
-        match std::fs::remove_file(dir.join(leftover)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&dir.join(leftover))?;
     }
     // Flushed even when there is nothing: an earlier process may have spent it and died before its flush.
     File::open(dir)?.sync_all()

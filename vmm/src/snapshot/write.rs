@@ -157,7 +157,8 @@ pub unsafe fn snapshot(
     base: Option<&Base>,
     commit: &Arc<Commit>,
 ) -> Result<Written, WriteError> {
-    if late().take_if(|thread| thread.is_finished()).is_none() && late().is_some() {
+    late().take_if(|thread| thread.is_finished());
+    if late().is_some() {
         // Who waited for that would wait for the disk, and could not be called off.
         return Err(WriteError::Cancelled);
     }

@@ -154,9 +154,9 @@ impl Start {
         let mut child = spawned.map_err(|source| MakeError::Spawn { program: self.program.clone(), source })?;
         let kept = self.keep(child.id(), kind);
         let is_known = kept.record.is_some();
-        let unclaimed = Unclaimed { stream: stream.clone(), kept: Some(kept) };
-        child.id().map(|pid| begun(pid, &stream));
-        match tokio::time::timeout(PATIENCE, jail::readiness(&stream)).await {
+        let unclaimed = Unclaimed { stream, kept: Some(kept) };
+        child.id().map(|pid| begun(pid, &unclaimed.stream));
+        match tokio::time::timeout(PATIENCE, jail::readiness(&unclaimed.stream)).await {
             Ok(Ok(_)) if !is_known => Err(io::Error::other("/proc does not say when it was started").into()),
             Ok(Ok(folder)) => Ok(Standby { child, folder, unclaimed }),
             // The latter if it has not read that it is to hurry.
